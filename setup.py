@@ -1,0 +1,22 @@
+"""Packaging, read from settings.ini (ConfigParser alone: nothing else need be installed to build)."""
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+cfg = ConfigParser(delimiters=['='], interpolation=None)
+cfg.read('settings.ini', encoding='utf-8')
+cfg = cfg['DEFAULT']
+extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
+licences = {'apache2': 'Apache-2.0'}
+stages = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
+
+setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
+      author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license=licences[cfg['license']],
+      license_files=['LICENSE'],
+      classifiers=['Development Status :: ' + stages[int(cfg['status'])-1], 'Intended Audience :: ' + cfg['audience'],
+                   'Natural Language :: ' + cfg['language'], 'Programming Language :: Python :: 3'],
+      packages=find_packages(include=['vidlit', 'vidlit.*']), include_package_data=True,
+      python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
+      long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+      entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+      zip_safe=False)

@@ -1,0 +1,24 @@
+"""A literate library of modern video learning: read it, reproduce it, build on it.
+
+The one module kept by hand: names are found lazily (PEP 562), so that `import vidlit` takes milliseconds."""
+__version__ = "0.0.1"
+
+_where = {
+    'VideoMAE': 'pretrain.videomae', 'VideoMAEClassifier': 'pretrain.videomae', 'VideoMAEConfig': 'pretrain.videomae',
+    'tube_mask': 'pretrain.tube_masking',
+    'VideoReader': 'core.video', 'video_info': 'core.video', 'write_video': 'core.video',
+    'make_worlds': 'core.worlds', 'WorldConfig': 'core.worlds', 'WorldDataset': 'core.worlds',
+    'ViT': 'core.vit', 'ViTConfig': 'core.vit', 'show_clip': 'core.show', 'show_clips': 'core.show',
+}
+_wings = ('core', 'pretrain', 'claims', 'reproduce', 'cli')
+__all__ = [*_where, *_wings]
+
+
+def __getattr__(name):
+    from importlib import import_module
+    if name in _where: return getattr(import_module(f'vidlit.{_where[name]}'), name)
+    if name in _wings: return import_module(f'vidlit.{name}')
+    raise AttributeError(f"module 'vidlit' has no attribute {name!r}")
+
+
+def __dir__(): return sorted([*globals(), *__all__])

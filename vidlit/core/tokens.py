@@ -117,13 +117,13 @@ def denorm_patches(
     "Undo `norm_patches`"
     return (normed.unflatten(-1, (-1, mean.shape[-1]))*std + mean).flatten(-2)
 
-# %% ../../nbs/core/07_tokens.ipynb #1ab825e1
+# %% ../../nbs/core/07_tokens.ipynb #0dbb6b5a
 def _waves(pos, d, base=10000.):
     "Angles `pos * base**(-2j/d)` in float64, `[len(pos), d/2]` (eq. 2)"
     if d%2 or d<2: raise ValueError(f"a sine-cosine table needs an even width, got {d}")
-    return pos.double()[:,None] * base**(-torch.arange(0, d, 2).double()/d)
+    return pos.double()[:,None] * base**(-torch.arange(0, d, 2, device=pos.device).double()/d)
 
-# %% ../../nbs/core/07_tokens.ipynb #d7ad7f3a
+# %% ../../nbs/core/07_tokens.ipynb #fc5a47a7
 def sincos_1d(
     n:int, # Positions
     d:int, # Width, even
@@ -131,7 +131,7 @@ def sincos_1d(
     pos:Tensor=None, # Positions to use instead of 0..n-1
 )->Tensor: # float32 `[n, d]`
     "The sinusoid table over one index (eq. 2)"
-    a = _waves(torch.arange(n) if pos is None else pos, d)
+    a = _waves(torch.arange(n, device='cpu') if pos is None else pos, d)
     return (torch.stack((a.sin(), a.cos()), -1).flatten(1) if interleave else torch.cat((a.sin(), a.cos()), 1)).float()
 
 # %% ../../nbs/core/07_tokens.ipynb #0b290597
@@ -198,8 +198,9 @@ def put(
     base = torch.as_tensor(fill, dtype=tok.dtype, device=tok.device).expand(len(tok), n, tok.shape[-1])
     return base.scatter(1, idx[...,None].expand(-1, -1, tok.shape[-1]), tok)
 
-# %% ../../nbs/core/07_tokens.ipynb #0a190af7
+# %% ../../nbs/core/07_tokens.ipynb #4051ee49
 @lru_cache(maxsize=64)
+@torch.inference_mode(False) # a cached table must stay usable in training
 def rope_angles(
     grid:Grid, # Tokens along time, height, width
     head_dim:int, # Channels of one head
@@ -209,10 +210,10 @@ def rope_angles(
     "The angle by which each channel of each token is turned (eq. 3)"
     d = 2*(head_dim//3//2)
     if d==0: raise ValueError(f"3-D RoPE needs at least 6 channels a head, got {head_dim}")
-    where = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, 3).T
+    where = torch.cartesian_prod(*(torch.arange(n, device='cpu') for n in grid)).view(-1, 3).T
     parts = [_waves(pos, d, base) for pos in where]
     parts = [a.repeat(1, 2) if legacy_tiled else a.repeat_interleave(2, 1) for a in parts]
-    return torch.cat(parts + [torch.zeros(grid.n, head_dim-3*d).double()], 1)
+    return torch.cat(parts + [parts[0].new_zeros(grid.n, head_dim-3*d)], 1)
 
 # %% ../../nbs/core/07_tokens.ipynb #8e2f3364
 def rotate(

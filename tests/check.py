@@ -1,0 +1,68 @@
+"""make check: what can be seen in seconds. Export in sync, notebooks clean, chkstyle quiet, walls kept, ruff, README from index."""
+import filecmp
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT, BIN = Path(__file__).resolve().parents[1], Path(sys.executable).parent
+SKIP = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '_proc', '_docs')
+
+
+def sh(*cmd, cwd=ROOT): return subprocess.run([str(c) for c in cmd], cwd=cwd, capture_output=True, text=True)
+
+
+def copy_again(tmp):
+    "A copy of the checkout, exported and cleaned afresh"
+    for d in ('nbs', 'vidlit'): shutil.copytree(ROOT/d, tmp/d, symlinks=True, ignore=SKIP)
+    for f in ('settings.ini', 'setup.py', 'pyproject.toml', '_quarto.yml', 'README.md'): shutil.copy2(ROOT/f, tmp/f)
+    for c in ('nbdev_export', 'nbdev_clean'):
+        r = sh(BIN/c, cwd=tmp)
+        if r.returncode: return [f'{c} failed:\n{r.stderr[-2000:]}']
+    return []
+
+
+def differing(tmp, folder, pattern):
+    a, b = ({p.relative_to(r/folder) for p in (r/folder).rglob(pattern) if not {'__pycache__', '.ipynb_checkpoints', '_proc'} & set(p.parts)} for r in (ROOT, tmp))
+    return sorted(str(p) for p in (a ^ b) | {p for p in a & b if not filecmp.cmp(ROOT/folder/p, tmp/folder/p, shallow=False)})
+
+
+def synced():
+    with tempfile.TemporaryDirectory() as t:
+        tmp = Path(t)
+        said = copy_again(tmp)
+        if said: return said
+        return ([f'vidlit/{p} is not what the notebooks export: run nbdev_export' for p in differing(tmp, 'vidlit', '*.py')]
+                + [f'nbs/{p} is not clean: run nbdev_clean' for p in differing(tmp, 'nbs', '*.ipynb')])
+
+
+def tool(*cmd):
+    r = sh(*cmd)
+    return [] if r.returncode == 0 else [(r.stdout+r.stderr).strip()[-4000:]]
+
+
+def quiet():
+    r = sh(BIN/'chkstyle', 'nbs', '--skip-path-re', r'.*(_proc|\.ipynb_checkpoints).*')
+    return [] if not r.stdout.strip() or 'no violations' in r.stdout.lower() else [r.stdout.strip()[-4000:]]
+
+
+def readme():
+    sys.path.insert(0, str(ROOT/'tests'))
+    from readme import made
+    return [] if (ROOT/'README.md').read_text() == made() else ['README.md is not what nbs/index.ipynb makes: run python tests/readme.py']
+
+
+def main():
+    checks = {'export in sync, notebooks clean': synced, 'chkstyle': quiet, 'README from index': readme,
+              'walls': lambda: tool(sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_layers.py'),
+              'ruff': lambda: tool(BIN/'ruff', 'check', '-q', 'tests', 'benchmarks', 'setup.py', 'vidlit/__init__.py')}
+    bad = 0
+    for name, f in checks.items():
+        said = f()
+        bad += bool(said)
+        print(('ok    ' if not said else 'FAIL  ') + name, *said, sep='\n      ' if said else '')
+    sys.exit(bool(bad))
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,135 @@
+"""The pages, without Quarto: every notebook is processed as nbdev does for the site and parsed by pandoc with Quarto's extensions."""
+import json
+import os
+import re
+from pathlib import Path
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT/'nbs'
+QUARTO = ('ipynb+fenced_divs+header_attributes+citations+bracketed_spans+link_attributes+raw_attribute+pipe_tables+grid_tables+footnotes+fenced_code_attributes'
+          '+inline_code_attributes+tex_math_dollars+definition_lists+task_lists+implicit_figures+smart+fancy_lists+startnum+emoji+superscript+subscript')
+PAGES = sorted(str(p.relative_to(NBS)) for p in NBS.rglob('*.ipynb') if not any(o.startswith(('.', '_')) for o in p.relative_to(NBS).parts))
+
+
+def text(o): return ''.join(o) if isinstance(o, list) else o
+
+
+@pytest.fixture(scope='session')
+def processed(tmp_path_factory):
+    "Every notebook as the site gets it: {page: notebook dict}"
+    from nbdev.processors import FilterDefaults
+    from nbdev.serve_drv import exec_nb
+    at, here = tmp_path_factory.mktemp('proc'), os.getcwd()
+    os.environ['IN_TEST'] = '1'
+    os.chdir(ROOT)
+    try:
+        for p in PAGES:
+            (at/p).parent.mkdir(parents=True, exist_ok=True)
+            exec_nb(NBS/p, at/p, FilterDefaults)
+    finally:
+        os.environ.pop('IN_TEST', None)
+        os.chdir(here)
+    return {p: json.loads((at/p).read_text()) for p in PAGES}
+
+
+def pandoc(nb):
+    "Parse a page (cells that nbdev adds lack what the notebook format asks for)"
+    import pypandoc
+    cells = [{**dict(metadata={}), **c} for c in nb['cells']]
+    for c in cells: c.update({k: c.get(k, v) for k, v in (('outputs', []), ('execution_count', None))} if c['cell_type'] == 'code' else {})
+    cells = [{k: v for k, v in c.items() if k in ('cell_type', 'source', 'metadata', 'outputs', 'execution_count', 'attachments', 'id')} for c in cells]
+    return json.loads(pypandoc.convert_text(json.dumps(dict(cells=cells, metadata=nb.get('metadata', {}), nbformat=4, nbformat_minor=5)), 'json', format=QUARTO))
+
+
+def walk(o):
+    "Every node of a pandoc tree"
+    if isinstance(o, dict):
+        if 't' in o: yield o
+        o = list(o.values())
+    if isinstance(o, list):
+        for x in o: yield from walk(x)
+
+
+def words(o): return ''.join({'Str': n.get('c'), 'Space': ' ', 'SoftBreak': ' '}.get(n['t'], '') if n['t'] != 'Code' else n['c'][1] for n in walk(o))
+
+
+def labels(nb):
+    "What can be referred to: figure labels, equation and section ids"
+    src = '\n'.join(text(c['source']) for c in nb['cells'])
+    return set(re.findall(r'^#\|\s*label:\s*((?:fig|tbl|lst)-[\w-]+)', src, re.M)) | set(re.findall(r'\{#((?:eq|sec|fig|tbl)-[\w-]+)', src))
+
+
+def faults(page, nb, everything, exists):
+    "What is wrong with a processed page"
+    tree = pandoc(nb)
+    ids = {n['c'][1][0] for n in walk(tree) if n['t'] == 'Header'} | labels(nb)
+    for n in walk(tree):
+        if n['t'] in ('Para', 'Plain') and re.search(r'(^|\s):::', words(n['c'])): yield f'stray ::: in {words(n["c"])[:60]!r}'
+        if n['t'] == 'Cite':
+            for c in n['c'][0]:
+                if c['citationId'] not in everything: yield f'unresolved @{c["citationId"]}'
+        if n['t'] in ('Link', 'Image'):
+            url = n['c'][2][0]
+            if n['t'] == 'Image' and not words(n['c'][1]).strip() and not url.startswith(('data:', 'attachment:')) and 'output' not in url and not re.fullmatch(r'[0-9a-f]{40}\.\w+', url):
+                yield f'picture without words: {url}'
+            if re.match(r'(https?|mailto|data|attachment):', url) or re.fullmatch(r'[0-9a-f]{40}\.\w+', url): continue
+            path, _, anchor = url.partition('#')
+            if path and not exists(page, path): yield f'broken link {url}'
+            if not path and anchor not in ids: yield f'broken anchor {url}'
+    first = nb['cells'][0]
+    head = yaml.safe_load(text(first['source']).strip().strip('-')) if first['cell_type'] == 'raw' else {}
+    for k in ('title', 'description'):
+        if not (head or {}).get(k): yield f'no {k}'
+    for c in nb['cells']:
+        if c['cell_type'] != 'code': continue
+        if any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {})) and not re.search(r'^#\|\s*fig-(cap|alt|subcap)\s*:\s*\S', text(c['source']), re.M):
+            yield f'a figure without caption: {text(c["source"])[:80]!r}'
+        if any(o.get('output_type') == 'error' for o in c.get('outputs', [])): yield f'an error is stored: {text(c["source"])[:80]!r}'
+
+
+def there(page, path): return (NBS/page).parent.joinpath(path).exists() or (NBS/path.lstrip('/')).exists()
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_page(page, processed):
+    everything = set().union(*(labels(nb) for nb in processed.values()))
+    assert not (said := list(faults(page, processed[page], everything, there))), '\n'.join(said)
+
+
+def test_sidebar_is_whole():
+    conf = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    def files(o):
+        for x in o:
+            if isinstance(x, str): yield x
+            elif 'href' in x: yield x['href']
+            if isinstance(x, dict): yield from files(x.get('contents', []))
+    side = list(files(conf['website']['sidebar']['contents']))
+    assert sorted(side) == PAGES
+    assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
+
+
+def test_readme_is_made_from_index():
+    from readme import made
+    assert (ROOT/'README.md').read_text() == made(), 'run python tests/readme.py'
+
+
+def cell(src, kind='markdown', **kw): return dict(cell_type=kind, source=src, metadata={}, id='x', **kw)
+
+
+def test_the_test_can_fail():
+    head = cell('---\ntitle: A\ndescription: B\n---\n', 'raw')
+    png = dict(output_type='display_data', metadata={}, data={'image/png': 'iVBORw0KGgo='})
+    def said(*cells): return list(faults('x.ipynb', dict(cells=list(cells), metadata={}, nbformat=4, nbformat_minor=5), {'fig-a'}, lambda p, u: u == 'there.ipynb'))
+    assert said(head, cell('See @fig-a and [it](there.ipynb).')) == []
+    assert said(head, cell('::: {.callout-note}\nwell\n:::')) == []
+    assert 'stray' in said(head, cell('text\n\n:::\n'))[0]
+    assert 'unresolved @fig-b' in said(head, cell('See @fig-b.'))
+    assert 'broken link gone.ipynb' in said(head, cell('[it](gone.ipynb)'))
+    assert 'broken anchor #no' in said(head, cell('[it](#no)'))
+    assert 'without words' in said(head, cell('hello ![](there.ipynb) you'))[0]
+    assert set(said(cell('text'))) == {'no title', 'no description'}
+    code = dict(kind='code', outputs=[png], execution_count=1)
+    assert 'without caption' in said(head, cell('plot()', **code))[0]
+    assert said(head, cell('#| fig-cap: "A plot"\nplot()', **code)) == []

@@ -72,15 +72,16 @@ def unpatchify(
     clip = rearrange(tok, ' -> '.join(_pattern(order)[::-1]), t=t, h=h, w=w, p=p, q=q, r=r)
     return clip[:,:,0] if len(patch)==2 else clip
 
-# %% ../../nbs/core/07_tokens.ipynb #cbf6de02
+# %% ../../nbs/core/07_tokens.ipynb #01449582
 def take(
     tok:Tensor, # `[b, n, d]`
     idx:Tensor, # int64 `[b, k]`
 )->Tensor: # `[b, k, d]`
     "The tokens at the given positions of each sample"
-    return tok.gather(1, idx[...,None].expand(-1, -1, tok.shape[-1]))
+    row = idx + torch.arange(len(tok), device=idx.device)[:,None]*tok.shape[1]
+    return tok.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, idx.shape) # whole rows: ten times `gather` on a CPU
 
-# %% ../../nbs/core/07_tokens.ipynb #4f288859
+# %% ../../nbs/core/07_tokens.ipynb #fed99830
 def take_patches(
     clip:Tensor, # `[b, c, t*p, h*q, w*r]`
     idx:Tensor, # int64 `[b, k]`, token numbers
@@ -89,24 +90,28 @@ def take_patches(
 )->Tensor: # `[b, k, p*q*r*c]`, equal to `take(patchify(clip, patch, order), idx)`
     "Cut out some blocks only"
     t,h,w = grid_of(clip, patch)
+    if 2*idx.shape[1] > t*h*w: return take(patchify(clip, patch, order), idx) # most of them: one long copy is faster
     clip,(p,q,r) = _as_clip(clip, patch)
     blocks = rearrange(clip, f'{_pattern(order)[0]} -> b t h w {_inside[order][1:-1]}', p=p, q=q, r=r)
     i = torch.arange(len(clip), device=idx.device)[:,None]
     return blocks[i, idx//(h*w), idx//w%h, idx%w].flatten(2)
 
-# %% ../../nbs/core/07_tokens.ipynb #7baec5a4
+# %% ../../nbs/core/07_tokens.ipynb #7d032781
 def norm_patches(
     tok:Tensor, # `[b, n, p*q*r*c]` in 'pixel' order, values in [0, 1]
     kind:str='videomae', # 'videomae', 'omnimae' or 'joint' (all colours together)
     c:int=3, # Colours
+    eps=1e-6, # The constant of eq. 1, a number or one per colour `[c]`
 )->tuple: # normalised tokens as `tok`; mean and deviation `[b, n, 1, c]` (`[b, n, 1, 1]` for 'joint')
     "Give every patch mean 0 and deviation 1 (eq. 1)"
     x = tok.unflatten(-1, (-1, 1 if kind=='joint' else c))
-    var,mean = torch.var_mean(x, dim=-2, keepdim=True, unbiased=True)
-    if kind=='videomae': std = var.sqrt()+1e-6
-    elif kind in ('omnimae','joint'): std = (var+1e-6).sqrt()
+    mean = x.mean(-2, keepdim=True)
+    x = x-mean
+    var = x.square().sum(-2, keepdim=True)/(x.shape[-2]-1)
+    if kind=='videomae': std = var.sqrt()+eps
+    elif kind in ('omnimae','joint'): std = (var+eps).sqrt()
     else: raise ValueError(f"kind must be 'videomae', 'omnimae' or 'joint', got {kind!r}")
-    return ((x-mean)/std).flatten(-2), mean, std
+    return (x/std).flatten(-2), mean, std
 
 # %% ../../nbs/core/07_tokens.ipynb #6c93483a
 def denorm_patches(

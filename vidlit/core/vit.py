@@ -60,7 +60,7 @@ def attend_ref(
     w = (q@k.mT * (q.shape[-1]**-.5 if scale is None else scale)).softmax(-1)
     return w@v, w
 
-# %% ../../nbs/core/08_vit.ipynb #cb7f09ff
+# %% ../../nbs/core/08_vit.ipynb #aae32410
 class Attention(nn.Module):
     "Multi-head self-attention"
     def __init__(self,
@@ -88,8 +88,10 @@ class Attention(nn.Module):
         tok:Tensor, # `[b, n, dim]`
         rope:tuple=None, # cos and sin from `Rope3D`
         mask:Tensor=None, # bool, broadcasts to `[b, heads, n, n]`, True = may look
-    )->Tensor: # `[b, n, dim]`
-        x = F.scaled_dot_product_attention(*self.project(tok, rope), attn_mask=mask, scale=self.factor)
+        last:int=0, # Answer only for the last so many tokens (0: for all); they still look at everyone
+    )->Tensor: # `[b, n or last, dim]`
+        q,k,v = self.project(tok, rope)
+        x = F.scaled_dot_product_attention(q[:,:,-last:], k, v, attn_mask=mask, scale=self.factor)
         return self.proj(x.transpose(1,2).flatten(2))
 
 # %% ../../nbs/core/08_vit.ipynb #9b9ecb40
@@ -133,7 +135,7 @@ def draw_paths(
     where = device if gen is None else gen.device
     return ((torch.rand(2, b, 1, 1, generator=gen, device=where) >= p)/(1-p)).to(device)
 
-# %% ../../nbs/core/08_vit.ipynb #805dfd5e
+# %% ../../nbs/core/08_vit.ipynb #b2a07d4f
 class Block(nn.Module):
     "A pre-norm transformer block (eq. 2)"
     def __init__(self,
@@ -156,10 +158,11 @@ class Block(nn.Module):
         tok:Tensor, # `[b, n, dim]`
         rope:tuple=None, # cos and sin from `Rope3D`
         paths:Tensor=None, # `[2, b, 1, 1]` from `draw`; drawn here when missing
-    )->Tensor: # `[b, n, dim]`
+        last:int=0, # Answer only for the last so many tokens (0: for all)
+    )->Tensor: # `[b, n or last, dim]`
         if paths is None: paths = self.draw(tok)
         one,two = (None,None) if paths is None else paths.to(tok.dtype)
-        tok = _add(tok, self.attn(self.norm1(tok), rope), self.gamma_1, one)
+        tok = _add(tok[:,-last:], self.attn(self.norm1(tok), rope, last=last), self.gamma_1, one)
         return _add(tok, self.mlp(self.norm2(tok)), self.gamma_2, two)
 
 # %% ../../nbs/core/08_vit.ipynb #22abee77
@@ -230,18 +233,19 @@ def embed(self:ViT, clip, keep=None):
     pos = self.pos(grid, self.cfg.dim).to(tok)
     return tok + (pos if keep is None else pos[keep]),None
 
-# %% ../../nbs/core/08_vit.ipynb #df6e8b00
+# %% ../../nbs/core/08_vit.ipynb #465844e6
 def run_blocks(
-    blocks, # Iterable of `Block`
+    blocks, # List of `Block`
     tok:Tensor, # `[b, n, dim]`
     rope:tuple=None, # cos and sin from `Rope3D`
     gen:torch.Generator=None, # Randomness of drop path
     ckpt:bool=False, # Forget what is between the blocks and compute it again in the backward pass
-)->Tensor: # `[b, n, dim]`
+    last:int=0, # The final block answers only for the last so many tokens (0: for all)
+)->Tensor: # `[b, n or last, dim]`
     "Tokens through blocks"
-    for blk in blocks:
-        paths = blk.draw(tok, gen)
-        tok = checkpoint(blk, tok, rope, paths, use_reentrant=False) if ckpt else blk(tok, rope, paths)
+    for i,blk in enumerate(blocks):
+        args = tok, rope, blk.draw(tok, gen), last if i+1==len(blocks) else 0
+        tok = checkpoint(blk, *args, use_reentrant=False) if ckpt else blk(*args)
     return tok
 
 # %% ../../nbs/core/08_vit.ipynb #41053046

@@ -96,7 +96,7 @@ def take_patches(
     i = torch.arange(len(clip), device=idx.device)[:,None]
     return blocks[i, idx//(h*w), idx//w%h, idx%w].flatten(2)
 
-# %% ../../nbs/core/07_tokens.ipynb #7d032781
+# %% ../../nbs/core/07_tokens.ipynb #d973a82a
 def norm_patches(
     tok:Tensor, # `[b, n, p*q*r*c]` in 'pixel' order, values in [0, 1]
     kind:str='videomae', # 'videomae', 'omnimae' or 'joint' (all colours together)
@@ -107,11 +107,12 @@ def norm_patches(
     x = tok.unflatten(-1, (-1, 1 if kind=='joint' else c))
     mean = x.mean(-2, keepdim=True)
     x = x-mean
-    var = x.square().sum(-2, keepdim=True)/(x.shape[-2]-1)
-    if kind=='videomae': std = var.sqrt()+eps
-    elif kind in ('omnimae','joint'): std = (var+eps).sqrt()
+    s = torch.linalg.vector_norm(x, dim=-2, keepdim=True)/(x.shape[-2]-1)**.5
+    if kind=='videomae': std = s+eps
+    elif kind in ('omnimae','joint'): std = (s*s+eps).sqrt()
     else: raise ValueError(f"kind must be 'videomae', 'omnimae' or 'joint', got {kind!r}")
-    return (x/std).flatten(-2), mean, std
+    x = x/std if x.requires_grad else x.div_(std) # in place: fresh memory is what costs here
+    return x.flatten(-2), mean, std
 
 # %% ../../nbs/core/07_tokens.ipynb #6c93483a
 def denorm_patches(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['vit_s', 'vit_b', 'vit_l', 'vit_h', 'vit_g', 'ViTConfig', 'attend_ref', 'Attention', 'CosineAttention', 'Mlp',
-           'draw_paths', 'Block', 'PatchEmbed', 'flat_pos', 'ViT', 'run_blocks', 'count_params']
+           'draw_paths', 'Block', 'PatchEmbed', 'flat_pos', 'ViT', 'run_blocks', 'count_params', 'init_vit',
+           'layer_decay_groups', 'FactorisedBlock']
 
-# %% ../../nbs/core/08_vit.ipynb #25227f75
+# %% ../../nbs/core/08_vit.ipynb #70250799
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import math, re
@@ -15,7 +16,7 @@ from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 from einops import rearrange
 from fastcore.basics import patch
-from .tokens import Grid, Rope3D, grid_of, rotate, sincos_1d, take, take_patches
+from .tokens import Grid, Rope3D, grid_of, rotate, sincos_1d, take_patches
 
 # %% ../../nbs/core/08_vit.ipynb #97b2d2e7
 @dataclass(frozen=True)
@@ -255,3 +256,83 @@ def count_params(
 )->int: # Number of parameters
     "Count parameters"
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+# %% ../../nbs/core/08_vit.ipynb #20c716c5
+def init_vit(
+    model:nn.Module, # A `ViT`, or anything made of its parts
+    how:str='xavier', # 'xavier' or 'trunc'
+    gen:torch.Generator=None, # Randomness; the global generator when missing
+    rescale:bool=False, # Divide each block's two last matrices by sqrt(2*block number)?
+)->nn.Module: # The same model
+    "Draw the first values as the papers do"
+    if how not in ('xavier','trunc'): raise ValueError(f"how must be 'xavier' or 'trunc', got {how!r}")
+    for m in model.modules():
+        if not isinstance(m, (nn.Linear,nn.Conv3d)): continue
+        if how=='trunc': nn.init.trunc_normal_(m.weight, std=.02, generator=gen)
+        elif isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight, generator=gen)
+        else: nn.init.kaiming_uniform_(m.weight, a=5**.5, generator=gen) # torch's own choice, which VideoMAE leaves alone
+        if m.bias is not None: nn.init.zeros_(m.bias)
+    for name,m in model.named_modules():
+        n = re.search(r'blocks\.(\d+)$', name)
+        if rescale and n: _shrink(m, 2*int(n[1])+2)
+    return model
+
+# %% ../../nbs/core/08_vit.ipynb #ffae9bbe
+@torch.no_grad()
+def _shrink(blk, by):
+    "Divide the last matrices of a block's branches by the root of `by`"
+    for w in (blk.attn.proj.weight, blk.mlp.fc2.weight): w.div_(by**.5)
+
+# %% ../../nbs/core/08_vit.ipynb #e8a119f2
+def _layer(name, depth):
+    "The layer a parameter belongs to: 0 the embedding, 1..depth the blocks, depth+1 the rest"
+    m = re.search(r'(?:^|\.)blocks\.(\d+)\.', name)
+    if m: return int(m[1])+1
+    return 0 if re.search(r'(?:^|\.)(patch_embed|pos_embed|mask_token|cls_token)(\.|$)', name) else depth+1
+
+# %% ../../nbs/core/08_vit.ipynb #83091bd0
+def layer_decay_groups(
+    model:nn.Module, # Contains one stack called `blocks`
+    lr:float, # Learning rate of the head
+    decay:float=.75, # lambda, per layer; 1 gives all the same rate
+    wd:float=.05, # Weight decay of matrices
+)->list: # Dicts `params, lr, weight_decay, lr_scale, layer, names`, lowest layer first, as torch optimizers take them
+    "Parameter groups with layer-wise learning rates (eq. 3)"
+    named = [(n,p) for n,p in model.named_parameters() if p.requires_grad]
+    depth = max((_layer(n, -1) for n,_ in named), default=0)
+    if depth<1: raise ValueError(f"{type(model).__name__} has no parameter under 'blocks.<i>.'")
+    groups = {}
+    for n,p in named:
+        i,flat = _layer(n, depth),p.ndim<2 or n.endswith('.bias')
+        scale = decay**(depth+1-i)
+        new = dict(params=[], lr=lr*scale, weight_decay=0. if flat else wd, lr_scale=scale, layer=i, names=[])
+        group = groups.setdefault((i,flat), new)
+        group['params'].append(p)
+        group['names'].append(n)
+    return [groups[k] for k in sorted(groups)]
+
+# %% ../../nbs/core/08_vit.ipynb #c6520a11
+class FactorisedBlock(Block):
+    "Attend along time, then within each slot, then the MLP"
+    def __init__(self, cfg, drop_path=0., attn=Attention, mlp=Mlp,
+        silent:bool=True, # Start with a time branch that adds nothing?
+    ):
+        super().__init__(cfg, drop_path, attn, mlp)
+        self.norm_t,self.attn_t = nn.LayerNorm(cfg.dim, cfg.eps),attn(cfg.dim, cfg.heads, cfg.qkv_bias)
+        if silent:
+            nn.init.zeros_(self.attn_t.proj.weight)
+            nn.init.zeros_(self.attn_t.proj.bias)
+
+    def forward(self,
+        tok:Tensor, # `[b, t*h*w, dim]`
+        grid:Grid, # Tokens along time, height, width
+        paths:Tensor=None, # `[2, b, 1, 1]` from `draw`; drawn here when missing
+    )->Tensor: # `[b, t*h*w, dim]`
+        b,t = len(tok),grid[0]
+        if tok.shape[1] != Grid(*grid).n: raise ValueError(f"{tok.shape[1]} tokens do not fill a grid of {tuple(grid)}")
+        if paths is None: paths = self.draw(tok)
+        if paths is None: paths = tok.new_ones(2, b, 1, 1)
+        x = rearrange(tok, 'b (t s) d -> (b s) t d', t=t)
+        x = x + self.attn_t(self.norm_t(x))*paths[0].to(x.dtype).repeat_interleave(len(x)//b, 0)
+        x = rearrange(x, '(b s) t d -> (b t) s d', b=b)
+        return rearrange(super().forward(x, paths=paths.repeat_interleave(t, 1)), '(b t) s d -> b (t s) d', b=b)

@@ -12,89 +12,98 @@ from einops import rearrange, repeat
 from torch import Tensor
 from ..core.tokens import Grid, take
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #bb3b3f9a
-def choose(b:int, # Rows, one independent draw each
-           n:int, # Places in a row
-           k:int, # Places to hide, 0 < k < n
-           gen:torch.Generator, # Source of all randomness; the mask is born on its device
-          )->Tensor: # Bool [b, n] with exactly `k` True in each row
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #910f46f9
+def choose(
+    b:int, # Rows, one independent draw each
+    n:int, # Places in a row
+    k:int, # Places to hide, 0 < k < n
+    gen:torch.Generator, # Source of all randomness; the mask is born on its device
+)->Tensor: # Bool [b, n] with exactly `k` True in each row
     "Hide exactly `k` of `n` places in every row."
     if not 0 < k < n: raise ValueError(f"{k} of {n} places to hide: at least one must be hidden and one stay visible")
     noise = torch.rand(b, n, generator=gen, device=gen.device)
     return torch.zeros_like(noise, dtype=torch.bool).scatter_(1, noise.topk(k, largest=False).indices, True)
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #27d88edf
-def tube_mask(b:int, # Samples, each with its own tubes
-              grid:Grid, # Token grid (t, h, w)
-              ratio:float, # Fraction of the cells of a slot to hide, (0, 1)
-              gen:torch.Generator, # Source of randomness
-             )->Tensor: # Bool [b, n], True where hidden
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #51c736da
+def tube_mask(
+    b:int, # Samples, each with its own tubes
+    grid:Grid, # Token grid (t, h, w)
+    ratio:float, # Fraction of the cells of a slot to hide, (0, 1)
+    gen:torch.Generator, # Source of randomness
+)->Tensor: # Bool [b, n], True where hidden
     "VideoMAE's mask: the same cells hidden in every slot (section 3.2, eq. 1)."
     frame = choose(b, grid.h*grid.w, int(ratio*grid.h*grid.w), gen)  # eq. 1; floor, as in the official generator
     return repeat(frame, 'b s -> b (t s)', t=grid.t)
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #03a7694c
-def random_mask(b:int, # Samples, each with its own draw
-                grid:Grid, # Token grid (t, h, w)
-                ratio:float, # Fraction of all tokens to hide, (0, 1)
-                gen:torch.Generator, # Source of randomness
-               )->Tensor: # Bool [b, n], True where hidden
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #8aff1556
+def random_mask(
+    b:int, # Samples, each with its own draw
+    grid:Grid, # Token grid (t, h, w)
+    ratio:float, # Fraction of all tokens to hide, (0, 1)
+    gen:torch.Generator, # Source of randomness
+)->Tensor: # Bool [b, n], True where hidden
     "Places of space and time drawn together, as MAE-ST and OmniMAE do for videos."
     return choose(b, grid.n, int(ratio*grid.n), gen)
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #3be0f1c3
-def slot_mask(b:int, # Samples
-              grid:Grid, # Token grid (t, h, w)
-              ratio:float, # Fraction of the cells of a slot to hide, (0, 1)
-              gen:torch.Generator, # Source of randomness
-             )->Tensor: # Bool [b, n], True where hidden
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #bd5910ca
+def slot_mask(
+    b:int, # Samples
+    grid:Grid, # Token grid (t, h, w)
+    ratio:float, # Fraction of the cells of a slot to hide, (0, 1)
+    gen:torch.Generator, # Source of randomness
+)->Tensor: # Bool [b, n], True where hidden
     "The tube's count in every slot, but cells drawn anew for each slot: a control."
     frame = choose(b*grid.t, grid.h*grid.w, int(ratio*grid.h*grid.w), gen)
     return rearrange(frame, '(b t) s -> b (t s)', t=grid.t)
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #167adb15
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #2e104589
 def _keep(n, ratio): return n - int(n*(1-ratio) + 1e-9)  # 1e-9: .1 is not exact, and 1-.9 falls just below it
 
-def space_mask(b:int, # Samples
-               grid:Grid, # Token grid (t, h, w)
-               ratio:float, # Fraction of cells to hide, (0, 1)
-               gen:torch.Generator, # Source of randomness
-              )->Tensor: # Bool [b, n], True where hidden
+def space_mask(
+    b:int, # Samples
+    grid:Grid, # Token grid (t, h, w)
+    ratio:float, # Fraction of cells to hide, (0, 1)
+    gen:torch.Generator, # Source of randomness
+)->Tensor: # Bool [b, n], True where hidden
     "Space-only: one draw of cells for all slots, counted by what is kept."
     return repeat(choose(b, grid.h*grid.w, _keep(grid.h*grid.w, ratio), gen), 'b s -> b (t s)', t=grid.t)
 
-def time_mask(b:int, # Samples
-              grid:Grid, # Token grid (t, h, w)
-              ratio:float, # Fraction of slots to hide, (0, 1)
-              gen:torch.Generator, # Source of randomness
-             )->Tensor: # Bool [b, n], True where hidden
+def time_mask(
+    b:int, # Samples
+    grid:Grid, # Token grid (t, h, w)
+    ratio:float, # Fraction of slots to hide, (0, 1)
+    gen:torch.Generator, # Source of randomness
+)->Tensor: # Bool [b, n], True where hidden
     "Time-only: one draw of whole slots for all cells, each sample its own."
     return repeat(choose(b, grid.t, _keep(grid.t, ratio), gen), 'b t -> b (t s)', s=grid.h*grid.w)
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #2312e63a
-def frame_mask(b:int, # Samples, all with the same slots hidden
-               grid:Grid, # Token grid (t, h, w)
-               ratio:float=.5, # Fraction of slots to hide, (0, 1)
-               gen:torch.Generator=None, # Source of randomness; must be given
-              )->Tensor: # Bool [b, n], True where hidden
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #81f8cd2e
+def frame_mask(
+    b:int, # Samples, all with the same slots hidden
+    grid:Grid, # Token grid (t, h, w)
+    ratio:float=.5, # Fraction of slots to hide, (0, 1)
+    gen:torch.Generator=None, # Source of randomness; must be given
+)->Tensor: # Bool [b, n], True where hidden
     "The document's whole-frame masking: one draw of slots shared by the batch."
     if gen is None: raise ValueError("gen=None: frame_mask draws from the generator it is given")
     return repeat(choose(1, grid.t, int(ratio*grid.t), gen), '1 t -> b (t s)', b=b, s=grid.h*grid.w)
 
-def document_mask(b:int, # Samples
-                  grid:Grid, # Token grid (t, h, w)
-                  ratio:float, # Fraction of cells hidden when the coin says tube, (0, 1)
-                  gen:torch.Generator, # Source of randomness, of the coin too
-                  p_frame:float=.5, # Chance of whole frames instead of tubes, [0, 1]
-                 )->Tensor: # Bool [b, n], True where hidden
+def document_mask(
+    b:int, # Samples
+    grid:Grid, # Token grid (t, h, w)
+    ratio:float, # Fraction of cells hidden when the coin says tube, (0, 1)
+    gen:torch.Generator, # Source of randomness, of the coin too
+    p_frame:float=.5, # Chance of whole frames instead of tubes, [0, 1]
+)->Tensor: # Bool [b, n], True where hidden
     "The document's `TubeMasking`: whole frames with chance `p_frame`, otherwise tubes."
     frames = torch.rand(1, generator=gen, device=gen.device) < p_frame
     return frame_mask(b, grid, gen=gen) if frames else tube_mask(b, grid, ratio, gen)
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #2952e197
-def copy_source(mask:Tensor, # Bool [b, n], True = hidden
-                grid:Grid, # Token grid (t, h, w)
-               )->tuple: # int64 [b, n], the token to copy (a visible one copies itself); bool [b, n], False where the cell is never shown
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #cf589a12
+def copy_source(
+    mask:Tensor, # Bool [b, n], True = hidden
+    grid:Grid, # Token grid (t, h, w)
+)->tuple: # int64 [b, n], the token to copy (a visible one copies itself); bool [b, n], False where the cell is never shown
     "The nearest visible token to each token, along time at the same cell."
     m = rearrange(mask, 'b (t s) -> b 1 t s', t=grid.t)
     slot = torch.arange(grid.t, device=mask.device)
@@ -103,10 +112,11 @@ def copy_source(mask:Tensor, # Bool [b, n], True = hidden
     idx = near*grid.h*grid.w + torch.arange(grid.h*grid.w, device=mask.device)
     return idx.flatten(1), (gap < grid.t).flatten(1)
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #e75ec1ca
-def exposed(mask:Tensor, # Bool [b, n], True = hidden
-            grid:Grid, # Token grid (t, h, w)
-           )->float: # Fraction of hidden tokens with a visible twin in an adjacent slot, [0, 1]
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #83350026
+def exposed(
+    mask:Tensor, # Bool [b, n], True = hidden
+    grid:Grid, # Token grid (t, h, w)
+)->float: # Fraction of hidden tokens with a visible twin in an adjacent slot, [0, 1]
     "How often the slot before or after shows the hidden cell."
     m = rearrange(mask, 'b (t s) -> b t s', t=grid.t)
     near = torch.zeros_like(m)
@@ -114,22 +124,24 @@ def exposed(mask:Tensor, # Bool [b, n], True = hidden
     near[:, :-1] |= ~m[:, 1:]
     return float(near[m].float().mean())
 
-# %% ../../nbs/pretrain/01_tube_masking.ipynb #580f5d11
-def fill_copy(patches:Tensor, # [b, n, d] patches of the clip, pixel values
-              mask:Tensor, # Bool [b, n], True = hidden
-              grid:Grid, # Token grid (t, h, w)
-              c:int=3, # Channels, fastest in d
-             )->tuple: # The copied patches and the flat ones, both [b, n, d]
+# %% ../../nbs/pretrain/01_tube_masking.ipynb #240932bd
+def fill_copy(
+    patches:Tensor, # [b, n, d] patches of the clip, pixel values
+    mask:Tensor, # Bool [b, n], True = hidden
+    grid:Grid, # Token grid (t, h, w)
+    c:int=3, # Channels, fastest in d
+)->tuple: # The copied patches and the flat ones, both [b, n, d]
     "Fill hidden tokens from the nearest visible slot; flat colour where there is none."
     src, shown = copy_source(mask, grid)
     flat = repeat(rearrange(patches, 'b n (p c) -> b n p c', c=c).mean(2), 'b n c -> b n (p c)', p=patches.shape[-1]//c)
     return torch.where(shown[..., None], take(patches, src), flat), flat
 
-def leakage(patches:Tensor, # [b, n, d] patches of the clip, pixel values
-            mask:Tensor, # Bool [b, n], True = hidden
-            grid:Grid, # Token grid (t, h, w)
-            c:int=3, # Channels, fastest in d
-           )->float: # 1: all given away; 0: nothing to copy (eq. 2)
+def leakage(
+    patches:Tensor, # [b, n, d] patches of the clip, pixel values
+    mask:Tensor, # Bool [b, n], True = hidden
+    grid:Grid, # Token grid (t, h, w)
+    c:int=3, # Channels, fastest in d
+)->float: # 1: all given away; 0: nothing to copy (eq. 2)
     "Variance of the hidden patches explained by copying along time."
     copy, flat = fill_copy(patches, mask, grid, c)
     return float(1 - (copy-patches)[mask].pow(2).sum() / (flat-patches)[mask].pow(2).sum())  # eq. 2

@@ -87,7 +87,7 @@ def draw_textures(
     centre = (dice(n, 3)-.5)*(4/freq)[..., None]
     return torch.cat([k.flatten(-2), dice(n, 4)*2*math.pi, amp, size, more, centre, gain[..., None], _colours(dice, n, split)], -1)
 
-# %% ../../nbs/core/03b_textures.ipynb #faa08e72
+# %% ../../nbs/core/03b_textures.ipynb #a261e7c2
 def swatch(
     p:Tensor, # [..., n_tex] parameters
     side:float=1., # Metres
@@ -97,5 +97,3 @@ def swatch(
     x = ((torch.arange(px)+.5)/px-.5).to(p)*side
     q = (x, x[:, None], torch.zeros_like(x))
     return torch.stack(texture(q, torch.full_like(x, side/px), p[..., None, None].movedim(-3, 0).unbind(0)), -3)
-
-def _grid(x): return x.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # [rows, cols, 3, h, w] to a picture

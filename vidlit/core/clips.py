@@ -7,7 +7,7 @@ __all__ = ['imagenet_mean', 'imagenet_std', 'to_clip', 'normalise', 'denormalise
            'fit_square', 'item_gen', 'VideoSource', 'TensorSource', 'ItemSource', 'BadFile', 'ClipSet', 'epoch_order',
            'TooManyBad', 'ClipLoader', 'as_source', 'clip_dls', 'VideoFolder']
 
-# %% ../../nbs/core/06_clips.ipynb #dd8a3774
+# %% ../../nbs/core/06_clips.ipynb #7fac1aee
 import hashlib
 from dataclasses import dataclass
 import torch
@@ -20,8 +20,7 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from .video import VideoReader,VideoError
-from .sampling import (VideoList,by_rate,dense,list_csv,list_folder,list_ssv2,list_ucf,sliding,strided,strided_views,
-    uniform,uniform_views)
+from .sampling import *
 
 # %% ../../nbs/core/06_clips.ipynb #aa007e5e
 def to_clip(
@@ -206,7 +205,7 @@ def epoch_order(
     "The order in which an epoch visits the items"
     return torch.randperm(n, generator=item_gen(seed, epoch, -1)).tolist()
 
-# %% ../../nbs/core/06_clips.ipynb #b6dbaf5d
+# %% ../../nbs/core/06_clips.ipynb #3ab53a52
 @dataclass
 class _Batches:
     "Whole batches as items, for torch's loader: `batches[epoch, indices]`"
@@ -222,7 +221,7 @@ class _Batches:
 
     def item(self, i, epoch):
         try: return self.items.get(i, epoch)
-        except VideoError as e: return BadFile(str(self.items.source.videos.paths[i]), str(e))
+        except VideoError as e: return BadFile(str(e.path), str(e).removeprefix(f'{e.path}: '))
 
     def stack(self, good, epoch, idxs):
         clip,label = torch.stack([o[0] for o in good]),torch.tensor([int(o[1]) for o in good])

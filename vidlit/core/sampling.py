@@ -6,10 +6,9 @@
 __all__ = ['video_exts', 'uniform', 'strided', 'by_rate', 'dense', 'strided_views', 'uniform_views', 'sliding', 'VideoList',
            'list_folder', 'list_csv', 'list_ssv2', 'list_ucf']
 
-# %% ../../nbs/core/05b_sampling.ipynb #888a12ff
-import json,re
+# %% ../../nbs/core/05b_sampling.ipynb #add73303
+import json, re
 from dataclasses import dataclass,field
-from functools import partial
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -153,7 +152,7 @@ def list_folder(
     vocab = sorted({o.parent.name for o in files if o.parent!=path})
     return _some(VideoList(files, [vocab.index(o.parent.name) if o.parent!=path else -1 for o in files], vocab), path)
 
-# %% ../../nbs/core/05b_sampling.ipynb #9ceee4f3
+# %% ../../nbs/core/05b_sampling.ipynb #dda9470e
 def list_csv(
     path, # File of lines `path label`, or `path,label`
     root=None, # What relative paths are relative to; None is the file's own folder
@@ -166,7 +165,8 @@ def list_csv(
         if not line.strip(): continue
         m = re.fullmatch(r'"?(.+?)"?\s*[\s,;]\s*(-?\d+)\s*', line)
         if not m: raise ValueError(f"{path}, line {i}: expected 'path label', found {line!r}")
-        paths.append(root/m[1]); labels.append(int(m[2]))
+        paths.append(root/m[1])
+        labels.append(int(m[2]))
     return _some(VideoList(paths, labels, list(vocab or [])), path)
 
 # %% ../../nbs/core/05b_sampling.ipynb #f9c7d574

@@ -7,7 +7,7 @@ __all__ = ['rand_ops', 'compose', 'multi_scale_crop', 'crop_box', 'random_resize
            'colour_jitter', 'rand_augment', 'random_erase', 'soft_targets', 'draw_beta', 'mixup', 'cutmix', 'mix',
            'pretrain_tfm', 'jepa_tfm', 'finetune_tfm', 'eval_tfm']
 
-# %% ../../nbs/core/06a_transforms.ipynb #56a5d6fa
+# %% ../../nbs/core/06a_transforms.ipynb #f2c22b5e
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 from torchvision.transforms import InterpolationMode
-from .clips import _clip,_frames,centre_crop,denormalise,fit_square,imagenet_mean,imagenet_std,normalise,resize,resize_short
+from .clips import _clip,_frames,denormalise,fit_square,imagenet_mean,normalise,resize,resize_short
 
-# %% ../../nbs/core/06a_transforms.ipynb #f9756deb
-def _u(gen, lo=0., hi=1.): return lo+(hi-lo)*torch.rand(1, generator=gen, dtype=torch.float64).item()
-def _i(gen, n): return min(int(_u(gen)*n), n-1)
+# %% ../../nbs/core/06a_transforms.ipynb #042e2c44
+def _unif(gen, lo=0., hi=1.): return lo+(hi-lo)*torch.rand(1, generator=gen, dtype=torch.float64).item()
+def _int(gen, n): return min(int(_unif(gen)*n), n-1)
 
 # %% ../../nbs/core/06a_transforms.ipynb #5f676624
 def _prob(p):
@@ -53,7 +53,7 @@ def _thirteen(h, w, ch, cw):
     grid = [(0,0),(4,0),(0,4),(4,4),(2,2), (2,0),(2,4),(4,2),(0,2), (1,1),(1,3),(3,1),(3,3)]
     return [(a*dy,b*dx) for a,b in grid]
 
-# %% ../../nbs/core/06a_transforms.ipynb #419be8cc
+# %% ../../nbs/core/06a_transforms.ipynb #b5a5e386
 def multi_scale_crop(
     clip:Tensor, # [c, t, h, w]
     gen:torch.Generator, # Draws scale pair and place
@@ -66,11 +66,11 @@ def multi_scale_crop(
     h,w = clip.shape[-2:]
     sides = [size if abs(int(min(h,w)*s)-size)<3 and size<=min(h,w) else max(int(min(h,w)*s),1) for s in scales]
     pairs = [(a,b) for i,a in enumerate(sides) for j,b in enumerate(sides) if abs(i-j)<=distort]
-    ch,cw = pairs[_i(gen, len(pairs))]
-    y,x = _thirteen(h, w, ch, cw)[_i(gen, 13)]
+    ch,cw = pairs[_int(gen, len(pairs))]
+    y,x = _thirteen(h, w, ch, cw)[_int(gen, 13)]
     return resize(clip[..., y:y+ch, x:x+cw], size, size)
 
-# %% ../../nbs/core/06a_transforms.ipynb #bc08a379
+# %% ../../nbs/core/06a_transforms.ipynb #54290fcd
 def crop_box(
     h:int, # Height of the clip
     w:int, # Width
@@ -81,9 +81,9 @@ def crop_box(
     "A box of random area and aspect inside the frame"
     (s0,s1),(r0,r1) = _span('scale', scale),_span('ratio', ratio)
     for _ in range(10):
-        a,r = _u(gen, s0, s1)*h*w,math.exp(_u(gen, math.log(r0), math.log(r1)))
+        a,r = _unif(gen, s0, s1)*h*w,math.exp(_unif(gen, math.log(r0), math.log(r1)))
         ch,cw = round(math.sqrt(a/r)),round(math.sqrt(a*r))
-        if 0<ch<=h and 0<cw<=w: return _i(gen, h-ch+1),_i(gen, w-cw+1),ch,cw
+        if 0<ch<=h and 0<cw<=w: return _int(gen, h-ch+1),_int(gen, w-cw+1),ch,cw
     ch,cw = min(h, round(w/r0)),min(w, round(h*r1))
     return (h-ch)//2,(w-cw)//2,ch,cw
 
@@ -113,25 +113,25 @@ def three_crop(
     at = [(h-size)//2*0+round(i*(max(h,w)-size)/max(n-1,1)) if n>1 else (max(h,w)-size)//2 for i in range(n)]
     return torch.stack([clip[..., a:a+size, :size] if h>w else clip[..., :size, a:a+size] for a in at])
 
-# %% ../../nbs/core/06a_transforms.ipynb #3ec5597d
+# %% ../../nbs/core/06a_transforms.ipynb #83c10cd6
 def flip(
     clip:Tensor, # [c, t, h, w]
     gen:torch.Generator, # Decides
     p:float=.5, # Probability, in [0, 1]
 )->Tensor: # Same shape
     "Mirror left and right"
-    return clip.flip(-1) if _u(gen)<_prob(p) else clip
+    return clip.flip(-1) if _unif(gen)<_prob(p) else clip
 
-# %% ../../nbs/core/06a_transforms.ipynb #4e27b8bb
+# %% ../../nbs/core/06a_transforms.ipynb #87c1a56b
 def grayscale(
     clip:Tensor, # [3, t, h, w]
     gen:torch.Generator, # Decides
     p:float=.2, # Probability, in [0, 1]
 )->Tensor: # Same shape, three equal channels
     "Take the colour away"
-    return _clip(TF.rgb_to_grayscale(_frames(clip), num_output_channels=3)) if _u(gen)<_prob(p) else clip
+    return _clip(TF.rgb_to_grayscale(_frames(clip), num_output_channels=3)) if _unif(gen)<_prob(p) else clip
 
-# %% ../../nbs/core/06a_transforms.ipynb #cb7e07a1
+# %% ../../nbs/core/06a_transforms.ipynb #3a885197
 def colour_jitter(
     clip:Tensor, # [3, t, h, w] in [0, 1]
     gen:torch.Generator, # Draws order and factors
@@ -145,11 +145,11 @@ def colour_jitter(
     todo = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
     for k,v in todo.items():
         if not 0<=v<=(.5 if k=='hue' else math.inf): raise ValueError(f"{k} must be in [0, {.5 if k=='hue' else 'inf'}], not {v}")
-    if _u(gen)>=_prob(p): return clip
+    if _unif(gen)>=_prob(p): return clip
     x = _frames(clip)
     for k in [list(todo)[i] for i in torch.randperm(4, generator=gen).tolist()]:
         v = todo[k]
-        if v: x = getattr(TF, f'adjust_{k}')(x, _u(gen, -v, v) if k=='hue' else _u(gen, max(0,1-v), 1+v))
+        if v: x = getattr(TF, f'adjust_{k}')(x, _unif(gen, -v, v) if k=='hue' else _unif(gen, max(0,1-v), 1+v))
     return _clip(x)
 
 # %% ../../nbs/core/06a_transforms.ipynb #0f88b6dc
@@ -168,7 +168,7 @@ rand_ops = dict( # name -> function of (frames [t, c, h, w], magnitude in [0, 1]
     posterise=lambda x,m,s: TF.posterize(x, max(4-int(4*m), 1)) , solarise=lambda x,m,s: torch.where(x>=1-m, 1-x, x),
     solarise_add=lambda x,m,s: torch.where(x<.5, (x+int(110*m)/255).clamp(max=1), x))
 
-# %% ../../nbs/core/06a_transforms.ipynb #7aef4f67
+# %% ../../nbs/core/06a_transforms.ipynb #d2e94e6c
 def rand_augment(
     clip:Tensor, # [3, t, h, w] in [0, 1]
     gen:torch.Generator, # Draws operations, magnitudes, signs
@@ -183,12 +183,12 @@ def rand_augment(
     if bad := [o for o in ops if o not in rand_ops]: raise ValueError(f"unknown operations {bad}; there are {list(rand_ops)}")
     x = _frames(clip)
     for _ in range(n):
-        name,go = ops[_i(gen, len(ops))],_u(gen)<_prob(p)
-        mag,sign = m+std*torch.randn(1, generator=gen).item(),(-1 if _u(gen)<.5 else 1)
+        name,go = ops[_int(gen, len(ops))],_unif(gen)<_prob(p)
+        mag,sign = m+std*torch.randn(1, generator=gen).item(),(-1 if _unif(gen)<.5 else 1)
         if go: x = rand_ops[name](x, min(max(mag,0),10)/10, sign).clamp(0,1)
     return _clip(x)
 
-# %% ../../nbs/core/06a_transforms.ipynb #f5b95c81
+# %% ../../nbs/core/06a_transforms.ipynb #02cfcd9c
 def random_erase(
     clip:Tensor, # [3, t, h, w] in [0, 1]
     gen:torch.Generator, # Decides, draws box and noise
@@ -198,7 +198,7 @@ def random_erase(
     fill:float=None, # Constant in the box; None is noise
 )->Tensor: # Same shape
     "Cover one box in all frames (timm's erasing with `cube`)"
-    if _u(gen)>=_prob(p): return clip
+    if _unif(gen)>=_prob(p): return clip
     y,x,ch,cw = crop_box(*clip.shape[-2:], gen, area, ratio)
     box = torch.randn(*clip.shape[:2], ch, cw, generator=gen).to(clip)
     if fill is None: box = denormalise(box)
@@ -242,7 +242,7 @@ def mixup(
     lam = draw_beta(alpha, gen)
     return clip*lam+clip.flip(0)*(1-lam), y*lam+y.flip(0)*(1-lam)
 
-# %% ../../nbs/core/06a_transforms.ipynb #f93c41f1
+# %% ../../nbs/core/06a_transforms.ipynb #472bb3a4
 def cutmix(
     clip:Tensor, # [b, c, t, h, w]
     label:Tensor, # int64 [b], or distributions [b, classes]
@@ -254,14 +254,14 @@ def cutmix(
     "Paste a box of the mirror clip through all frames (Yun et al. 2019)"
     y = soft_targets(label, classes, smoothing) if label.ndim==1 else label
     (h,w),side = clip.shape[-2:],math.sqrt(1-draw_beta(alpha, gen))
-    ch,cw,cy,cx = int(h*side),int(w*side),_i(gen, h),_i(gen, w)
+    ch,cw,cy,cx = int(h*side),int(w*side),_int(gen, h),_int(gen, w)
     y0,y1,x0,x1 = max(cy-ch//2,0),min(cy+ch//2,h),max(cx-cw//2,0),min(cx+cw//2,w)
     out = clip.clone()
     out[..., y0:y1, x0:x1] = clip.flip(0)[..., y0:y1, x0:x1]
     lam = 1-(y1-y0)*(x1-x0)/(h*w)  # what was really kept: boxes are cut off at the border
     return out, y*lam+y.flip(0)*(1-lam)
 
-# %% ../../nbs/core/06a_transforms.ipynb #058f0e2b
+# %% ../../nbs/core/06a_transforms.ipynb #5b5b9ed1
 def mix(
     clip:Tensor, # [b, c, t, h, w]
     label:Tensor, # int64 [b]
@@ -273,7 +273,7 @@ def mix(
     smoothing:float=.1, # Of the labels
 )->tuple: # (clip, float [b, classes])
     "Mixup or cutmix, by a coin, as fine-tuning uses them"
-    y,go,coin = soft_targets(label, classes, smoothing),_u(gen)<_prob(p),_u(gen)<.5
+    y,go,coin = soft_targets(label, classes, smoothing),_unif(gen)<_prob(p),_unif(gen)<.5
     if not go or not (mixup_alpha or cutmix_alpha): return clip,y
     if cutmix_alpha and (coin or not mixup_alpha): return cutmix(clip, y, gen, alpha=cutmix_alpha)
     return mixup(clip, y, gen, alpha=mixup_alpha)

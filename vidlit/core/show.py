@@ -291,14 +291,17 @@ def show_pair(
     if before.ndim == 3: return sheet([[frames(x[:, None])[0] for x in xs]], names, width=240)
     return show_clips(xs, n, names)
 
-# %% ../../nbs/core/01_show.ipynb #1005ae4e
-def _gif(clip, fps, scale):
-    "Bytes of an endless GIF with one palette for all frames"
+# %% ../../nbs/core/01_show.ipynb #d61a1eab
+def _gif(clip, fps, scale, limit=LIMIT):
+    "Bytes of an endless GIF with one palette for all frames, of fewer colours until it fits"
     f = (frames(clip)*255).round().astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
-    pal = Image.fromarray(f[:: max(1, len(f)//8)].reshape(-1, *f.shape[2:])).quantize(255)
-    ims = [Image.fromarray(x).quantize(palette=pal, dither=Image.Dither.NONE) for x in f]
-    out = io.BytesIO()
-    ims[0].save(out, 'GIF', save_all=True, append_images=ims[1:], duration=max(20, round(1000/fps)), loop=0, optimize=False)
+    every = Image.fromarray(f[::max(1, len(f)//8), ::scale, ::scale].reshape(-1, f.shape[2]//scale, 3))
+    for n in (255, 96, 40, 20):
+        pal = every.quantize(n)
+        ims = [Image.fromarray(x).quantize(palette=pal, dither=Image.Dither.NONE) for x in f]
+        out = io.BytesIO()
+        ims[0].save(out, 'GIF', save_all=True, append_images=ims[1:], duration=max(20, round(1000/fps)), loop=0, optimize=False)
+        if out.tell() <= limit: break
     return out.getvalue()
 
 # %% ../../nbs/core/01_show.ipynb #836642bd

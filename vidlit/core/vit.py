@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['vit_s', 'vit_b', 'vit_l', 'vit_h', 'vit_g', 'ViTConfig', 'attend_ref', 'Attention', 'CosineAttention', 'Mlp',
-           'draw_paths', 'Block', 'PatchEmbed', 'flat_pos', 'ViT', 'run_blocks', 'count_params', 'init_vit',
-           'layer_decay_groups', 'FactorisedBlock']
+           'draw_paths', 'Block', 'PatchEmbed', 'flat_pos', 'StoredPos', 'ViT', 'run_blocks', 'block_flops',
+           'count_params', 'init_vit', 'layer_decay_groups', 'FactorisedBlock']
 
-# %% ../../nbs/core/08_vit.ipynb #70250799
+# %% ../../nbs/core/08_vit.ipynb #0a4414e8
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import math, re
@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 from einops import rearrange
 from fastcore.basics import patch
-from .tokens import Grid, Rope3D, grid_of, rotate, sincos_1d, take_patches
+from .tokens import Grid, Rope3D, grid_of, resize_pos, rotate, sincos_1d, take_patches
 
 # %% ../../nbs/core/08_vit.ipynb #97b2d2e7
 @dataclass(frozen=True)
@@ -198,6 +198,19 @@ def flat_pos(
     "VideoMAE's positions: one sinusoid over the flattened index"
     return sincos_1d(Grid(*grid).n, dim)
 
+# %% ../../nbs/core/08_vit.ipynb #ac384619
+class StoredPos(nn.Module):
+    "Positions kept with the weights"
+    def __init__(self,
+        table:Tensor, # `[n, dim]` or `[1, n, dim]`
+        grid:Grid, # The grid it belongs to
+        learned:bool=True, # Train it?
+    ):
+        super().__init__()
+        self.grid,self.table = grid,nn.Parameter(table.reshape(1, *table.shape[-2:]).clone(), requires_grad=learned)
+
+    def forward(self, grid, dim): return resize_pos(self.table, self.grid, grid)[0]
+
 # %% ../../nbs/core/08_vit.ipynb #1bf7b46c
 class ViT(nn.Module):
     "A vision transformer over all tokens of a clip, or over the visible ones"
@@ -249,6 +262,14 @@ def run_blocks(
         tok = checkpoint(blk, *args, use_reentrant=False) if ckpt else blk(*args)
     return tok
 
+# %% ../../nbs/core/08_vit.ipynb #4d445bf2
+def block_flops(
+    cfg:ViTConfig, # Sizes
+    n:int, # Tokens
+)->int: # Floating-point operations of one block, forward; a training step takes three times as many
+    "The work of a block, matrix products only (eq. 3)"
+    return 2*n*(4*cfg.dim**2 + 2*cfg.dim*cfg.hidden) + 4*n*n*cfg.dim
+
 # %% ../../nbs/core/08_vit.ipynb #41053046
 def count_params(
     model:nn.Module, # Any module, also on the meta device
@@ -283,21 +304,21 @@ def _shrink(blk, by):
     "Divide the last matrices of a block's branches by the root of `by`"
     for w in (blk.attn.proj.weight, blk.mlp.fc2.weight): w.div_(by**.5)
 
-# %% ../../nbs/core/08_vit.ipynb #e8a119f2
+# %% ../../nbs/core/08_vit.ipynb #be3d5340
 def _layer(name, depth):
     "The layer a parameter belongs to: 0 the embedding, 1..depth the blocks, depth+1 the rest"
     m = re.search(r'(?:^|\.)blocks\.(\d+)\.', name)
     if m: return int(m[1])+1
-    return 0 if re.search(r'(?:^|\.)(patch_embed|pos_embed|mask_token|cls_token)(\.|$)', name) else depth+1
+    return 0 if re.search(r'(?:^|\.)(patch_embed|pos_embed|pos|mask_token|cls_token)(\.|$)', name) else depth+1
 
-# %% ../../nbs/core/08_vit.ipynb #83091bd0
+# %% ../../nbs/core/08_vit.ipynb #485f72cc
 def layer_decay_groups(
     model:nn.Module, # Contains one stack called `blocks`
     lr:float, # Learning rate of the head
     decay:float=.75, # lambda, per layer; 1 gives all the same rate
     wd:float=.05, # Weight decay of matrices
 )->list: # Dicts `params, lr, weight_decay, lr_scale, layer, names`, lowest layer first, as torch optimizers take them
-    "Parameter groups with layer-wise learning rates (eq. 3)"
+    "Parameter groups with layer-wise learning rates (eq. 4)"
     named = [(n,p) for n,p in model.named_parameters() if p.requires_grad]
     depth = max((_layer(n, -1) for n,_ in named), default=0)
     if depth<1: raise ValueError(f"{type(model).__name__} has no parameter under 'blocks.<i>.'")

@@ -291,8 +291,8 @@ def show_pair(
     if before.ndim == 3: return sheet([[frames(x[:, None])[0] for x in xs]], names, width=240)
     return show_clips(xs, n, names)
 
-# %% ../../nbs/core/01_show.ipynb #d61a1eab
-def _gif(clip, fps, scale, limit=LIMIT):
+# %% ../../nbs/core/01_show.ipynb #3e92f9d7
+def _gif(clip, fps, scale, limit=LIMIT*7//10):
     "Bytes of an endless GIF with one palette for all frames, of fewer colours until it fits"
     f = (frames(clip)*255).round().astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
     every = Image.fromarray(f[::max(1, len(f)//8), ::scale, ::scale].reshape(-1, f.shape[2]//scale, 3))

@@ -175,7 +175,7 @@ def cast_objects(
     d,z = d[:, win],z[win]
     return pix[win], r[win], z, o[:, win]+z*d, d, depth.view(zroom.shape)
 
-# %% ../../nbs/core/03c_raycast.ipynb #e0cf7b5b
+# %% ../../nbs/core/03c_raycast.ipynb #dcbb7c2e
 def per_pixel(x):
     "The last axis unbound, each part ready to meet [..., h, w]."
     return [v[..., None, None] for v in x.unbind(-1)]
@@ -193,4 +193,6 @@ def cast_room(
     sgn = [v.sign() for v in d]
     each = [(h-m*g)/v.abs() for h,m,g,v in zip(half, mid, sgn, d)]
     z = torch.minimum(torch.minimum(each[0], each[1]), each[2])
-    return z, [a+z*b for a,b in zip(per_pixel(o.to(x.dtype)), d)], sgn, [(e == z).to(x.dtype) for e in each], d
+    on = [(each[0] == z).to(x.dtype), (each[1] == z).to(x.dtype)]
+    on = [on[0], on[1]*(1-on[0]), (1-on[0])*(1-on[1])]  # in an edge of the room, one face only
+    return z, [a+z*b for a,b in zip(per_pixel(o.to(x.dtype)), d)], sgn, on, d

@@ -48,12 +48,12 @@ def _paint_room(s, x, y, hit):
     rgb = texture(pt, foot, [v[:, None, None, None] for v in s.tex[:, 0].to(z.dtype).unbind(-1)])
     return torch.stack([v*tint for v in rgb], 1)
 
-# %% ../../nbs/core/03d_render.ipynb #b3f9642f
+# %% ../../nbs/core/03d_render.ipynb #c4977ca7
 def _normals(s, r, q):
     "Outward normal in unit space [3, n]: the point itself on a ball, the face's axis on a box."
     box = (s.kind.flatten()[torch.div(r, s.pos.shape[2], rounding_mode='floor')] == 1).to(q.dtype)
-    size = q.abs()
-    face = (size == size.amax(0)).to(q.dtype)*q.sign()
+    axis = q.abs().argmax(0, keepdim=True)
+    face = torch.zeros_like(q).scatter_(0, axis, q.gather(0, axis).sign())
     return q+(face-q)*box
 
 def _sum3(x): return x[0]+x[1]+x[2]

@@ -80,7 +80,11 @@ def read_json(path):
     try: return json.loads(Path(path).read_text())
     except ValueError as e: raise StoreError(f'{path} is not JSON: {e}') from e
 
-# %% ../../nbs/core/12_store.ipynb #38c36689
+# %% ../../nbs/core/12_store.ipynb #22802efb
+def _is(fd, path):
+    try: return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError: return False
+
 def _acquire(lock):
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -90,7 +94,7 @@ def _acquire(lock):
             pid = os.pread(fd, 32, 0).decode().strip() or 'unknown'
             os.close(fd)
             raise StoreBusy(f'{lock} is held by process {pid}') from None
-        if lock.exists() and os.fstat(fd).st_ino==lock.stat().st_ino: break
+        if _is(fd, lock): break
         os.close(fd)
     os.ftruncate(fd, 0)
     os.pwrite(fd, str(os.getpid()).encode(), 0)

@@ -123,11 +123,11 @@ def denorm_patches(
     "Undo `norm_patches`"
     return (normed.unflatten(-1, (-1, mean.shape[-1]))*std + mean).flatten(-2)
 
-# %% ../../nbs/core/07_tokens.ipynb #0dbb6b5a
+# %% ../../nbs/core/07_tokens.ipynb #10a2418c
 def _waves(pos, d, base=10000.):
-    "Angles `pos * base**(-2j/d)` in float64, `[len(pos), d/2]` (eq. 2)"
+    "Angles `pos / base**(2j/d)` in float64, `[len(pos), d/2]` (eq. 2)"
     if d%2 or d<2: raise ValueError(f"a sine-cosine table needs an even width, got {d}")
-    return pos.double()[:,None] * base**(-torch.arange(0, d, 2, device=pos.device).double()/d)
+    return pos.double()[:,None] / base**(torch.arange(0, d, 2, device=pos.device).double()/d)
 
 # %% ../../nbs/core/07_tokens.ipynb #fc5a47a7
 def sincos_1d(

@@ -6,14 +6,14 @@
 __all__ = ['hf_videomae', 'timm_vit', 'WeightsError', 'KeyReport', 'load_strict', 'read_weights', 'write_weights', 'Rule',
            'KeyMap', 'save_hub', 'read_hub']
 
-# %% ../../nbs/core/13_weights.ipynb #f7f946c6
+# %% ../../nbs/core/13_weights.ipynb #f10a38f7
 import argparse, re, pickle
 from dataclasses import dataclass, asdict, is_dataclass
 from pathlib import Path
 import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
-from .store import atomic_path, read_json, write_json
+from .store import StoreError, atomic_path, read_json, write_json
 
 # %% ../../nbs/core/13_weights.ipynb #91199c99
 class WeightsError(ValueError):
@@ -76,7 +76,7 @@ def _torch_file(path):
         raise WeightsError(f"{path}: refused, this pickle is not only tensors{f' but wants {what[1]}' if what else ''}") from e
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as e: raise WeightsError(f"{path}: not a readable torch file: {e}") from e
 
-# %% ../../nbs/core/13_weights.ipynb #f60ca34b
+# %% ../../nbs/core/13_weights.ipynb #1d21864b
 def _safe_file(path):
     "A safetensors file, or the shards an index lists"
     from safetensors import SafetensorError
@@ -84,7 +84,7 @@ def _safe_file(path):
     try:
         if path.suffix!='.json': return load_file(path)
         shards = sorted(set(read_json(path)['weight_map'].values()))
-    except (SafetensorError, OSError, KeyError) as e: raise WeightsError(f"{path}: not a readable safetensors file: {e}") from e
+    except (SafetensorError, StoreError, OSError, KeyError, TypeError) as e: raise WeightsError(f"{path}: not a readable safetensors file: {e}") from e
     return {k:v for o in shards for k,v in _safe_file(path.parent/Path(o).name).items()}
 
 # %% ../../nbs/core/13_weights.ipynb #ea2e6f97
@@ -268,7 +268,7 @@ def _hub_folder(name, revision=None):
     except Exception as e: # of many families: network, HTTP, cache
         raise WeightsError(f"{name}: no such folder here, and the Hugging Face Hub did not give it ({type(e).__name__}: {str(e).splitlines()[0]})") from e
 
-# %% ../../nbs/core/13_weights.ipynb #e284504e
+# %% ../../nbs/core/13_weights.ipynb #2241588b
 def read_hub(
     name, # Local folder, or 'owner/name' on the Hub
     revision:str=None, # Branch, tag or commit on the Hub
@@ -278,4 +278,5 @@ def read_hub(
     if not (folder/'config.json').is_file(): raise WeightsError(f"{folder}: no config.json")
     file = next((folder/o for o in _hub_files if (folder/o).is_file()), None)
     if file is None: raise WeightsError(f"{folder}: none of {', '.join(_hub_files)}")
-    return read_json(folder/'config.json'), read_weights(file)
+    try: return read_json(folder/'config.json'), read_weights(file)
+    except StoreError as e: raise WeightsError(str(e)) from e

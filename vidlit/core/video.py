@@ -7,7 +7,7 @@ __all__ = ['VideoReader', 'VideoError', 'MissingVideoError', 'UnreadableVideoErr
            'TruncatedVideoError', 'CorruptVideoError', 'BackendError', 'VideoIndex', 'VideoInfo', 'video_info',
            'write_video']
 
-# %% ../../nbs/core/05_video.ipynb #6945c8cb
+# %% ../../nbs/core/05_video.ipynb #0f461da6
 import itertools, os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +15,20 @@ import av, numpy as np, torch
 from fastcore.basics import patch
 from torch import Tensor
 from .film import *
+from .film_index import *
 
 # %% ../../nbs/core/05_video.ipynb #c4208164
 _all_ = ['VideoError', 'MissingVideoError', 'UnreadableVideoError', 'NoVideoStreamError', 'EmptyVideoError', 'TruncatedVideoError', 'CorruptVideoError',
     'BackendError', 'VideoIndex', 'VideoInfo', 'video_info', 'write_video']
 
-# %% ../../nbs/core/05_video.ipynb #8adeb1b0
+# %% ../../nbs/core/05_video.ipynb #e68a170a
 class VideoReader:
     "Frames of a film by number, time or range; exact, or a `VideoError`"
     def __init__(self,
         path, # A film
         backend:str='pyav', # 'pyav' (exact on every file) or 'decord' (refuses the files it would misread)
         partial:bool=False, # Read a damaged or cut-off film as far as it is good?
-        threads:int=1 # Decoder threads
+        threads:int=1 # Threads for decoding and conversion; more than one does not go well with forked workers
     ):
         if backend not in ('pyav','decord'): raise ValueError(f"backend must be 'pyav' or 'decord', got {backend!r}")
         self.path,self.backend,self.partial,self.threads = str(path),backend,partial,threads
@@ -126,11 +127,11 @@ def _get(self:VideoReader, i):
         return self._until(i)
     except av.FFmpegError as e: raise self._bad(i, av_reason(e)) from e
 
-# %% ../../nbs/core/05_video.ipynb #38b581f1
+# %% ../../nbs/core/05_video.ipynb #b059fbe6
 @patch
 def _rgb(self:VideoReader, f):
     "A decoded frame as uint8 [h, w, 3], turned as it is shown"
-    a,i = np.rot90(f.to_ndarray(format='rgb24'), -self.info.rotation//90),self.info
+    a,i = np.rot90(f.to_ndarray(format='rgb24', threads=self.threads), -self.info.rotation//90),self.info
     if a.shape[:2] != (i.height, i.width): raise CorruptVideoError(self.path, f"a frame of {a.shape[0]}x{a.shape[1]} in a film of {i.height}x{i.width}")
     return torch.from_numpy(np.ascontiguousarray(a[:,::-1] if i.mirrored else a))
 

@@ -138,38 +138,39 @@ def pixel_rays(
     x = (xy[..., 0] - k(0, 2) - k(0, 1)*y) / k(0, 0)
     return torch.stack([x, y, torch.ones_like(x)], -1)
 
-# %% ../../nbs/core/02_camera.ipynb #9e5c28cd
+# %% ../../nbs/core/02_camera.ipynb #71d9869b
+def _map_rays(depth, K):
+    "Rays [..., h, w, 3] that broadcast with the map [..., 1, h, w]"
+    if depth.ndim < 3 or depth.shape[-3] != 1: raise ValueError(f"a depth map must be [..., 1, h, w], not {list(depth.shape)}")
+    k = depth.ndim-3 - (K.ndim-2)
+    if k < 0: raise ValueError(f"K {list(K.shape)} has more batch axes than the map {list(depth.shape)}")
+    rays = pixel_rays(K, *depth.shape[-2:])
+    return rays.reshape(*K.shape[:-2], *[1]*k, *rays.shape[-3:])
+
+# %% ../../nbs/core/02_camera.ipynb #72dd43ab
 def unproject(
     depth:Tensor, # [..., 1, h, w], planar z in metres
     K:Tensor, # [..., 3, 3]
     pose:Tensor|None=None, # [..., 4, 4] camera-to-world; default: stay in camera axes
 )->Tensor: # [..., h, w, 3], metres
     "World point behind every pixel"
-    if depth.ndim < 3 or depth.shape[-3] != 1: raise ValueError(f"depth must be [..., 1, h, w], not {list(depth.shape)}")
-    rays = pixel_rays(K, *depth.shape[-2:])
-    pts = rays.reshape(*K.shape[:-2], *[1]*(depth.ndim-1-K.ndim), *rays.shape[-3:]) * depth[..., 0, :, :, None]
+    pts = _map_rays(depth, K) * depth[..., 0, :, :, None]
     return pts if pose is None else to_world(pts, pose)
 
-# %% ../../nbs/core/02_camera.ipynb #14af5e73
-def _ray_len(depth, K):
-    "Length of the z = 1 rays, shaped to multiply a map [..., 1, h, w]"
-    if depth.ndim < 3 or depth.shape[-3] != 1: raise ValueError(f"a depth map must be [..., 1, h, w], not {list(depth.shape)}")
-    n = pixel_rays(K, *depth.shape[-2:]).norm(dim=-1).unsqueeze(-3)
-    return n.reshape(*K.shape[:-2], *[1]*(depth.ndim-1-K.ndim), *n.shape[-3:])
-
+# %% ../../nbs/core/02_camera.ipynb #f75c39f8
 def z_to_radius(
     depth:Tensor, # [..., 1, h, w], planar z
     K:Tensor, # [..., 3, 3]
 )->Tensor: # [..., 1, h, w], distance along the ray
     "Planar depth to distance along the ray"
-    return depth * _ray_len(depth, K)
+    return depth * _map_rays(depth, K).norm(dim=-1).unsqueeze(-3)
 
 def radius_to_z(
     radius:Tensor, # [..., 1, h, w], distance along the ray
     K:Tensor, # [..., 3, 3]
 )->Tensor: # [..., 1, h, w], planar z
     "Distance along the ray to planar depth"
-    return radius / _ray_len(radius, K)
+    return radius / _map_rays(radius, K).norm(dim=-1).unsqueeze(-3)
 
 # %% ../../nbs/core/02_camera.ipynb #6a038a2b
 def _tensor(x):
@@ -208,7 +209,7 @@ def stereo_pose(
     step[0, 3] = baseline
     return pose @ step
 
-# %% ../../nbs/core/02_camera.ipynb #abf7bb26
+# %% ../../nbs/core/02_camera.ipynb #64a6378c
 def orbit_path(
     n:int, # Number of poses
     centre:Tensor, # [3], what the camera circles and looks at
@@ -218,6 +219,7 @@ def orbit_path(
     start:float=0., # Degrees at the first pose; 0 is in front (z smaller than the centre's)
 )->Tensor: # [n, 4, 4]
     "Poses on a horizontal circle, looking inwards"
+    if n < 1: raise ValueError(f"a path needs at least one pose, not {n}")
     centre = _tensor(centre)
     step = turn / (n if turn % 360 == 0 else max(n-1, 1))
     a = torch.deg2rad(start + step*torch.arange(n, device=centre.device, dtype=centre.dtype))
@@ -265,13 +267,14 @@ def slerp(
     p, q = torch.where(near, 1-u, ((1-u)*ang).sin()/s), torch.where(near, u, (u*ang).sin()/s)
     return F.normalize(p*a + q*b, dim=-1)
 
-# %% ../../nbs/core/02_camera.ipynb #539259b2
+# %% ../../nbs/core/02_camera.ipynb #acfd52aa
 def spline_path(
     keys:Tensor, # [k, 4, 4], poses to pass through, k >= 2
     n:int, # Number of poses along the way, first and last key included
 )->Tensor: # [n, 4, 4]
     "Poses on a smooth curve through key poses: Catmull-Rom positions, slerped rotations"
     if keys.ndim != 3 or len(keys) < 2: raise ValueError(f"keys must be [k, 4, 4] with k >= 2, not {list(keys.shape)}")
+    if n < 1: raise ValueError(f"a path needs at least one pose, not {n}")
     s = torch.linspace(0, len(keys)-1, n, device=keys.device, dtype=keys.dtype)
     i = s.long().clamp(max=len(keys)-2)
     u, p = (s-i)[:, None], keys[:, :3, 3]

@@ -186,7 +186,22 @@ def depth_rgb(
     rgb = _ramp(((depth.nan_to_num(lo)-lo)/(hi-lo)).clamp(0, 1)[..., 0, :, :]).movedim(-1, -3)
     return torch.where(ok, rgb, torch.full_like(rgb, .6))
 
-# %% ../../nbs/core/01_show.ipynb #c1df69b6
+# %% ../../nbs/core/01_show.ipynb #5a7b77f5
+def _named(maps):
+    "A map or a dict of maps as a dict of [t, c, h, w]"
+    maps = maps if isinstance(maps, dict) else {'': maps}
+    if not maps: raise ValueError("no maps to show")
+    return {k: m.detach().float().cpu().reshape(-1, *m.shape[-3:]) for k, m in maps.items()}
+
+def _layout(maps, rgb, n, title, side):
+    "Rows of frames with names at the left; single frames share one row with names below"
+    rows = [rgb(m).permute(0, 2, 3, 1).numpy() for m in maps.values()]
+    if max(map(len, rows)) == 1: return sheet([[r[0] for r in rows]], list(maps) if any(maps) else None, None, title, side=side)
+    idx = pick(max(map(len, rows)), n)
+    rows = [[r[i] if i < len(r) else None for i in idx] for r in rows]
+    return sheet(rows, [f't={i}' for i in idx], list(maps) if any(maps) else None, title, side=side)
+
+# %% ../../nbs/core/01_show.ipynb #a1705649
 def show_depth(
     depth:Tensor, # [t, 1, h, w] or [1, t, 1, h, w], metres; or a dict title -> depth
     n:int=8, # Frames at most
@@ -196,13 +211,9 @@ def show_depth(
     unit:str='m', # Text at the bar
 )->Picture:
     "Depth maps in colour with one bar for all"
-    ds = depth if isinstance(depth, dict) else {'': depth}
-    ds = {k: d.detach().float().cpu().reshape(-1, *d.shape[-3:]) for k, d in ds.items()}
+    ds = _named(depth)
     lo, hi = _range(torch.cat([d.flatten() for d in ds.values()]), vmin, vmax)
-    idx = pick(max(map(len, ds.values())), n)
-    rows = [depth_rgb(d, lo, hi).permute(0, 2, 3, 1).numpy() for d in ds.values()]
-    heads = [f't={i}' for i in idx] if len(idx) > 1 else None
-    fig = sheet([[r[i] for i in idx] for r in rows], heads, list(ds) if isinstance(depth, dict) else None, title, side=58)
+    fig = _layout(ds, lambda d: depth_rgb(d, lo, hi), n, title, side=58)
     return _bar(fig, lo, hi, unit)
 
 # %% ../../nbs/core/01_show.ipynb #fe4d0ad2
@@ -242,7 +253,7 @@ def flow_rgb(
     rgb = (1 - (speed/top).clamp(max=1)[..., None]*(1-rgb)).movedim(-1, -3)
     return torch.where(ok, rgb, torch.full_like(rgb, .6))
 
-# %% ../../nbs/core/01_show.ipynb #9d95a251
+# %% ../../nbs/core/01_show.ipynb #659ef9a6
 def show_flow(
     flow:Tensor, # [t, 2, h, w] or [1, t, 2, h, w], pixels; or a dict title -> flow
     n:int=8, # Frames at most
@@ -250,13 +261,9 @@ def show_flow(
     title:str|None=None, # Text above
 )->Picture:
     "Flow maps in colour, with the wheel that reads them"
-    fs = flow if isinstance(flow, dict) else {'': flow}
-    fs = {k: f.detach().float().cpu().reshape(-1, *f.shape[-3:]) for k, f in fs.items()}
+    fs = _named(flow)
     top = top or max(f.nan_to_num(0, 0, 0).norm(dim=-3).max().item() for f in fs.values())
-    idx = pick(max(map(len, fs.values())), n)
-    rows = [flow_rgb(f, top).permute(0, 2, 3, 1).numpy() for f in fs.values()]
-    heads = [f't={i}' for i in idx] if len(idx) > 1 else None
-    fig = sheet([[r[i] for i in idx] for r in rows], heads, list(fs) if isinstance(flow, dict) else None, title, side=92)
+    fig = _layout(fs, lambda f: flow_rgb(f, top), n, title, side=92)
     return _wheel(fig, top)
 
 # %% ../../nbs/core/01_show.ipynb #39761370

@@ -141,7 +141,7 @@ def splat_sum(
     _check(x, flow)
     return _gather_sum(_flat(x).flatten(2), *_corners(flow)).reshape(x.shape)
 
-# %% ../../nbs/core/03_warp.ipynb #24ebb3cd
+# %% ../../nbs/core/03_warp.ipynb #cf1b6aeb
 def forward_splat(
     x:Tensor, # [..., c, h, w]
     flow:Tensor, # [..., 2, h, w], where every pixel goes
@@ -151,6 +151,7 @@ def forward_splat(
 )->tuple: # (out [..., c, h, w], zero in holes; hole bool [..., 1, h, w])
     "Send every pixel along its flow; the nearest wins"
     _check(x, flow)
+    if depth is not None: _check(depth, flow)
     idx, wt = _corners(flow)
     v = _flat(x).flatten(2)
     if depth is not None: wt = wt * _in_front(_flat(depth).flatten(1), idx, wt, tol)

@@ -6,12 +6,12 @@
 __all__ = ['SHAPES', 'LABELS', 'WorldConfig', 'intrinsics', 'make_scene', 'shoot', 'make_worlds', 'reverse', 'make_clips',
            'WorldDataset', 'film', 'stereo', 'tracks']
 
-# %% ../../nbs/core/04_worlds.ipynb #33cc339c
+# %% ../../nbs/core/04_worlds.ipynb #9f6920de
 import math, torch
 from dataclasses import dataclass, replace
 from torch import Tensor
 from .camera import stereo_pose
-from .motions import MOTIONS, TWIN, ORDER, CAMERAS, Dice, moments, turn, matmul3, matvec3, move, camera_path
+from .motions import MOTIONS, TWIN, ORDER, CAMERAS, Dice, stir, moments, turn, matmul3, matvec3, move, camera_path
 from .textures import TEXTURES, draw_textures
 from .raycast import Scene, trace
 from .render import World, render
@@ -53,13 +53,15 @@ class WorldConfig:
         "Label of the time-reversed clip, by label."
         return tuple(self.motion.index(TWIN[m]) for m in self.motion) if self.label == 'motion' else tuple(range(len(self.classes)))
 
-# %% ../../nbs/core/04_worlds.ipynb #345f0bfe
+# %% ../../nbs/core/04_worlds.ipynb #76b0e3fb
 def _check(cfg):
     "Refuse what cannot be made."
     for n in ('t', 'h', 'w', 'aa'):
         if getattr(cfg, n) < 1: raise ValueError(f"{n} must be at least 1, not {getattr(cfg, n)}")
     if not 1 <= cfg.n_obj <= 9: raise ValueError(f"n_obj must lie in 1..9, not {cfg.n_obj}")
     if not 1 < cfg.fov < 120: raise ValueError(f"fov must lie between 1 and 120 degrees, not {cfg.fov}")
+    if cfg.noise < 0: raise ValueError(f"noise must not be negative, not {cfg.noise}")
+    if not cfg.motion: raise ValueError(f"motion must name at least one motion, not {cfg.motion!r}")
     if cfg.shadows and not cfg.lit: raise ValueError("shadows=True needs lit=True, not False")
     for n,ok in (('camera', (*CAMERAS, 'any')), ('split', tuple(TEXTURES)), ('label', tuple(LABELS))):
         if getattr(cfg, n) not in ok: raise ValueError(f"{n} must be one of {', '.join(ok)}, not {getattr(cfg, n)!r}")
@@ -117,7 +119,7 @@ def make_scene(
     tex[:, 0, 29] += room[:, 1, 2]  # rings on the wall, not around the camera
     return Scene(kind, size, pos, rot, room, tint, tex, light, intrinsics(cfg, b), pose, cfg.h, cfg.w), label, shape[:, 0], family[:, 1]
 
-# %% ../../nbs/core/04_worlds.ipynb #142328ca
+# %% ../../nbs/core/04_worlds.ipynb #be39a3ad
 def _mean(x, n):
     "Mean over n x n pixels [..., h, w], summed in a fixed order."
     x = x.unflatten(-1, (-1, n)).unflatten(-3, (-1, n))                                            # [..., h, n, w, n]
@@ -138,7 +140,7 @@ def shoot(
 
 def _noisy(clip, seeds, std):
     "Sensor noise, each world's from its own seed."
-    gens = [torch.Generator().manual_seed(int(s)*8+2) for s in seeds]
+    gens = [torch.Generator().manual_seed(stir(int(s)*8+2)) for s in seeds]
     e = torch.stack([torch.randn(clip.shape[1:], generator=g) for g in gens])
     return (clip+std*e.to(clip)).clamp(0, 1)
 

@@ -1,9 +1,28 @@
 "Tokens: properties, and equality with the sources' own formulas"
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from vidlit.core.tokens import (Grid, Rope3D, denorm_patches, grid_of, norm_patches, patchify, put, resize_pos, rope_angles, rotate, sincos_1d,
-    sincos_2d, sincos_3d, split_mask, take, take_patches, unpatchify)
+from vidlit.core.tokens import (
+    Grid,
+    Rope3D,
+    denorm_patches,
+    grid_of,
+    norm_patches,
+    patchify,
+    put,
+    resize_pos,
+    rope_angles,
+    rotate,
+    sincos_1d,
+    sincos_2d,
+    sincos_3d,
+    split_mask,
+    take,
+    take_patches,
+    unpatchify,
+)
 
 quick = settings(max_examples=25, deadline=None)
 side = st.integers(1, 4)

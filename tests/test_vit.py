@@ -1,14 +1,33 @@
 "The vision transformer: equality with transformers, counts, gradients, groups"
 import copy
-import pytest, torch
 from dataclasses import replace
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from vidlit.core.tokens import Grid, Rope3D, sincos_3d, split_mask
-from vidlit.core.vit import (Attention, Block, CosineAttention, FactorisedBlock, StoredPos, ViT, block_flops, count_params, draw_paths, flat_pos,
-    init_vit, layer_decay_groups, run_blocks, vit_b, vit_g, vit_h, vit_l, vit_s)
+from vidlit.core.vit import (
+    Attention,
+    Block,
+    CosineAttention,
+    FactorisedBlock,
+    StoredPos,
+    ViT,
+    block_flops,
+    count_params,
+    draw_paths,
+    flat_pos,
+    init_vit,
+    layer_decay_groups,
+    run_blocks,
+    vit_b,
+    vit_g,
+    vit_h,
+    vit_l,
+    vit_s,
+)
 from vidlit.core.weights import KeyMap, load_strict
 
 tiny = replace(vit_s, dim=48, depth=3, heads=4, patch=(2,8,8))

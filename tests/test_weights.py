@@ -1,7 +1,13 @@
 "Weights: hostile and damaged files, shards, the Hub, maps there and back"
-import argparse, builtins, json, os, pickle
-import huggingface_hub, pytest, torch
+import argparse
+import builtins
+import json
+import os
+import pickle
 from dataclasses import replace
+import huggingface_hub
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from vidlit.core.vit import ViT, vit_s
@@ -119,7 +125,8 @@ def test_hf_map_there_and_back(model):
 @given(depth=st.integers(1, 12), pieces=st.integers(2, 4), rows=st.integers(1, 3), seed=st.integers(0, 99))
 def test_any_map_is_two_way(depth, pieces, rows, seed):
     gen = torch.Generator().manual_seed(seed)
-    rules = KeyMap([('b.{i}.fused', tuple('l.{i}.'+f'p{n}' for n in range(pieces))), ('b.{i}.turned', 'l.{i}.x', lambda w: w.T, lambda w: w.T), ('{rest}', 'other.{rest}')])
+    fused = 'b.{i}.fused',tuple('l.{i}.'+f'p{n}' for n in range(pieces))
+    rules = KeyMap([fused, ('b.{i}.turned', 'l.{i}.x', lambda w: w.T, lambda w: w.T), ('{rest}', 'other.{rest}')])
     mine = {f'b.{i}.{o}':torch.rand(rows*pieces, 2, generator=gen) for i in range(depth) for o in ('fused','turned','plain')}
     theirs = rules.to_theirs(mine)
     assert len(theirs)==depth*(pieces+2) and same(rules.to_ours(theirs), mine)

@@ -7,7 +7,7 @@ __all__ = ['extract', 'standardise', 'knn_probe', 'ridge_probe', 'logistic_probe
            'AttentiveProbe', 'attentive_probe', 'Arm', 'Choice', 'tune', 'with_random_arm', 'feature_arms',
            'tune_table']
 
-# %% ../../nbs/core/11_probe.ipynb #ec32b602
+# %% ../../nbs/core/11_probe.ipynb #69dc202c
 import itertools,math
 from dataclasses import dataclass
 import torch
@@ -15,7 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from .clips import clip_dls
 from .finetune import *
-from .finetune import _device,_eval,_learner
+from .finetune import _device,_eval
+from .schedule import param_groups
+from .train import fit
 
 # %% ../../nbs/core/11_probe.ipynb #ce9e7776
 def _views(out, b, v, how):
@@ -177,7 +179,7 @@ class AttentiveProbe(nn.Module):
         q = q+self.attn(q, self.norm1(tok))
         return self.head((q+self.mlp(self.norm2(q)))[:,0])
 
-# %% ../../nbs/core/11_probe.ipynb #8def005b
+# %% ../../nbs/core/11_probe.ipynb #a85f4707
 def attentive_probe(
     train:Feats, # Tokens [n, k, d], standardised
     lr:float=1e-3, # Peak of the warm-up cosine
@@ -195,8 +197,8 @@ def attentive_probe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AttentiveProbe(d, n, math.gcd(heads, d), depth)
-        learn = _learner(model, clip_dls((x,train.y), bs=min(bs,len(x)), seed=seed), lr, wd)
-        learn.fit(epochs)
+        learn = classifier_learner(model, clip_dls((x,train.y), bs=min(bs,len(x)), seed=seed), lr, wd, groups=param_groups(model, ['query']))
+        fit(learn, epochs=epochs, validate=False)
     model.eval()
     def predict(o):
         with torch.no_grad(): return torch.cat([model(c).softmax(-1) for c in o.split(256)])

@@ -7,11 +7,11 @@ __all__ = ['pixel_grid', 'make_K', 'resize_K', 'crop_K', 'pad_K', 'flip_K', 'fli
            'pixel_rays', 'unproject', 'z_to_radius', 'radius_to_z', 'look_at', 'relative_pose', 'stereo_pose',
            'orbit_path', 'mat_to_quat', 'quat_to_mat', 'slerp', 'spline_path', 'show_poses']
 
-# %% ../../nbs/core/02_camera.ipynb #7b40d027
+# %% ../../nbs/core/02_camera.ipynb #b7f2f268
 import math, torch
 import torch.nn.functional as F
 from torch import Tensor
-from .picture import COLOURS, DPI, FAINT, INK, Picture
+from .picture import COLOURS, FAINT, INK, Picture
 
 # %% ../../nbs/core/02_camera.ipynb #e5b8bfac
 def pixel_grid(
@@ -286,13 +286,13 @@ def spline_path(
     out[:, :3, :3], out[:, :3, 3] = quat_to_mat(slerp(q[i], q[i+1], u)), pos
     return out
 
-# %% ../../nbs/core/02_camera.ipynb #9aa69bfe
+# %% ../../nbs/core/02_camera.ipynb #413a7430
 def show_poses(
     paths:dict, # Name -> poses [n, 4, 4]
     reach:float=.5, # Length of the viewing lines, metres
 )->Picture: # x to the right, z (forward) upwards
     "Camera paths from above"
-    fig = Picture(figsize=(5.2, 4), dpi=DPI, layout='constrained')
+    fig = Picture(figsize=(5.2, 4), layout='constrained')
     ax = fig.add_subplot(aspect='equal')
     for (name, poses), c in zip(paths.items(), COLOURS):
         p, d = poses[:, [0, 2], 3].cpu(), poses[:, [0, 2], 2].cpu()*reach

@@ -29,9 +29,10 @@ def _squeeze_png(data, limit):
         data = min(data, out.getvalue(), key=len)
     return data
 
-# %% ../../nbs/core/00_picture.ipynb #dc097c1f
+# %% ../../nbs/core/00_picture.ipynb #ee70b3c3
 class Picture(Figure):
     "A figure that shows itself once, when it is the value of a cell"
+    def __init__(self, *args, dpi=DPI, **kwargs): super().__init__(*args, dpi=dpi, **kwargs)
     def png(self,
         limit:int=LIMIT, # Bytes above which colours are reduced
     )->bytes: # PNG
@@ -101,7 +102,7 @@ def _series(v):
     if len({len(a) for a in out}) > 1: raise ValueError(f"parts of a curve differ in length: {[len(a) for a in out]}")
     return out + [None]*(4-len(out))
 
-# %% ../../nbs/core/00_picture.ipynb #c63ea766
+# %% ../../nbs/core/00_picture.ipynb #7efddbbc
 def show_curves(
     curves:dict, # Name -> y, (x, y) or (x, y, low, high)
     xlabel:str='', # Below
@@ -114,7 +115,7 @@ def show_curves(
     size:tuple=(6.4, 3.2), # Inches
 )->Picture:
     "Lines, with bands where low and high are given"
-    fig = Picture(figsize=size, dpi=DPI, layout='constrained')
+    fig = Picture(figsize=size, layout='constrained')
     ax = _tidy(fig.add_subplot(), xlabel, ylabel, title)
     for i, (name, v) in enumerate(curves.items()):
         x, y, lo, hi = _series(v)
@@ -127,7 +128,7 @@ def show_curves(
     if len(curves)+len(levels or {}) > 1: ax.legend(fontsize=8, frameon=False, labelcolor=INK)
     return fig
 
-# %% ../../nbs/core/00_picture.ipynb #64db9684
+# %% ../../nbs/core/00_picture.ipynb #538f0ace
 def show_intervals(
     values:dict, # Name -> (mean, low, high), or a plain number
     xlabel:str='', # Below
@@ -137,7 +138,7 @@ def show_intervals(
     best:str|None=None, # Name drawn in colour; default: all
 )->Picture:
     "A dot and its interval for every name, to compare arms"
-    fig = Picture(figsize=(6.4, .75+.34*len(values)), dpi=DPI, layout='constrained')
+    fig = Picture(figsize=(6.4, .75+.34*len(values)), layout='constrained')
     ax = _tidy(fig.add_subplot(), xlabel, '', title)
     ax.grid(False, axis='y')
     for i, (name, v) in enumerate(values.items()):

@@ -57,7 +57,7 @@ def _fit(im, width):
     im8 = Image.fromarray((im*255).round().astype(np.uint8)).resize((width, max(1, round(h*width/w))), Image.Resampling.BOX)
     return np.asarray(im8)/255
 
-# %% ../../nbs/core/01_show.ipynb #2797378c
+# %% ../../nbs/core/01_show.ipynb #7f753609
 def sheet(
     rows:list, # Rows of images [h, w, 3] in [0, 1]; None leaves a gap
     heads:list|None=None, # Text under the columns
@@ -72,7 +72,7 @@ def sheet(
     rows = [[None if im is None else _fit(np.asarray(im), width) for im in r] for r in rows]
     hs = [max((im.shape[0] for im in r if im is not None), default=8) for r in rows]
     cw = max((im.shape[1] for r in rows for im in r if im is not None), default=8)
-    gap, left, top = 3, 12+7*max(map(len, map(str, titles))) if titles else 2, 24 if title else 2
+    gap, left, top = 3, 12+6*max(map(len, map(str, titles))) if titles else 2, 24 if title else 2
     W, H = n*(cw+gap)-gap, sum(hs)+gap*(len(hs)-1)
     page = np.ones((H, W, 3), np.float32)
     for i, r in enumerate(rows):

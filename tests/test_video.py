@@ -200,7 +200,8 @@ def test_each_error(tmp_path):
         s.width, s.height, s.pix_fmt = 80, 48, 'yuv420p'
         c.start_encoding()
     want = {'nobody.mp4': MissingVideoError, 'pipe.mp4': MissingVideoError, '.': MissingVideoError, 'empty.mp4': EmptyVideoError,
-            'words.mp4': UnreadableVideoError, 'noise.mp4': UnreadableVideoError, 'sound.m4a': NoVideoStreamError, 'zero.mp4': (EmptyVideoError, NoVideoStreamError)}
+            'words.mp4': UnreadableVideoError, 'noise.mp4': UnreadableVideoError, 'sound.m4a': NoVideoStreamError,
+            'zero.mp4': (EmptyVideoError, NoVideoStreamError)}
     for name, kind in want.items():
         for get in (video_info, VideoReader, lambda p: VideoReader(p, backend='decord')):
             with pytest.raises(kind, match=name): get(tmp_path/name)

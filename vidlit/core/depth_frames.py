@@ -71,7 +71,7 @@ def max_error(
     if meta.dtype=='uint16': return meta.scale/2
     return 0. if meta.dtype=='float32' else max(abs(value)*2**-11, 2**-25)
 
-# %% ../../nbs/core/05a_depth_frames.ipynb #5585fa66
+# %% ../../nbs/core/05a_depth_frames.ipynb #00151144
 def to_stored(
     value, # [h, w] or [1, h, w], tensor or array; NaN where there is none
     meta:DepthMeta # How to store it
@@ -83,10 +83,11 @@ def to_stored(
     if meta.kind!='disparity' and (v[ok] <= 0).any(): raise ValueError(f"{meta.kind} must be greater than 0, got {v[ok].min()}")
     if meta.dtype=='float16' and (abs(v[ok]) > 65504).any(): raise ValueError(f"float16 ends at 65504, got {abs(v[ok]).max()}")
     if meta.dtype!='uint16': return v.astype(meta.dtype)
-    q = np.round((np.where(ok, v, 0).astype(np.float64)-meta.offset)/meta.scale)
-    lo,hi = meta.offset+meta.scale,meta.offset+65535*meta.scale
-    if (wrong := ok & ((q < 1) | (q > 65535))).any(): raise ValueError(f"value {v[wrong][0]} lies outside {lo:.6g}..{hi:.6g}, the range of this folder")
-    return np.where(ok, q, 0).astype(np.uint16)
+    q = (np.where(ok, v, 0).astype(np.float64)-meta.offset)/meta.scale
+    slack = .5+np.spacing(abs(np.where(ok, v, 0)))/meta.scale  # half a step, and what float32 rounds
+    if (wrong := ok & ((q < 1-slack) | (q > 65535+slack))).any():
+        raise ValueError(f"value {v[wrong][0]} lies outside {meta.offset+meta.scale:.6g}..{meta.offset+65535*meta.scale:.6g}, the range of this folder")
+    return np.where(ok, np.round(q).clip(1, 65535), 0).astype(np.uint16)
 
 def from_stored(
     a, # [h, w] of `meta.dtype`
@@ -187,7 +188,7 @@ class DepthWriter:
     def __exit__(self, kind, *args):
         if kind is None: self.close()
 
-# %% ../../nbs/core/05a_depth_frames.ipynb #b08494a7
+# %% ../../nbs/core/05a_depth_frames.ipynb #fab06f6e
 @patch
 def _claim(self:DepthWriter):
     "Make the folder, or check that the one there is this one"
@@ -206,8 +207,8 @@ def _zarr(self:DepthWriter):
     "The zarr array, made or opened"
     if self._z is None:
         m,p = self.meta,self.path/'frames.zarr'
-        if not (p/'zarr.json').exists(): zarr.create_array(p, shape=(0, m.height, m.width), chunks=(1, m.height, m.width), dtype=m.dtype, config={'write_empty_chunks':True})
-        self._z = zarr.open_array(p, mode='r+', config={'write_empty_chunks':True})
+        if not (p/'zarr.json').exists(): zarr.create_array(p, shape=(0, m.height, m.width), chunks=(1, m.height, m.width), dtype=m.dtype)
+        with zarr.config.set({'array.write_empty_chunks':True}): self._z = zarr.open_array(p, mode='r+')  # else a frame of zeros is not written
     return self._z
 
 # %% ../../nbs/core/05a_depth_frames.ipynb #a6257199

@@ -93,10 +93,10 @@ def _scan(path):
         cols = [list(o) for o in zip(*rows)] or [[]]*5
         return _Scan(*cols, bad, s.frames if s.frames > total else len(rows), gap, whole, c.format.name, max(1, round(step/s.time_base)))
 
-# %% ../../nbs/core/04b_film_index.ipynb #8dc9ef9c
+# %% ../../nbs/core/04b_film_index.ipynb #e8bd92ab
 def _safe(scan):
     "Number of frames before which none can be lost in a cut-off film (eq. 1)"
-    last = max((o for o in scan.dts if o is not None), default=None)
+    last = max((o for o in scan.dts if o is not None), default=scan.pts[0] if scan.pts else None)
     return len(scan.pts) if last is None else sum(o is None or o <= last for o in scan.pts)
 
 def _hole(scan):

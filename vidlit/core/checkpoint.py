@@ -201,7 +201,7 @@ def restore(self:Checkpoint,
     for k,g in gens.items(): g.set_state(state['gens'][k])
     self.clock.done, self.learn.seeded.at = state['step'], tuple(state['at'])
 
-# %% ../../nbs/core/10b_checkpoint.ipynb #59ea9822
+# %% ../../nbs/core/10b_checkpoint.ipynb #7f51f16c
 @patch
 def newest(self:Checkpoint):
     "The newest state that can be read, None when there is no file"
@@ -216,6 +216,7 @@ def newest(self:Checkpoint):
 @patch
 def before_fit(self:Checkpoint):
     if not any(isinstance(o, Seeded) for o in self.learn.cbs): self.learn.add_cb(Seeded(0))
+    for o in self.folder.glob('.tmp-*'): o.unlink(missing_ok=True)  # left by a kill; a folder belongs to one run
     state = self.newest()
     if state: self.restore(state)
 

@@ -6,6 +6,7 @@ import os
 import pickle
 from dataclasses import replace
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -59,7 +60,7 @@ def test_noise_is_not_a_checkpoint(tmp_path):
 
 def test_what_training_scripts_leave_behind(tmp_path, model):
     args = argparse.Namespace(lr=1., opt_betas=[.9,.95], output_dir='x')
-    torch.save(dict(model=model.state_dict(), optimizer=dict(state={0:torch.ones(1)}), epoch=3, args=args), tmp_path/'a.pth')
+    torch.save(dict(model=model.state_dict(), optimizer=dict(state={0:torch.ones(1)}), epoch=3, args=args, best=np.float64(.5), n=np.int64(2)), tmp_path/'a.pth')
     assert same(read_weights(tmp_path/'a.pth'), model.state_dict())
     torch.save(dict(module=model.state_dict(), lr_scheduler=None), tmp_path/'b.pt')
     assert same(read_weights(tmp_path/'b.pt'), model.state_dict())

@@ -72,14 +72,13 @@ def unpatchify(
     clip = rearrange(tok, ' -> '.join(_pattern(order)[::-1]), t=t, h=h, w=w, p=p, q=q, r=r)
     return clip[:,:,0] if len(patch)==2 else clip
 
-# %% ../../nbs/core/07_tokens.ipynb #01449582
+# %% ../../nbs/core/07_tokens.ipynb #9277468c
 def take(
     tok:Tensor, # `[b, n, d]`
     idx:Tensor, # int64 `[b, k]`
-)->Tensor: # `[b, k, d]`
+)->Tensor: # `[b, k, d]`; IndexError for a position that is not there
     "The tokens at the given positions of each sample"
-    row = idx + torch.arange(len(tok), device=idx.device)[:,None]*tok.shape[1]
-    return tok.flatten(0, 1).index_select(0, row.flatten()).unflatten(0, idx.shape) # whole rows: ten times `gather` on a CPU
+    return tok[torch.arange(len(tok), device=idx.device)[:,None], idx] # copies whole rows: two to three times as fast as `gather`
 
 # %% ../../nbs/core/07_tokens.ipynb #fed99830
 def take_patches(

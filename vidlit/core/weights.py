@@ -6,11 +6,11 @@
 __all__ = ['hf_videomae', 'timm_vit', 'WeightsError', 'KeyReport', 'load_strict', 'read_weights', 'write_weights', 'Rule',
            'KeyMap', 'save_hub', 'read_hub']
 
-# %% ../../nbs/core/13_weights.ipynb #f10a38f7
+# %% ../../nbs/core/13_weights.ipynb #af9facac
 import argparse, re, pickle
 from dataclasses import dataclass, asdict, is_dataclass
 from pathlib import Path
-import torch
+import numpy as np, torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from .store import StoreError, atomic_path, read_json, write_json
@@ -66,11 +66,18 @@ def load_strict(
     return KeyReport(len(state), sum(v.numel() for v in state.values()), {k:kinds.count(k) for k in sorted(set(kinds))},
         [] if keymap is None else keymap.ignored(theirs))
 
-# %% ../../nbs/core/13_weights.ipynb #6e98ad0e
+# %% ../../nbs/core/13_weights.ipynb #e939fea1
+def _harmless():
+    "Classes that training scripts leave in checkpoints and that only hold numbers"
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(o)) for o in ('bool','int32','int64','float32','float64')]
+    return [argparse.Namespace, np.dtype, *kinds, scalar, (scalar, 'numpy.core.multiarray.scalar')]
+
+# %% ../../nbs/core/13_weights.ipynb #b41e198a
 def _torch_file(path):
     "A torch file through the restricted unpickler"
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]): return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(_harmless()): return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
         what = re.search(r'(?:GLOBAL|global|Unsupported class|class) [`\']?([\w.]+)', str(e))
         raise WeightsError(f"{path}: refused, this pickle is not only tensors{f' but wants {what[1]}' if what else ''}") from e

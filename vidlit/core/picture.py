@@ -29,10 +29,12 @@ def _squeeze_png(data, limit):
         data = min(data, out.getvalue(), key=len)
     return data
 
-# %% ../../nbs/core/00_picture.ipynb #ee70b3c3
+# %% ../../nbs/core/00_picture.ipynb #f4fe9ab2
 class Picture(Figure):
     "A figure that shows itself once, when it is the value of a cell"
-    def __init__(self, *args, dpi=DPI, **kwargs): super().__init__(*args, dpi=dpi, **kwargs)
+    def __init__(self, *args, dpi=DPI, **kwargs):
+        "A blank page; arguments are those of matplotlib's Figure"
+        super().__init__(*args, dpi=dpi, **kwargs)
     def png(self,
         limit:int=LIMIT, # Bytes above which colours are reduced
     )->bytes: # PNG

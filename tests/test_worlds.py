@@ -10,8 +10,7 @@ from vidlit.core.motions import CAMERAS, MOTIONS, TWIN
 from vidlit.core.raycast import pixel_centres, trace
 from vidlit.core.textures import TEXTURES
 from vidlit.core.warp import backward_warp
-from vidlit.core.worlds import (SHAPES, WorldConfig, WorldDataset, film, make_clips, make_scene, make_worlds, reverse,
-                                stereo, tracks)
+from vidlit.core.worlds import SHAPES, WorldConfig, WorldDataset, film, make_clips, make_scene, make_worlds, reverse, stereo, tracks
 
 ALL = WorldConfig(motion=MOTIONS, camera='any', n_obj=3, lit=True, shadows=True)
 FIELDS = ('clip', 'unlit', 'depth', 'radius', 'flow', 'occ', 'seg', 'point', 'label', 'shape', 'texture')
@@ -199,6 +198,7 @@ def test_stereo_and_tracks():
 @pytest.mark.parametrize('bad, says', [
     (dict(t=0), 't must be at least 1, not 0'), (dict(n_obj=10), 'not 10'), (dict(motion='fly'), "'fly'"), (dict(motion='cw'), "'ccw'"),
     (dict(camera='drone'), "'drone'"), (dict(split='val'), "'val'"), (dict(shadows=True), 'needs lit'), (dict(fov=170), 'not 170'),
+    
     (dict(label='colour'), "'colour'"), (dict(n_obj=1, motion='pass'), 'at least 2'), (dict(aa=0), 'aa'), (dict(noise=-1.), 'noise'), (dict(motion=()), 'motion')])
 def test_bad_configurations_are_refused(bad, says):
     with pytest.raises(ValueError, match=says): WorldConfig(**bad)

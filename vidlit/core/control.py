@@ -57,7 +57,7 @@ def _roll(a, r):
     "Rotation of a ball of radius r that rolls by a [b,3] on the ground."
     return rotation(torch.stack([a[:, 2], torch.zeros_like(r), -a[:, 0]], -1)/r[:, None])
 
-# %% ../../nbs/core/04b_control.ipynb #39181bce
+# %% ../../nbs/core/04b_control.ipynb #2d9a02a6
 class ControlWorld:
     "b small arenas that obey actions; everything follows from the seeds and the actions."
     def __init__(self,
@@ -67,7 +67,7 @@ class ControlWorld:
         limit:float=.5): # Longest step, metres; longer ones are cut
         if dims not in (2, 3, 6): raise ValueError(f"actions have 2, 3 or 6 dimensions, not {dims}")
         self.cfg,self.dims,self.limit = cfg,dims,limit
-        self.low,self.high = torch.tensor([-1.05, -1.2, -.85]).double(),torch.tensor([1.05, 0, .85]).double()
+        self.low,self.high = torch.tensor([-.9, -1., -.8]).double(),torch.tensor([.9, 0, .8]).double()
         self.start,self._parts = _arena(Dice(seeds, 4+(cfg.split == 'test')), cfg)
         self.reach = self._parts[1].amax(-1)*torch.where(self._parts[0] == 1, math.sqrt(2), 1.)  # of a box: half the diagonal
 
@@ -75,7 +75,7 @@ class ControlWorld:
         lift = torch.tensor([0., 1, 0]).to(p)*self._parts[1][:, k, 1:2]  # the lowest point of an object stays above ground
         return torch.minimum(torch.maximum(p, self.low), self.high-lift)
 
-# %% ../../nbs/core/04b_control.ipynb #f301d92a
+# %% ../../nbs/core/04b_control.ipynb #9c70f927
 def _arena(dice, cfg):
     "Start state and the fixed parts of an arena: kinds, sizes, room, tints, textures, light."
     k = cfg.n_obj
@@ -86,7 +86,7 @@ def _arena(dice, cfg):
     turns = dice()*2*math.pi
     a = turns[:, None]+torch.arange(k)*(2*math.pi/k)+dice(9, lo=-.3, hi=.3)[:, :k]  # around the middle, each in its own sector
     far = dice(9, lo=.5, hi=.72)[:, :k]
-    pos = torch.stack([far*a.cos()*1.2, -size[..., 1], far*a.sin()], -1)
+    pos = torch.stack([far*a.cos()*1.1, -size[..., 1], far*a.sin()], -1)
     rot = turn(1, dice(9)[:, :k]*2*math.pi)
     room = torch.tensor([[-4., -5, -6], [4, 0, 4]]).double().expand(b, 2, 3)
     freq = torch.cat([dice(1, lo=3., hi=6.), dice(9, lo=1.2, hi=2.)[:, :k]*math.pi/r], 1)
@@ -120,7 +120,7 @@ def step(self:ControlWorld,
     rot[:, 0] = matmul3(spin, rot[:, 0])
     return State(torch.stack(p, 1), rot)
 
-# %% ../../nbs/core/04b_control.ipynb #de2be2d6
+# %% ../../nbs/core/04b_control.ipynb #0b72835d
 @patch
 def numbers(self:ControlWorld,
     state:State, # Of b worlds
@@ -139,8 +139,9 @@ def see(self:ControlWorld,
     states = [states] if isinstance(states, State) else list(states)
     kind,size,room,tint,tex,light = self._parts
     pos,rot = (torch.stack([getattr(s, n) for s in states], 2) for n in ('pos', 'rot'))
-    pose = look_at(torch.tensor([0., -2.6, -3.1]).double(), torch.tensor([0., 0., .1]).double())
     cfg,b = self.cfg,len(pos)
+    back = min(6., 1.45/math.tan(math.radians(cfg.fov)/2))  # so far away that the arena fills the frame
+    pose = look_at(torch.tensor([0., -.72, -.69]).double()*back, torch.tensor([0., -.1, 0.]).double())
     scene = Scene(kind, size, pos, rot, room, tint, tex, light, intrinsics(cfg, b), pose.expand(b, len(states), 4, 4), cfg.h, cfg.w)
     return replace(shoot(scene, cfg, truth), state=torch.stack([self.numbers(s) for s in states], 1).float())
 

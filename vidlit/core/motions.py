@@ -139,7 +139,7 @@ def _partner(motion, tau, meet, u, speed, pos, rot, kind, size, side):
     beside = pos[:, 0]+u*(reach(u)*(side[:, 1]-.5))[:, None]+across*(reach(across)*1.1)[:, None]
     return torch.where(_is(motion, 'pass')[..., None] > 0, beside[:, None].expand_as(pushed), pushed)
 
-# %% ../../nbs/core/03a_motions.ipynb #21131ed5
+# %% ../../nbs/core/03a_motions.ipynb #a8a1a937
 def move(
     motion:Tensor, # Int64 [b] index into MOTIONS
     tau:Tensor, # [t] moments
@@ -156,6 +156,9 @@ def move(
     meet,theta,swing,side = dice(lo=-.12, hi=.12),dice(hi=2*math.pi),dice(2),dice(2)
     theta = torch.where(motion < 8, (motion % 4)*(math.pi/4), theta)
     u = torch.stack([theta.cos(), theta.sin(), torch.zeros_like(theta)], -1)
+    if k > 1:  # the two meet in the middle
+        gap = extent(kind[:, 0], size[:, 0], rot[:, 0], u)+extent(kind[:, 1], size[:, 1], rot[:, 1], u)
+        pos = pos-torch.cat([u*(_is(motion, 'push', 'part')*gap[:, None]/2), torch.zeros_like(u).repeat(1, k-1)], 1).view(b, k, 3)
     P = pos[:, :, None].repeat(1, 1, tau.shape[1], 1)
     R = rot[:, :, None].repeat(1, 1, tau.shape[1], 1, 1)
     P[:, 0] += u[:, None]*(headway(motion, tau, meet, swing)*speed[:, None])[..., None]

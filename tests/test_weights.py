@@ -60,7 +60,8 @@ def test_noise_is_not_a_checkpoint(tmp_path):
 
 def test_what_training_scripts_leave_behind(tmp_path, model):
     args = argparse.Namespace(lr=1., opt_betas=[.9,.95], output_dir='x')
-    torch.save(dict(model=model.state_dict(), optimizer=dict(state={0:torch.ones(1)}), epoch=3, args=args, best=np.float64(.5), n=np.int64(2)), tmp_path/'a.pth')
+    rest = dict(optimizer=dict(state={0:torch.ones(1)}), epoch=3, args=args, best=np.float64(.5), n=np.int64(2))
+    torch.save(dict(model=model.state_dict(), **rest), tmp_path/'a.pth')
     assert same(read_weights(tmp_path/'a.pth'), model.state_dict())
     torch.save(dict(module=model.state_dict(), lr_scheduler=None), tmp_path/'b.pt')
     assert same(read_weights(tmp_path/'b.pt'), model.state_dict())

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidlit.core.vit import ViTConfig, vit_s
 from vidlit.core.tokens import Grid
 from vidlit.pretrain.tube_masking import tube_mask
-from vidlit.pretrain.videomae import VideoMAE, VideoMAEConfig, videomae_s
+from vidlit.pretrain.videomae import VideoMAE, VideoMAEConfig, target_raw, videomae_s
 
 SIDE = 2048 # of the matrices whose product measures the machine
 
@@ -86,7 +86,8 @@ def curve(steps, seed, bf16):
     from vidlit.core.clips import normalise
     gen = torch.Generator().manual_seed(seed)
     patch = (2,8,8)
-    model = VideoMAE(VideoMAEConfig(ViTConfig(dim=96, depth=4, heads=3, patch=patch), ViTConfig(dim=64, depth=2, heads=2)), gen=gen)
+    cfg = VideoMAEConfig(ViTConfig(dim=96, depth=4, heads=3, patch=patch), ViTConfig(dim=64, depth=2, heads=2))
+    model = VideoMAE(cfg, target=target_raw, gen=gen) # plain pixels: a loss that falls within few steps
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(.9,.95), weight_decay=.05)
     losses = []
     for i in range(steps):

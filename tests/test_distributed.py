@@ -1,9 +1,11 @@
 """Two processes on the CPU take the steps that one takes on the joint batch.
 
 As a script, under torchrun or alone, this file trains and writes what happened."""
-import os, socket, subprocess, sys
+import os
+import socket
+import subprocess
+import sys
 from functools import partial
-
 import torch
 from torch import nn
 
@@ -30,7 +32,7 @@ def train(bs, kind='fastai', acc=1, folder=None, steps=STEPS):
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
     from vidlit.core.checkpoint import Checkpoint, Distributed, Seeded
-    from vidlit.core.train import (EMA, Accumulate, Clip, History, MaskSampler, ParamSchedule, adamw, bare, fit, warmup_cosine)
+    from vidlit.core.train import EMA, Accumulate, Clip, History, MaskSampler, ParamSchedule, adamw, bare, fit, warmup_cosine
     got = dict(grad=[], items=[], masks=[])
 
     class Note(Callback):
@@ -58,7 +60,8 @@ def train(bs, kind='fastai', acc=1, folder=None, steps=STEPS):
 def main(out):
     from vidlit.core.checkpoint import process_group
     with process_group('gloo') as (rank, world):
-        got = {k: train(8//world, **kw) for k, kw in dict(fastai={}, torch=dict(kind='torch'), acc=dict(acc=2), saved=dict(folder=f'{out}/ckpt', steps=2)).items()}
+        got = {k: train(8//world, **kw)
+            for k, kw in dict(fastai={}, torch=dict(kind='torch'), acc=dict(acc=2), saved=dict(folder=f'{out}/ckpt', steps=2)).items()}
         if world>1: torch.distributed.barrier()
         got['resumed'] = train(8//world, folder=f'{out}/ckpt')
         torch.save(got, f'{out}/{world}-{rank}.pt')
@@ -84,7 +87,8 @@ def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp('dist')
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'): env.pop(k, None)
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_addr', '127.0.0.1', '--master_port', str(free_port()), __file__, str(out)]
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_addr', '127.0.0.1', '--master_port',
+        str(free_port()), __file__, str(out)]
     alone = tmp_path_factory.mktemp('alone')
     with subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as p:
         try:

@@ -1,10 +1,16 @@
 """Kill -9 in the middle of training and of writing a cache, then go on: same weights, no item lost or doubled.
 
 As a script this file is the process that gets killed: it forks one child for each moment at which to die."""
-import json, os, signal, subprocess, sys, time, traceback, warnings
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import warnings
 from functools import partial
 from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -23,8 +29,7 @@ def learner(folder, *cbs):
     from fastai.learner import Learner
     from vidlit.core.checkpoint import Checkpoint, Seeded
     from vidlit.core.health import Health
-    from vidlit.core.train import (EMA, Accumulate, Autocast, Clip, History, InputTarget, MaskSampler, ParamSchedule, adamw, cosine, linear,
-        warmup_cosine)
+    from vidlit.core.train import EMA, Accumulate, Autocast, Clip, History, InputTarget, MaskSampler, ParamSchedule, adamw, cosine, linear, warmup_cosine
 
     class Fill(nn.Module):
         "Guesses hidden numbers"
@@ -129,7 +134,10 @@ def forked(fn, folder, how):
 
 
 def main(root):
-    import torch._dynamo, vidlit.core.checkpoint, vidlit.core.health, vidlit.core.store  # noqa: once, before forking
+    import torch._dynamo
+    import vidlit.core.checkpoint
+    import vidlit.core.health
+    import vidlit.core.store  # noqa: F401 - once, before forking
     warnings.filterwarnings('ignore')
     got = {f'train/{o}': forked(train_and_die, Path(root)/'train'/o, o) for o in deaths}
     got.update({f'cache/{o}': forked(fill_and_die, Path(root)/'cache'/o, o) for o in cache_deaths})

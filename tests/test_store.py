@@ -1,15 +1,15 @@
 "Properties and races of the store: fingerprints, locks, work lists and token caches"
-import contextlib, multiprocessing as mp, os
+import contextlib
+import multiprocessing as mp
+import os
 from pathlib import Path
-
-import pytest, torch
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-
 from vidlit.core import store
 from vidlit.core.fingerprint import fingerprint
-from vidlit.core.store import (CacheMismatch, Manifest, StoreBusy, StoreError, TokenCache, WorkList, atomic_path, read_json,
-    sweep, write_json, writer)
+from vidlit.core.store import CacheMismatch, Manifest, StoreBusy, StoreError, TokenCache, WorkList, atomic_path, read_json, sweep, write_json, writer
 
 fork = mp.get_context('fork')
 leaf = st.none()|st.booleans()|st.integers()|st.floats(allow_nan=False)|st.text(max_size=4)|st.binary(max_size=4)

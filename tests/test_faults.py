@@ -134,7 +134,7 @@ def forked(fn, folder, how):
 
 
 def main(root):
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401 - slow, so once, before forking
     import vidlit.core.checkpoint
     import vidlit.core.health
     import vidlit.core.store  # noqa: F401 - once, before forking

@@ -198,8 +198,8 @@ def test_stereo_and_tracks():
 @pytest.mark.parametrize('bad, says', [
     (dict(t=0), 't must be at least 1, not 0'), (dict(n_obj=10), 'not 10'), (dict(motion='fly'), "'fly'"), (dict(motion='cw'), "'ccw'"),
     (dict(camera='drone'), "'drone'"), (dict(split='val'), "'val'"), (dict(shadows=True), 'needs lit'), (dict(fov=170), 'not 170'),
-    
-    (dict(label='colour'), "'colour'"), (dict(n_obj=1, motion='pass'), 'at least 2'), (dict(aa=0), 'aa'), (dict(noise=-1.), 'noise'), (dict(motion=()), 'motion')])
+    (dict(label='colour'), "'colour'"), (dict(n_obj=1, motion='pass'), 'at least 2'), (dict(aa=0), 'aa'), (dict(noise=-1.), 'noise'),
+    (dict(motion=()), 'motion')])
 def test_bad_configurations_are_refused(bad, says):
     with pytest.raises(ValueError, match=says): WorldConfig(**bad)
 

@@ -4,26 +4,30 @@
 
 # %% auto #0
 __all__ = ['hidden_pixels', 'target_ref', 'target', 'ask_last', 'Decoder', 'init_weights', 'MAEOut', 'VideoMAE',
-           'VideoMAEClassifier', 'pretrainer', 'target_raw']
+           'VideoMAEClassifier', 'pretrainer', 'target_raw', 'VideoMAEConfig', 'videomae_s', 'videomae_b', 'videomae_l',
+           'videomae_h']
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #60d6528c
+# %% ../../nbs/pretrain/02_videomae.ipynb #44db0f5f
 import torch, torch.nn.functional as F
-from dataclasses import dataclass, replace
+from collections import namedtuple
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core.tokens import Grid, denorm_patches, grid_of, norm_patches, patchify, put, split_mask, take_patches, unpatchify
 from ..core.vit import Block, ViT, ViTConfig, flat_pos, run_blocks, vit_b
-from ..core.clips import imagenet_mean, imagenet_std, normalise, denormalise
+from ..core.clips import denormalise, imagenet_mean, imagenet_std
 from ..core.schedule import adamw, warmup_cosine
 from ..core.train import History, MaskSampler, ModelLoss, ParamSchedule
 from ..core.weights import load_strict, read_hub, save_hub
 from .tube_masking import tube_mask
 from .videomae_layout import (VideoMAEConfig, videomae_s, videomae_b, videomae_l, videomae_h, unpack, vit_sizes, hf_config,
     from_hf_config, hf_pretraining, hf_classifier)
+
+# %% ../../nbs/pretrain/02_videomae.ipynb #ee421989
+_all_ = ['VideoMAEConfig', 'videomae_s', 'videomae_b', 'videomae_l', 'videomae_h']
 
 # %% ../../nbs/pretrain/02_videomae.ipynb #4a78d7c2
 def hidden_pixels(
@@ -102,12 +106,10 @@ def init_weights(
         if isinstance(m, nn.Conv3d): m.bias.data.uniform_(-1, 1, generator=gen).mul_(m.weight[0].numel()**-.5)
     return model
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #fdca655e
-class MAEOut(NamedTuple):
-    "What a masked autoencoder returns"
-    pred:Tensor # `[b, n_hidden, pixels]`, hidden tokens in ascending order
-    targ:Tensor # Same shape
-    loss:Tensor # Mean squared error over all of it, a number
+# %% ../../nbs/pretrain/02_videomae.ipynb #9dc58fb5
+class MAEOut(namedtuple('MAEOut', 'pred targ loss')):
+    "What a masked autoencoder returns: `pred` and `targ` `[b, n_hidden, pixels]`, tokens ascending, and `loss`, their mean squared error"
+    __slots__ = ()
 
 # %% ../../nbs/pretrain/02_videomae.ipynb #ad88c948
 class VideoMAE(nn.Module):

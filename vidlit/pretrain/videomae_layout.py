@@ -61,7 +61,7 @@ hf_pretraining = hf_videomae.under('encoder.', 'videomae.') + KeyMap([(o, o) for
     KeyMap((r.ours.replace('blocks', 'decoder.blocks'), tuple(t.replace('encoder.layer', 'decoder.decoder_layers') for t in r.theirs)) for r in hf_videomae.rules if 'blocks' in r.ours)
 hf_classifier = hf_videomae.under('', 'videomae.') + KeyMap([('fc_norm.{p}', 'fc_norm.{p}'), ('head.{p}', 'classifier.{p}')])
 
-# %% ../../nbs/pretrain/01a_videomae_layout.ipynb #8db1cb6f
+# %% ../../nbs/pretrain/01a_videomae_layout.ipynb #cb5bec03
 def hf_config(
     enc:ViTConfig, # Encoder
     size:tuple=(16,224,224), # Frames, height, width of the clips it is meant for
@@ -76,10 +76,11 @@ def hf_config(
         image_size=size[1] if size[1]==size[2] else list(size[1:]), tubelet_size=enc.patch[0], patch_size=enc.patch[1], num_channels=enc.chans,
         hidden_size=enc.dim, num_hidden_layers=enc.depth, num_attention_heads=enc.heads, intermediate_size=enc.hidden, layer_norm_eps=enc.eps,
         qkv_bias=enc.qkv_bias=='qv', use_mean_pooling=not dec, norm_pix_loss=True, vidlit_head_eps=head_eps)
-    if dec: res.update(decoder_hidden_size=dec.dim, decoder_num_hidden_layers=dec.depth, decoder_num_attention_heads=dec.heads, decoder_intermediate_size=dec.hidden)
+    if dec: res.update(decoder_hidden_size=dec.dim, decoder_num_hidden_layers=dec.depth, decoder_num_attention_heads=dec.heads,
+        decoder_intermediate_size=dec.hidden)
     return res if n_classes is None else {**res, 'id2label': {str(i): f'LABEL_{i}' for i in range(n_classes)}, 'label2id': {f'LABEL_{i}': i for i in range(n_classes)}}
 
-# %% ../../nbs/pretrain/01a_videomae_layout.ipynb #54ed6dd3
+# %% ../../nbs/pretrain/01a_videomae_layout.ipynb #461a2a03
 def from_hf_config(
     c:dict, # config.json
 )->VideoMAEConfig: # Of a classifier only `enc` and `head_eps` matter
@@ -88,6 +89,8 @@ def from_hf_config(
     c = HFConfig(**c)
     patch = c.patch_size if isinstance(c.patch_size, (list,tuple)) else (c.patch_size,)*2
     common = dict(qkv_bias='qv' if c.qv_bias else 'none', eps=c.layer_norm_eps)
-    enc = ViTConfig(c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.intermediate_size/c.hidden_size, (c.tubelet_size,*patch), c.num_channels, **common)
-    dec = ViTConfig(c.decoder_hidden_size, c.decoder_num_hidden_layers, c.decoder_num_attention_heads, c.decoder_intermediate_size/c.decoder_hidden_size, **common)
+    enc = ViTConfig(c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.intermediate_size/c.hidden_size,
+        (c.tubelet_size,*patch), c.num_channels, **common)
+    dec = ViTConfig(c.decoder_hidden_size, c.decoder_num_hidden_layers, c.decoder_num_attention_heads,
+        c.decoder_intermediate_size/c.decoder_hidden_size, **common)
     return VideoMAEConfig(enc, dec, getattr(c, 'vidlit_head_eps', 1e-5))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['recipes', 'LearnedPos', 'VideoMAEAll', 'UnshuffledDecoder', 'kept_bytes', 'Recipe', 'recipe_cost']
 
-# %% ../../nbs/pretrain/02b_videomae_variants.ipynb #a3b29de1
+# %% ../../nbs/pretrain/02b_videomae_variants.ipynb #b8167681
 import torch, torch.nn.functional as F
 from dataclasses import dataclass
-from torch import nn, Tensor
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ..core.tokens import Grid, grid_of, put, resize_pos, take
 from ..core.vit import count_params, run_blocks
@@ -46,14 +46,15 @@ class UnshuffledDecoder(Decoder):
         out = self.head(self.norm(run_blocks(self.blocks, put(tok, order, tok.shape[1]))))
         return take(out, order[:,-n_hidden:])
 
-# %% ../../nbs/pretrain/02b_videomae_variants.ipynb #a123cfcd
+# %% ../../nbs/pretrain/02b_videomae_variants.ipynb #7396c966
 def kept_bytes(
     step, # Function without arguments that returns a loss with its graph
 )->int: # Bytes that autograd stores for the backward pass, parameters left out
     "Activation memory of a step"
     seen = {}
     def pack(x):
-        if not isinstance(x, nn.Parameter) and not (x._base is not None and isinstance(x._base, nn.Parameter)): seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        root = x if x._base is None else x._base
+        if not isinstance(root, nn.Parameter): seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): step()
     return sum(seen.values())

@@ -16,7 +16,7 @@ from .textures import TEXTURES, draw_textures
 from .raycast import Scene, trace
 from .render import World, render
 
-# %% ../../nbs/core/04_worlds.ipynb #0870af1b
+# %% ../../nbs/core/04_worlds.ipynb #1fea6060
 SHAPES = ('ball', 'egg', 'cube', 'bar')
 _HALF = ((1., 1., 1.), (1., .6, .6), (.68, .68, .68), (.95, .36, .36))  # half axes of a shape that reaches about 1
 LABELS = dict(motion='label', shape='shape', texture='texture')
@@ -38,6 +38,7 @@ class WorldConfig:
     freeze:bool=False # Still images: every frame the middle moment?
     aa:int=1 # Rays per pixel and axis for the colours; truth stays at pixel centres
     noise:float=0. # Standard deviation of the sensor's noise in `clip`
+    grain:float=1. # Frequency of the textures: 1 is as fine as a frame can show well, less is smoother
 
     def __post_init__(self):
         if isinstance(self.motion, str): object.__setattr__(self, 'motion', (self.motion,))
@@ -53,13 +54,14 @@ class WorldConfig:
         "Label of the time-reversed clip, by label."
         return tuple(self.motion.index(TWIN[m]) for m in self.motion) if self.label == 'motion' else tuple(range(len(self.classes)))
 
-# %% ../../nbs/core/04_worlds.ipynb #76b0e3fb
+# %% ../../nbs/core/04_worlds.ipynb #15540b2d
 def _check(cfg):
     "Refuse what cannot be made."
     for n in ('t', 'h', 'w', 'aa'):
         if getattr(cfg, n) < 1: raise ValueError(f"{n} must be at least 1, not {getattr(cfg, n)}")
     if not 1 <= cfg.n_obj <= 9: raise ValueError(f"n_obj must lie in 1..9, not {cfg.n_obj}")
     if not 1 < cfg.fov < 120: raise ValueError(f"fov must lie between 1 and 120 degrees, not {cfg.fov}")
+    if not 0 < cfg.grain <= 1: raise ValueError(f"grain must lie in (0, 1], not {cfg.grain}")
     if cfg.noise < 0: raise ValueError(f"noise must not be negative, not {cfg.noise}")
     if not cfg.motion: raise ValueError(f"motion must name at least one motion, not {cfg.motion!r}")
     if cfg.shadows and not cfg.lit: raise ValueError("shadows=True needs lit=True, not False")
@@ -93,7 +95,7 @@ def _room(dice):
     to = to/(to[:, :1]**2+to[:, 1:2]**2+to[:, 2:]**2).sqrt()
     return torch.stack([low, wall], 1), dice(2, 3, lo=.65, hi=1.), torch.cat([to, dice(1, lo=.35, hi=.5)], -1)
 
-# %% ../../nbs/core/04_worlds.ipynb #656e5aa1
+# %% ../../nbs/core/04_worlds.ipynb #3542f6ec
 def intrinsics(cfg, b):
     "K [b, 3, 3]: `fov` across the shorter side."
     f = min(cfg.h, cfg.w)/2/math.tan(math.radians(cfg.fov)/2)
@@ -115,7 +117,7 @@ def make_scene(
     freq = torch.cat([dice(1, lo=2., hi=4.)/wide, dice(9, lo=1.2, hi=2.2)[:, :k]/r], 1)*math.pi
     pos,rot = move(motion, tau, pos, rot, kind, size, unit[:, 0], dice)
     pose = camera_path(cam, tau, fov, dice(lo=3., hi=4.), dice)
-    tex = draw_textures(dice, family, freq, cfg.split)
+    tex = draw_textures(dice, family, cfg.grain*freq, cfg.split)
     tex[:, 0, 29] += room[:, 1, 2]  # rings on the wall, not around the camera
     return Scene(kind, size, pos, rot, room, tint, tex, light, intrinsics(cfg, b), pose, cfg.h, cfg.w), label, shape[:, 0], family[:, 1]
 

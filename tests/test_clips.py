@@ -79,7 +79,8 @@ def test_strided_reaches_every_start_and_long_videos_keep_their_stride():
 
 @pytest.mark.parametrize('call, says', [
     (lambda: uniform(0), '0 frames'), (lambda: strided(9, t=0), 't must be positive, not 0'), (lambda: strided(9, stride=0), 'stride'),
-    (lambda: by_rate(9, 0., t=2), 'fps'), (lambda: by_rate(9, 25.), 'seconds=None'), (lambda: dense(9, window=0), 'window'), (lambda: sliding(9, hop=-1), 'hop')])
+    (lambda: by_rate(9, 0., t=2), 'fps'), (lambda: by_rate(9, 25.), 'seconds=None'), (lambda: dense(9, window=0), 'window'),
+    (lambda: sliding(9, hop=-1), 'hop')])
 def test_samplers_refuse(call, says):
     with pytest.raises(ValueError, match=says): call()
 
@@ -92,8 +93,10 @@ def test_lists_refuse_by_name(tmp_path):
     (tmp_path/'ss.json').write_text(json.dumps([{'id': '3', 'template': 'Lifting [x]'}]))
     (tmp_path/'lab.json').write_text('{"Dropping x": "0"}')
     (tmp_path/'empty.csv').write_text('\n')
-    for call, says in ((lambda: list_ucf(tmp_path, tmp_path, 2), 'jump/a.avi'), (lambda: list_ucf(tmp_path, tmp_path, 4), '4'), (lambda: list_folder(tmp_path), 'no video'),
-                       (lambda: list_ssv2(tmp_path/'ss.json', tmp_path/'lab.json', tmp_path), 'Lifting x'), (lambda: list_csv(tmp_path/'empty.csv'), 'no video')):
+    calls = {'jump/a.avi': lambda: list_ucf(tmp_path, tmp_path, 2), 'not 4': lambda: list_ucf(tmp_path, tmp_path, 4),
+        f'no video found by {tmp_path}$': lambda: list_folder(tmp_path), 'empty.csv': lambda: list_csv(tmp_path/'empty.csv'),
+        'Lifting x': lambda: list_ssv2(tmp_path/'ss.json', tmp_path/'lab.json', tmp_path)}
+    for says, call in calls.items():
         with pytest.raises(ValueError, match=says): call()
 
 

@@ -7,8 +7,24 @@ import torch
 from torch import nn
 from vidlit.core.clips import clip_dls
 from vidlit.core.finetune import Classifier, decay_groups, finetune, model_accuracy, multi_view
-from vidlit.core.probe import (Arm, AttentiveProbe, CrossAttention, Feats, accuracy, attentive_probe, extract, feature_arms, knn_probe, linear_probe,
-    logistic_probe, ridge_probe, standardise, tune, tune_table, with_random_arm)
+from vidlit.core.probe import (
+    Arm,
+    AttentiveProbe,
+    CrossAttention,
+    Feats,
+    accuracy,
+    attentive_probe,
+    extract,
+    feature_arms,
+    knn_probe,
+    linear_probe,
+    logistic_probe,
+    ridge_probe,
+    standardise,
+    tune,
+    tune_table,
+    with_random_arm,
+)
 from vidlit.core.transforms import mix
 
 

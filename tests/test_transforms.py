@@ -6,8 +6,30 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageEnhance, ImageOps
-from vidlit.core.transforms import (colour_jitter, compose, crop_box, cutmix, denormalise, draw_beta, eval_tfm, finetune_tfm, flip, grayscale, jepa_tfm,
-    mix, mixup, multi_scale_crop, normalise, pretrain_tfm, rand_augment, rand_ops, random_erase, random_resized_crop, soft_targets, three_crop)
+from vidlit.core.transforms import (
+    colour_jitter,
+    compose,
+    crop_box,
+    cutmix,
+    denormalise,
+    draw_beta,
+    eval_tfm,
+    finetune_tfm,
+    flip,
+    grayscale,
+    jepa_tfm,
+    mix,
+    mixup,
+    multi_scale_crop,
+    normalise,
+    pretrain_tfm,
+    rand_augment,
+    rand_ops,
+    random_erase,
+    random_resized_crop,
+    soft_targets,
+    three_crop,
+)
 
 quick = settings(max_examples=25, deadline=None)
 TFMS = dict(multi=partial(multi_scale_crop, size=16), rrc=partial(random_resized_crop, size=16), flip=flip, grey=partial(grayscale, p=.5), jitter=colour_jitter,

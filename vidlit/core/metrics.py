@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['psnr', 'ssim', 'top_k', 'confusion', 't_inside', 't_quantile', 'Interval', 'interval', 'paired_interval', 'wilson']
 
-# %% ../../nbs/core/14_metrics.ipynb #5783085c
+# %% ../../nbs/core/14_metrics.ipynb #f9836496
 import math, torch, torch.nn.functional as F
+from collections import namedtuple
 from statistics import NormalDist
-from typing import NamedTuple
 from torch import Tensor
 
 # %% ../../nbs/core/14_metrics.ipynb #3d782d85
@@ -107,12 +107,9 @@ def t_quantile(
         lo, hi = (mid, hi) if t_inside(mid, df)<level else (lo, mid)
     return (lo+hi)/2
 
-# %% ../../nbs/core/14_metrics.ipynb #3fa21a33
-class Interval(NamedTuple):
-    "A mean with its confidence bounds"
-    mean: float # Average
-    low: float  # Lower bound
-    high: float # Upper bound
+# %% ../../nbs/core/14_metrics.ipynb #1c13f97c
+class Interval(namedtuple('Interval', 'mean low high')):
+    "A mean with its lower and upper confidence bound"
     @property
     def excludes_zero(self): return self.low>0 or self.high<0
 

@@ -7,14 +7,14 @@ __all__ = ['Accumulate', 'Steps', 'Stepped', 'fit', 'fit_steps', 'ParamSchedule'
            'InputTarget', 'ModelLoss', 'as_gen', 'MaskSampler', 'Autocast', 'Clip', 'bare', 'ema_update', 'EMA',
            'print_progress', 'Progress', 'adamw', 'cosine', 'linear', 'param_groups', 'warmup_cosine', 'wsd']
 
-# %% ../../nbs/core/10_train.ipynb #c3522ac2
+# %% ../../nbs/core/10_train.ipynb #ecf20187
 import copy, sys, time, torch, torch.distributed as dist
 from contextlib import contextmanager
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .schedule import adamw, cosine, linear, param_groups, warmup_cosine, wsd
+from .schedule import adamw, cosine, linear, param_groups, warmup_cosine, wsd  # chkstyle: ignore - handed on
 from .tokens import grid_of
 
 # %% ../../nbs/core/10_train.ipynb #fa237d7e
@@ -64,7 +64,7 @@ class Stepped(Callback):
             self.learn.add_cb(found[0])
         return found[0]
 
-# %% ../../nbs/core/10_train.ipynb #670b7df2
+# %% ../../nbs/core/10_train.ipynb #95418a2c
 def fit(
     learn:Learner, # What to train
     steps:int=None, # Optimiser steps, whatever the size of the data
@@ -81,7 +81,8 @@ def fit(
     learn.remove_cbs([o for o in learn.cbs if isinstance(o, Steps)])
     acc = max([o.n for o in learn.cbs if isinstance(o, Accumulate)], default=1)
     clock = Steps(steps, epochs is not None if validate is None else validate and len(learn.dls.loaders)>1)
-    with learn.no_logging(), learn.no_mbar(): learn.fit(epochs or -(-steps*acc//per)+1, lr=lr, cbs=[clock, *(cbs or [])])
+    bars = [o for o in learn.cbs if type(o).__name__=='ProgressCallback']  # fastai's; `Progress` below is the one to ask for
+    with learn.no_logging(), learn.removed_cbs(bars): learn.fit(epochs or -(-steps*acc//per)+1, lr=lr, cbs=[clock, *(cbs or [])])
     return learn
 
 def fit_steps(learn, steps, **kw):

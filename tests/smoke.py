@@ -16,24 +16,20 @@ assert float(t[0]) < 1 and t[1] == 'False', t
 import fastai  # noqa: E402
 import fastcore  # noqa: E402
 import torch  # noqa: E402
-from fastai.data.core import DataLoaders  # noqa: E402
-from fastai.learner import Learner  # noqa: E402
-from vidlit import VideoMAE, VideoMAEConfig, VideoReader, tube_mask, write_video  # noqa: E402
-from vidlit.core.clips import normalise  # noqa: E402
-from vidlit.core.tokens import Grid  # noqa: E402
-from vidlit.core.worlds import WorldConfig, make_worlds  # noqa: E402
+from vidlit import Grid, VideoMAE, VideoReader, WorldConfig, clip_dls, make_worlds, normalise, tube_mask, write_video  # noqa: E402
+from vidlit.core.train import fit  # noqa: E402
+from vidlit.pretrain.videomae import pretrainer  # noqa: E402
+from vidlit.pretrain.videomae_study import fresh, setups  # noqa: E402
 
 start = time.time()
 gen = torch.Generator().manual_seed(0)
-clip = make_worlds(range(4), WorldConfig(t=8, h=32, w=32)).clip
-from vidlit.pretrain.videomae import tiny  # noqa: E402
-model, mask = VideoMAE(tiny), tube_mask(4, Grid(4, 4, 4), .75, gen)
+clip = make_worlds(range(4), WorldConfig(t=8, h=24, w=24)).clip
+model, mask = fresh(setups['toy'], 0), tube_mask(4, Grid(4, 6, 6), .75, gen)
 out = model(normalise(clip), mask)
 out.loss.backward()
-assert out.loss.isfinite() and isinstance(model.cfg, VideoMAEConfig)
-
-dl = torch.utils.data.DataLoader(list(normalise(clip)), batch_size=2)
-assert Learner(DataLoaders(dl, dl), model, loss_func=lambda *a: 0) is not None
+assert out.loss.isfinite() and isinstance(model, VideoMAE)
+learn = fit(pretrainer(clip_dls(clip, bs=2, tfm=lambda c, g: normalise(c)), model, ratio=.75), steps=3)
+assert len(learn.history.rows) == 3
 
 with tempfile.TemporaryDirectory() as tmp:
     film = Path(tmp)/'film.mp4'

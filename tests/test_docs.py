@@ -39,6 +39,7 @@ def pandoc(nb):
     import pypandoc
     cells = [{**dict(metadata={}), **c} for c in nb['cells']]
     for c in cells: c.update({k: c.get(k, v) for k, v in (('outputs', []), ('execution_count', None))} if c['cell_type'] == 'code' else {})
+    for o in (o for c in cells for o in c.get('outputs', []) if o.get('output_type') == 'execute_result'): o['execution_count'] = o.get('execution_count') or 0
     cells = [{k: v for k, v in c.items() if k in ('cell_type', 'source', 'metadata', 'outputs', 'execution_count', 'attachments', 'id')} for c in cells]
     return json.loads(pypandoc.convert_text(json.dumps(dict(cells=cells, metadata=nb.get('metadata', {}), nbformat=4, nbformat_minor=5)), 'json', format=QUARTO))
 

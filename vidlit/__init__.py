@@ -4,11 +4,14 @@ The one module kept by hand: names are found lazily (PEP 562), so that `import v
 __version__ = "0.0.1"
 
 _where = {
-    'VideoMAE': 'pretrain.videomae', 'VideoMAEClassifier': 'pretrain.videomae', 'VideoMAEConfig': 'pretrain.videomae',
-    'tube_mask': 'pretrain.tube_masking',
-    'VideoReader': 'core.video', 'video_info': 'core.video', 'write_video': 'core.video',
-    'make_worlds': 'core.worlds', 'WorldConfig': 'core.worlds', 'WorldDataset': 'core.worlds',
-    'ViT': 'core.vit', 'ViTConfig': 'core.vit', 'show_clip': 'core.show', 'show_clips': 'core.show',
+    'VideoMAE': 'pretrain.videomae', 'VideoMAEClassifier': 'pretrain.videomae', 'VideoMAEConfig': 'pretrain.videomae_layout',
+    'tube_mask': 'pretrain.tube_masking', 'random_mask': 'pretrain.tube_masking',
+    'VideoReader': 'core.video', 'video_info': 'core.film_index', 'write_video': 'core.film', 'VideoError': 'core.film',
+    'DepthReader': 'core.depth_frames', 'DepthWriter': 'core.depth_frames',
+    'WorldConfig': 'core.worlds', 'World': 'core.render', 'WorldDataset': 'core.worlds', 'make_worlds': 'core.worlds', 'make_clips': 'core.worlds', 'ControlWorld': 'core.control',
+    'clip_dls': 'core.clips', 'VideoFolder': 'core.clips', 'normalise': 'core.clips', 'denormalise': 'core.clips',
+    'Grid': 'core.tokens', 'patchify': 'core.tokens', 'unpatchify': 'core.tokens', 'ViT': 'core.vit', 'ViTConfig': 'core.vit',
+    'show_clip': 'core.show', 'show_clips': 'core.show', 'show_depth': 'core.show', 'show_flow': 'core.show', 'hide': 'core.show',
 }
 _wings = ('core', 'pretrain', 'claims', 'reproduce', 'cli')
 __all__ = [*_where, *_wings]

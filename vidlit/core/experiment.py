@@ -112,7 +112,8 @@ def plan(jobs:list, # Jobs in any order
 # %% ../../nbs/core/15_experiment.ipynb #b66cd5f3
 class JobError(RuntimeError): "One or more jobs failed; the message names them, `.failed` maps key to traceback"
 
-# %% ../../nbs/core/15_experiment.ipynb #5c9ba398
+# %% ../../nbs/core/15_experiment.ipynb #789548ec
+_waits = 'a job it needs failed'
 _queue = None
 
 def _start(queue, threads):
@@ -126,23 +127,23 @@ def _work(job, root, device):
     "In a worker process, per job"
     return run_job(job, root, device, report=lambda *a: _queue.put(a))
 
-# %% ../../nbs/core/15_experiment.ipynb #2b45b216
+# %% ../../nbs/core/15_experiment.ipynb #c3aa058d
 def _serial(order, root, device, report):
     "Run jobs here, one after the other"
     results,failed = {},{}
     for j in order:
-        if any(n in failed for n in j.needs): failed[j.key] = 'a job it needs failed'
+        if any(n in failed for n in j.needs): failed[j.key] = _waits
         else:
             try: results[j.key] = run_job(j, root, device, report)
             except Exception: failed[j.key] = traceback.format_exc()
         if report: report(j.key, 1., '')
     return results,failed
 
-# %% ../../nbs/core/15_experiment.ipynb #53cf273e
+# %% ../../nbs/core/15_experiment.ipynb #95a21834
 def _submit(pool, left, results, failed, running, root, devices, room):
     "Start the heaviest jobs that are ready, as many as there is room for"
     for j in list(left):
-        if any(n in failed for n in j.needs): failed[j.key] = left.remove(j) or 'a job it needs failed'
+        if any(n in failed for n in j.needs): failed[j.key] = left.remove(j) or _waits
     ready = sorted((j for j in left if all(n in results for n in j.needs)), key=lambda j: -j.weight)
     for j in ready[:max(0, room-len(running))]:
         left.remove(j)
@@ -177,7 +178,7 @@ def _parallel(order, root, devices, report, workers):
                 _submit(pool, left, results, failed, running, root, devices, workers)
     return results,failed
 
-# %% ../../nbs/core/15_experiment.ipynb #6c5ba5da
+# %% ../../nbs/core/15_experiment.ipynb #003bbb30
 def run_jobs(jobs:list, # What to run, in any order
     root:Path,          # Folder that keeps their results
     workers:int=1,      # Processes; 1 runs them here
@@ -194,7 +195,8 @@ def run_jobs(jobs:list, # What to run, in any order
     workers = max(1, min(workers, len(todo)))
     results,failed = _serial(order, root, devices[0], report) if workers==1 else _parallel(order, root, devices, report, workers)
     if failed:
-        e = JobError('; '.join(f"{k}: {v.strip().splitlines()[-1]}" for k,v in failed.items()))
+        roots = {k: v.strip().splitlines()[-1] for k,v in failed.items() if v!=_waits}
+        e = JobError('; '.join(f'{k}: {v}' for k,v in roots.items()) + f' ({len(failed)-len(roots)} more wait for them)'*(len(failed)>len(roots)))
         e.failed = failed
         raise e
     return results

@@ -83,7 +83,7 @@ def speed(rounds):
 def curve(steps, seed, bf16):
     "Losses of a short training on worlds"
     from vidlit.core.worlds import WorldConfig, make_clips
-    from vidlit.core.clips import normalise
+    from vidlit.core.pixels import normalise
     gen = torch.Generator().manual_seed(seed)
     patch = (2,8,8)
     cfg = VideoMAEConfig(ViTConfig(dim=96, depth=4, heads=3, patch=patch), ViTConfig(dim=64, depth=2, heads=2))

@@ -132,7 +132,7 @@ def test_no_pickles(tmp_path):
 def test_targets_are_the_reference():
     from vidlit.core.tokens import patchify, take, split_mask
     clip = torch.rand(2, 3, 8, 48, 32, generator=gen())
-    from vidlit.core.clips import normalise
+    from vidlit.core.pixels import normalise
     model = VideoMAE(sizes()); mask = tube_mask(2, grid_of(clip), .5, gen())
     ref = take(norm_patches(patchify(clip))[0], split_mask(mask)[1])
     torch.testing.assert_close(model(normalise(clip), mask).targ, ref, atol=1e-5, rtol=1e-5)

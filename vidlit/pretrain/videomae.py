@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['hidden_pixels', 'target_ref', 'target', 'ask_last', 'Decoder', 'init_weights', 'MAEOut', 'VideoMAE',
-           'VideoMAEClassifier', 'pretrainer', 'target_raw', 'VideoMAEConfig', 'videomae_s', 'videomae_b', 'videomae_l',
-           'videomae_h']
+           'VideoMAEClassifier', 'kept_bytes', 'pretrainer', 'target_raw', 'VideoMAEConfig', 'videomae_s', 'videomae_b',
+           'videomae_l', 'videomae_h']
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #44db0f5f
+# %% ../../nbs/pretrain/02_videomae.ipynb #2cc9dbca
 import torch, torch.nn.functional as F
 from collections import namedtuple
 from dataclasses import replace
@@ -16,9 +16,9 @@ from pathlib import Path
 from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn, Tensor
+from ..core.pixels import denormalise, imagenet_mean, imagenet_std
 from ..core.tokens import Grid, denorm_patches, grid_of, norm_patches, patchify, put, split_mask, take_patches, unpatchify
 from ..core.vit import Block, ViT, ViTConfig, flat_pos, run_blocks, vit_b
-from ..core.clips import denormalise, imagenet_mean, imagenet_std
 from ..core.schedule import adamw, warmup_cosine
 from ..core.train import History, MaskSampler, ModelLoss, ParamSchedule
 from ..core.weights import load_strict, read_hub, save_hub
@@ -111,7 +111,7 @@ class MAEOut(namedtuple('MAEOut', 'pred targ loss')):
     "What a masked autoencoder returns: `pred` and `targ` `[b, n_hidden, pixels]`, tokens ascending, and `loss`, their mean squared error"
     __slots__ = ()
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #ad88c948
+# %% ../../nbs/pretrain/02_videomae.ipynb #fa6fd7ce
 class VideoMAE(nn.Module):
     "A masked autoencoder of clips (eq. 2); its parameters are named as in the official checkpoints"
     def __init__(self,
@@ -138,11 +138,11 @@ class VideoMAE(nn.Module):
     )->MAEOut: # Predictions, targets, loss
         grid = grid_of(clip, self.cfg.enc.patch)
         if mask.shape != (len(clip), grid.n): raise ValueError(f"mask {list(mask.shape)} does not fit {len(clip)} clips of {grid.n} tokens {tuple(grid)}")
-        return self.run(clip, *split_mask(mask))
+        return self.forward_split(clip, *split_mask(mask))
 
     def no_weight_decay(self): return ('mask_token',)
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #4525f61f
+# %% ../../nbs/pretrain/02_videomae.ipynb #2235fdf6
 @patch
 def mix(self:VideoMAE,
     tok:Tensor, # `[b, n_keep, dim]` from the encoder
@@ -160,7 +160,7 @@ def decode(self:VideoMAE, tok, grid, keep, hidden):
     return self.decoder(self.mix(tok, grid, keep, hidden), hidden.shape[1])
 
 @patch
-def run(self:VideoMAE,
+def forward_split(self:VideoMAE,
     clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
     keep:Tensor, # int64 `[b, n_keep]`, what the encoder sees
     hidden:Tensor, # int64 `[b, n_hidden]`, what is predicted
@@ -178,7 +178,7 @@ def features(self:VideoMAE,
     "Encoder tokens of the whole clip"
     return self.encoder(clip)
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #85cc86cc
+# %% ../../nbs/pretrain/02_videomae.ipynb #e2fe63b0
 @patch
 @torch.no_grad()
 def reconstruct(self:VideoMAE,
@@ -191,7 +191,7 @@ def reconstruct(self:VideoMAE,
     (keep,hidden),patch = split_mask(mask),self.cfg.enc.patch
     mean,std = self.target(clip, hidden if stats=='patch' else keep, patch)[1:]
     if stats=='clip': mean,std = (o.mean(1, keepdim=True) for o in (mean,std))
-    paint = denorm_patches(self.run(clip, keep, hidden).pred, mean, std)
+    paint = denorm_patches(self.forward_split(clip, keep, hidden).pred, mean, std)
     return unpatchify(put(paint, hidden, mask.shape[1], patchify(denormalise(clip), patch)), grid_of(clip, patch), patch).clamp(0, 1)
 
 # %% ../../nbs/pretrain/02_videomae.ipynb #3ee83586
@@ -275,7 +275,7 @@ def save_pretrained(self:(VideoMAE,VideoMAEClassifier),
     else: c = hf_config(self.cfg, size, n_classes=self.head.out_features, head_eps=self.fc_norm.eps)
     return save_hub((hf_pretraining if isinstance(self, VideoMAE) else hf_classifier).to_theirs(self.state_dict()), path, c)
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #497f6291
+# %% ../../nbs/pretrain/02_videomae.ipynb #ca48a0e7
 @patch(cls_method=True)
 def from_pretrained(cls:VideoMAE,
     name, # Folder, or repository on the Hub such as 'MCG-NJU/videomae-base'
@@ -293,12 +293,25 @@ def from_pretrained(cls:VideoMAEClassifier,
     **kw, # Further arguments of the class
 )->VideoMAEClassifier:
     "The classification model in the layout of transformers, strictly"
-    (c,state) = read_hub(name)
+    c,state = read_hub(name)
     if 'classifier.weight' not in state: raise ValueError(f"{name}: no classifier.weight, not a fine-tuned model")
     sizes = from_hf_config(c)
     res = cls(sizes.enc, len(state['classifier.weight']), head_eps=sizes.head_eps, **kw)
     load_strict(res, state, hf_classifier)
     return res
+
+# %% ../../nbs/pretrain/02_videomae.ipynb #7396c966
+def kept_bytes(
+    step, # Function without arguments that returns a loss with its graph
+)->int: # Bytes that autograd stores for the backward pass, parameters left out
+    "Activation memory of a step"
+    seen = {}
+    def pack(x):
+        root = x if x._base is None else x._base
+        if not isinstance(root, nn.Parameter): seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): step()
+    return sum(seen.values())
 
 # %% ../../nbs/pretrain/02_videomae.ipynb #65937dab
 def pretrainer(

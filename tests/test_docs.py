@@ -16,22 +16,21 @@ PAGES = sorted(str(p.relative_to(NBS)) for p in NBS.rglob('*.ipynb') if not any(
 def text(o): return ''.join(o) if isinstance(o, list) else o
 
 
-@pytest.fixture(scope='session')
-def processed(tmp_path_factory):
-    "Every notebook as the site gets it: {page: notebook dict}"
+@pytest.fixture
+def processed(tmp_path):
+    "A notebook as the site gets it"
     from nbdev.processors import FilterDefaults
     from nbdev.serve_drv import exec_nb
-    at, here = tmp_path_factory.mktemp('proc'), os.getcwd()
-    os.environ['IN_TEST'] = '1'
-    os.chdir(ROOT)
-    try:
-        for p in PAGES:
-            (at/p).parent.mkdir(parents=True, exist_ok=True)
-            exec_nb(NBS/p, at/p, FilterDefaults)
-    finally:
-        os.environ.pop('IN_TEST', None)
-        os.chdir(here)
-    return {p: json.loads((at/p).read_text()) for p in PAGES}
+    def of(page):
+        here = os.getcwd()
+        os.environ['IN_TEST'] = '1'
+        os.chdir(ROOT)
+        try: exec_nb(NBS/page, tmp_path/'page.ipynb', FilterDefaults)
+        finally:
+            os.environ.pop('IN_TEST', None)
+            os.chdir(here)
+        return json.loads((tmp_path/'page.ipynb').read_text())
+    return of
 
 
 def pandoc(nb):
@@ -95,8 +94,8 @@ def there(page, path): return (NBS/page).parent.joinpath(path).exists() or (NBS/
 
 @pytest.mark.parametrize('page', PAGES)
 def test_page(page, processed):
-    everything = set().union(*(labels(nb) for nb in processed.values()))
-    assert not (said := list(faults(page, processed[page], everything, there))), '\n'.join(said)
+    everything = set().union(*(labels(json.loads((NBS/p).read_text())) for p in PAGES))
+    assert not (said := list(faults(page, processed(page), everything, there))), '\n'.join(said)
 
 
 def test_sidebar_is_whole():

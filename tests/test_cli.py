@@ -1,0 +1,76 @@
+"""The command line as a shell sees it: help, refusals in one line, JSON alone on stdout."""
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+import pytest
+
+VIDLIT = str(Path(sys.executable).parent/'vidlit')
+
+
+def run(*args, **kw): return subprocess.run([VIDLIT, *map(str, args)], capture_output=True, text=True, timeout=120, **kw)
+
+
+@pytest.fixture(scope='module')
+def film(tmp_path_factory):
+    import torch
+    from vidlit import write_video
+    p = tmp_path_factory.mktemp('film')/'film.mp4'
+    write_video(p, torch.randint(0, 255, (12, 48, 64, 3), dtype=torch.uint8), fps=24)
+    return p
+
+
+def test_import_is_light():
+    code = 'import time; t=time.perf_counter(); import vidlit, sys; print(time.perf_counter()-t, "torch" in sys.modules, "fastai" in sys.modules)'
+    t, torch, fastai = min((subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.split() for _ in range(3)), key=lambda o: float(o[0]))
+    assert float(t) < .1 and torch == fastai == 'False'
+
+
+def test_every_lazy_name_is_there():
+    import vidlit
+    for name in vidlit.__all__: assert getattr(vidlit, name) is not None
+    assert set(vidlit.__all__) <= set(dir(vidlit))
+    with pytest.raises(AttributeError, match='no attribute'): vidlit.nothing
+
+
+def test_help_teaches_and_is_quick():
+    t = time.perf_counter()
+    out = run('reproduce', '--help').stdout
+    assert 'headline' in out and '--dry-run' in out and 'Folder of films' in out
+    assert 'video' in run('--help').stdout
+    assert time.perf_counter()-t < 20
+
+
+def test_info(film):
+    i = json.loads(run('info', '--json').stdout)
+    assert {'vidlit', 'torch', 'devices', 'extras', 'video backends'} <= set(i) and 'cpu' in i['devices']
+    assert 'torch' in run('info').stdout
+
+
+def test_film_info(film):
+    i = json.loads(run('video', 'info', film, '--json').stdout)
+    assert i['frames'] == 12 and (i['width'], i['height']) == (64, 48) and i['codec'] == 'h264'
+    assert 'h264' in run('video', 'info', film).stdout
+
+
+@pytest.mark.parametrize('args, word', [(('video', 'info', 'gone.mp4'), 'gone.mp4'), (('reproduce', 'nothing'), 'videomae'), (('reproduce', '--scale', 'huge'), 'huge'),
+    (('reproduce', '--data', 'nowhere'), 'nowhere'), (('reproduce', '--seeds', '0'), '0'), (('reproduce', '--seeds', 'two'), 'two'), (('fly',), 'fly'), (('reproduce', '--device', 'tpu'), 'tpu')])
+def test_bad_input_is_one_line_and_two(args, word, tmp_path):
+    r = run(*args, cwd=tmp_path)
+    assert r.returncode == 2 and word in r.stderr and 'Traceback' not in r.stderr and r.stdout == ''
+    assert len([l for l in r.stderr.splitlines() if l.startswith('vidlit:')]) == 1
+
+
+def test_list_and_cost():
+    rows = json.loads(run('reproduce', '--list', '--json').stdout)
+    assert any(r['name'] == 'videomae' and r['takes_data'] for r in rows)
+    cost = json.loads(run('reproduce', '--scale', 'paper', '--dry-run', '--json').stdout)
+    assert any(abs(c['params']-94.2) < .1 for c in cost), 'ViT-B with its decoder has 94.2 M parameters'
+
+
+def test_a_bug_is_shown_whole(tmp_path):
+    code = 'import vidlit.cli as c, sys; c.app.command("bug")(lambda: 1/0); sys.argv[1:] = ["bug"]; c.main()'
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''})
+    assert r.returncode == 1 and 'ZeroDivisionError' in r.stderr

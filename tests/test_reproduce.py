@@ -1,0 +1,128 @@
+"""Reproductions end to end at a size of seconds: killed and resumed to the same results, real films in, a report that opens in a browser."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+import pytest
+import torch
+
+HERE = Path(__file__).resolve()
+SHARED = Path(os.environ.get('VIDLIT_SHARED', HERE.parents[2]/'shared'))/'videos'
+SMALL = dict(clips=48, steps=24, bs=8, labels=(8, 16), more=(), ft_steps=6, ft_bs=8, n_valid=8, n_test=16, looks=(), ft_lrs=(1e-3,))
+
+
+def shrink():
+    "The registered study, at a size of seconds"
+    import vidlit.pretrain.videomae_study as st
+    st.setups['toy'] = replace(st.setups['toy'], **SMALL)
+    st.films_setup = replace(st.films_setup, size=32, dim=32, depth=1, heads=2, dec_dim=32, dec_heads=2, steps=12, bs=4)
+    torch.set_num_threads(1)
+
+
+def tensors(root):
+    from safetensors.torch import load_file
+    return {str(p.relative_to(root)): load_file(p) for p in sorted(Path(root).rglob('model.safetensors'))}
+
+
+def metrics(root):
+    m = json.loads((Path(root)/'videomae'/'metrics.json').read_text())
+    return {k: m[k] for k in ('rows', 'paired', 'facts', 'headline', 'seeds')}
+
+
+def go(out, **kw):
+    from vidlit.reproduce import reproduce
+    shrink()
+    return reproduce(['videomae'], out, device='cpu', workers=1, quiet=True, **kw)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp('whole')
+    go(out, seeds=2)
+    return out
+
+
+def test_report_stands_alone(whole):
+    page = (whole/'report.html').read_text()
+    assert re.findall(r'(?:src|href)="(?!data:|#)', page) == [] and '<script' not in page
+    assert page.count('<img') >= 3 and 'What the documents claim' in page and 'Paired comparisons' in page
+    assert not re.search(r'/(?:home|root|tmp|work)/', re.sub(r'base64,[^"]*', '', page))
+
+
+def test_a_second_run_works_no_second_time(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob('result.json')}
+    go(whole, seeds=2)
+    assert before and {p: p.stat().st_mtime_ns for p in whole.rglob('result.json')} == before
+
+
+def test_kill_and_resume_gives_the_same(whole, tmp_path):
+    "kill -9 at several moments, in the middle of pretraining among them; the resumed run ends with the same weights and numbers"
+    code = f"import sys; sys.path.insert(0, {str(HERE.parent)!r}); from test_reproduce import go; go({str(tmp_path)!r}, seeds=2)"
+    for marks in ('pretrain/seed0/ckpt/step-*', 'finetune/*/*/seed0/stamp', 'pretrain/seed1/ckpt/step-*'):
+        p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            end = time.time()+90
+            while not list((tmp_path/'videomae'/'jobs').glob(marks)) and p.poll() is None and time.time() < end: time.sleep(.01)
+            assert p.poll() is None, f'the run was over before {marks} was seen'
+            p.send_signal(signal.SIGKILL)
+        finally:
+            p.kill()
+            p.wait()
+    go(tmp_path, seeds=2)
+    a, b = tensors(whole/'videomae'), tensors(tmp_path/'videomae')
+    assert set(a) == set(b) and all(torch.equal(a[k][n], b[k][n]) for k in a for n in a[k])
+    assert metrics(whole) == metrics(tmp_path)
+
+
+def films(folder):
+    "Three good films of moving squares, one cut off"
+    from vidlit import write_video
+    folder.mkdir()
+    for i in range(3):
+        x = torch.full((60, 48, 64, 3), 40*i, dtype=torch.uint8)
+        for t in range(60): x[t, 10:30, t % 40:t % 40+12] = torch.tensor([250, 120, 30], dtype=torch.uint8)
+        write_video(folder/f'film{i}.mp4', x, fps=25)
+    data = (folder/'film0.mp4').read_bytes()
+    (folder/'torn.mp4').write_bytes(data[:len(data)//2])
+
+
+def test_real_films(tmp_path):
+    films(tmp_path/'films')
+    m, = go(tmp_path/'out', seeds=1, data=str(tmp_path/'films'))
+    notes = {r['film']: r['note'] for r in m['rows']}
+    assert set(notes) == {'film0.mp4', 'film1.mp4', 'film2.mp4', 'torn.mp4'} and 'left out' in notes['torn.mp4'] and notes['film1.mp4'] == ''
+    assert {f['file'] for f in m['figures']} == {'held_out.png', 'loss.png'} and str(tmp_path) not in json.dumps(m)
+
+
+def test_too_many_bad_films_fail_loudly(tmp_path):
+    films(tmp_path/'films')
+    for i in (1, 2): (tmp_path/'films'/f'film{i}.mp4').write_bytes(b'no film at all')
+    from vidlit.core.experiment import JobError
+    with pytest.raises(JobError, match='3 of 4 films'): go(tmp_path/'out', seeds=1, data=str(tmp_path/'films'))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the shared films are not here')
+def test_shared_films(tmp_path):
+    m, = go(tmp_path, seeds=1, data=str(SHARED))
+    left_out = [r['film'] for r in m['rows'] if r['note']]
+    assert 'corrupted.mp4' in left_out and len(m['rows']) >= 10
+
+
+@pytest.mark.skipif(not (shutil.which('chromium') or shutil.which('google-chrome')), reason='no browser here')
+def test_report_opens_in_a_browser(whole, tmp_path):
+    chrome = shutil.which('chromium') or shutil.which('google-chrome')
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync',
+             '--hide-scrollbars', f'--user-data-dir={tmp_path}/profile']
+    url, shot = (whole/'report.html').as_uri(), tmp_path/'shot.png'
+    dom = subprocess.run([chrome, *flags, '--dump-dom', url], capture_output=True, text=True, timeout=90).stdout
+    assert '<img' in dom and 'Paired comparisons' in dom
+    subprocess.run([chrome, *flags, '--window-size=1000,3000', f'--screenshot={shot}', url], capture_output=True, timeout=90)
+    from PIL import Image
+    im = Image.open(shot).convert('L')
+    assert im.size == (1000, 3000) and len(im.getcolors(256*256) or []) > 20, 'the page is blank'

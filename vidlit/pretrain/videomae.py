@@ -234,7 +234,7 @@ def classifier(self:VideoMAE,
     if odd: raise ValueError(f"encoder and classifier differ in {', '.join(odd)}")
     return res
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #1b0446fb
+# %% ../../nbs/pretrain/02_videomae.ipynb #a777fbed
 @patch(cls_method=True)
 def from_official(cls:VideoMAE,
     state, # Path or state dict
@@ -262,14 +262,16 @@ def from_official(cls:VideoMAEClassifier,
     return res
 
 @patch
-def to_official(self:(VideoMAE,VideoMAEClassifier),
+def to_official(self:VideoMAE,
 )->dict: # {'model': state dict}, as the authors' loaders want it
     "The way back"
     return {'model': {k: v.detach().cpu().clone() for k,v in self.state_dict().items()}}
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #d14392ea
+VideoMAEClassifier.to_official = VideoMAE.to_official
+
+# %% ../../nbs/pretrain/02_videomae.ipynb #dc7b044b
 @patch
-def save_pretrained(self:(VideoMAE,VideoMAEClassifier),
+def save_pretrained(self:VideoMAE,
     path, # Folder, made if missing
     size:tuple=(16,224,224), # Frames, height, width for transformers' fixed table of positions
 )->Path: # The folder
@@ -277,6 +279,8 @@ def save_pretrained(self:(VideoMAE,VideoMAEClassifier),
     if isinstance(self, VideoMAE): c = hf_config(self.cfg.enc, size, self.cfg.dec, head_eps=self.cfg.head_eps)
     else: c = hf_config(self.cfg, size, n_classes=self.head.out_features, head_eps=self.fc_norm.eps)
     return save_hub((hf_pretraining if isinstance(self, VideoMAE) else hf_classifier).to_theirs(self.state_dict()), path, c)
+
+VideoMAEClassifier.save_pretrained = VideoMAE.save_pretrained
 
 # %% ../../nbs/pretrain/02_videomae.ipynb #ca48a0e7
 @patch(cls_method=True)

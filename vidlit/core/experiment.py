@@ -7,8 +7,8 @@ __all__ = ['Job', 'Context', 'read_result', 'run_job', 'plan', 'JobError', 'run_
            'arm_rows', 'compare', 'machine', 'code_version', 'folder_name', 'run_experiment', 'results_dir',
            'save_result', 'load_result']
 
-# %% ../../nbs/core/15_experiment.ipynb #0072e8b8
-import fcntl, hashlib, importlib, json, os, platform, shutil, subprocess, time, traceback
+# %% ../../nbs/core/15_experiment.ipynb #f715aaa0
+import fcntl, hashlib, importlib, json, os, platform, shutil, subprocess, time, traceback, warnings
 import multiprocessing as mp
 from concurrent.futures import ProcessPoolExecutor, wait, FIRST_COMPLETED
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from queue import Empty
 from .metrics import interval, paired_interval
-from .store import write_json
+from .store import atomic_path, write_json
 
 # %% ../../nbs/core/15_experiment.ipynb #1dea615f
 @dataclass(frozen=True)
@@ -112,13 +112,14 @@ def plan(jobs:list, # Jobs in any order
 # %% ../../nbs/core/15_experiment.ipynb #b66cd5f3
 class JobError(RuntimeError): "One or more jobs failed; the message names them, `.failed` maps key to traceback"
 
-# %% ../../nbs/core/15_experiment.ipynb #789548ec
+# %% ../../nbs/core/15_experiment.ipynb #bed58b55
 _waits = 'a job it needs failed'
 _queue = None
 
 def _start(queue, threads):
     "In each worker process, once"
     global _queue
+    warnings.filterwarnings('ignore', message='.*torch.jit')  # fastai's import, nothing a user could do about
     import torch
     _queue = queue
     torch.set_num_threads(threads)
@@ -284,7 +285,10 @@ def code_version()->str: # 0.0.1, or 0.0.1+abc1234 inside a git checkout ('*' wh
     if head.returncode: return vidlit.__version__
     return f'{vidlit.__version__}+{head.stdout.strip()}' + ('*' if dirty.stdout.strip() else '')
 
-# %% ../../nbs/core/15_experiment.ipynb #2c16e273
+# %% ../../nbs/core/15_experiment.ipynb #fa2c1930
+def _keep(path, m): # Metrics, columns in their order
+    with atomic_path(path) as p: Path(p).write_text(json.dumps(m, indent=1, allow_nan=False)+'\n')
+
 def folder_name(e:Experiment, # An experiment
     scale:str='toy',          # Scale
     data:str=None,            # Folder of films, if it trains on one
@@ -292,7 +296,7 @@ def folder_name(e:Experiment, # An experiment
     "Where an experiment's run is kept"
     return '-'.join([e.name] + [scale]*(scale!='toy') + ['films']*(data is not None))
 
-# %% ../../nbs/core/15_experiment.ipynb #e488ee43
+# %% ../../nbs/core/15_experiment.ipynb #a7244ec0
 def run_experiment(e:Experiment, # What to run
     out:Path,                    # Folder of all results
     scale:str='toy',             # 'toy', 'small' or 'paper'
@@ -315,7 +319,7 @@ def run_experiment(e:Experiment, # What to run
     when = datetime.now(timezone.utc).isoformat(timespec='seconds')
     m = dict(experiment=name, title=e.title, section=e.section, scale=scale, seeds=n, data=data is not None, variants=variants,
         vidlit=code_version(), machine=machine(), finished=when, seconds=round(time.time()-start, 1), **e.summarise(results, root))
-    write_json(root/'metrics.json', m)
+    _keep(root/'metrics.json', m)
     return m
 
 # %% ../../nbs/core/15_experiment.ipynb #a162c2a7
@@ -326,7 +330,7 @@ def results_dir()->Path: # data/results of the checkout
         if (p/'settings.ini').exists() and (p/'data'/'results').is_dir(): return p/'data'/'results'
     raise FileNotFoundError("recorded results live in data/results of a vidlit checkout; none was found above the working folder")
 
-# %% ../../nbs/core/15_experiment.ipynb #9ee1e496
+# %% ../../nbs/core/15_experiment.ipynb #09d51f25
 def save_result(name:str, # Experiment
     out:Path,             # Folder that `run_experiment` wrote to
     to:Path=None,         # Results folder; the checkout's by default
@@ -337,7 +341,7 @@ def save_result(name:str, # Experiment
     m = json.loads((src/'metrics.json').read_text())
     to.mkdir(parents=True, exist_ok=True)
     for f in m.get('figures', []): shutil.copy2(src/f['file'], to/f['file'])
-    write_json(to/'metrics.json', m)
+    _keep(to/'metrics.json', m)
     return to
 
 # %% ../../nbs/core/15_experiment.ipynb #248b017f

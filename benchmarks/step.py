@@ -1,19 +1,27 @@
 """One VideoMAE training step (forward, loss, backward) against transformers' on one CPU thread.
 
 ViT-S with a 192x4 decoder, clips 16x128x128, batch 4, tubes at 90 %, target built in the step. Both sides start from the same weights and see the
-same clip and mask; their results are compared before anything is timed. All sides and a large matrix product take turns in one process, and processor time is counted, so that a
-busy machine slows all of them; ratios of minima and medians are reported.
+same clip and mask; their results are compared before anything is timed. All sides and a large matrix product take turns in one process, and
+processor time is counted, so that a busy machine slows all of them; ratios of minima and medians are reported.
 
     python benchmarks/step.py [--rounds 9] [--curve 60] [--out benchmarks/results/step.json]
 """
-import argparse, json, os, platform, statistics, tempfile, time, warnings
+# ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+import warnings
 from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.filterwarnings('ignore')
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from vidlit.core.vit import ViTConfig, vit_s
 from vidlit.core.tokens import Grid
+from vidlit.core.vit import ViTConfig
 from vidlit.pretrain.tube_masking import tube_mask
 from vidlit.pretrain.videomae import VideoMAE, VideoMAEConfig, target_raw, videomae_s
 
@@ -21,8 +29,8 @@ SIDE = 2048 # of the matrices whose product measures the machine
 
 def machine():
     "What the numbers were measured on"
-    cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
     flags = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+    cpu = next((l.split(':')[1].strip() for l in flags.splitlines() if l.startswith('model name')), platform.processor())
     return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), avx512_bf16='avx512_bf16' in flags, amx='amx_bf16' in flags,
         torch=torch.__version__, python=platform.python_version(), system=platform.system(), load=[round(o, 2) for o in os.getloadavg()])
 
@@ -82,8 +90,8 @@ def speed(rounds):
 
 def curve(steps, seed, bf16):
     "Losses of a short training on worlds"
-    from vidlit.core.worlds import WorldConfig, make_clips
     from vidlit.core.pixels import normalise
+    from vidlit.core.worlds import WorldConfig, make_clips
     gen = torch.Generator().manual_seed(seed)
     patch = (2,8,8)
     cfg = VideoMAEConfig(ViTConfig(dim=96, depth=4, heads=3, patch=patch), ViTConfig(dim=64, depth=2, heads=2))
@@ -107,7 +115,8 @@ def curves(steps, seeds=4):
     gap = [last(b)-last(a) for a,b in zip(full, half)]
     return dict(steps=steps, seeds=seeds, fp32=[[round(o, 4) for o in c] for c in full], bf16=[[round(o, 4) for o in c] for c in half],
         last_quarter=dict(fp32=[round(last(c), 4) for c in full], bf16=[round(last(c), 4) for c in half]),
-        seed_deviation=round(noise, 5), mean_gap=round(statistics.mean(gap), 5), largest_gap=round(max(map(abs, gap)), 5), within_noise=max(map(abs, gap))<=noise)
+        seed_deviation=round(noise, 5), mean_gap=round(statistics.mean(gap), 5), largest_gap=round(max(map(abs, gap)), 5),
+        within_noise=max(map(abs, gap))<=noise)
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])

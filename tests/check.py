@@ -24,7 +24,8 @@ def copy_again(tmp):
 
 
 def differing(tmp, folder, pattern):
-    a, b = ({p.relative_to(r/folder) for p in (r/folder).rglob(pattern) if not {'__pycache__', '.ipynb_checkpoints', '_proc'} & set(p.parts)} for r in (ROOT, tmp))
+    made = {'__pycache__', '.ipynb_checkpoints', '_proc'}
+    a, b = ({p.relative_to(r/folder) for p in (r/folder).rglob(pattern) if not made & set(p.parts)} for r in (ROOT, tmp))
     return sorted(str(p) for p in (a ^ b) | {p for p in a & b if not filecmp.cmp(ROOT/folder/p, tmp/folder/p, shallow=False)})
 
 
@@ -43,8 +44,9 @@ def tool(*cmd):
 
 
 def quiet():
-    r = sh(BIN/'chkstyle', 'nbs', '--skip-path-re', r'.*(_proc|\.ipynb_checkpoints).*')
-    return [] if not r.stdout.strip() or 'no violations' in r.stdout.lower() else [r.stdout.strip()[-4000:]]
+    "chkstyle, but for the rule that would run the rows of a table together"
+    r = sh(BIN/'chkstyle', 'nbs', '--skip-path-re', r'.*(_proc|\.ipynb_checkpoints).*', '--ignore', 'inefficient-multiline-expression')
+    return [] if 'found 0 ' in r.stdout else [(r.stdout+r.stderr).strip()[-4000:]]
 
 
 def readme():

@@ -38,9 +38,12 @@ def pandoc(nb):
     import pypandoc
     cells = [{**dict(metadata={}), **c} for c in nb['cells']]
     for c in cells: c.update({k: c.get(k, v) for k, v in (('outputs', []), ('execution_count', None))} if c['cell_type'] == 'code' else {})
-    for o in (o for c in cells for o in c.get('outputs', []) if o.get('output_type') == 'execute_result'): o['execution_count'] = o.get('execution_count') or 0
-    cells = [{k: v for k, v in c.items() if k in ('cell_type', 'source', 'metadata', 'outputs', 'execution_count', 'attachments', 'id')} for c in cells]
-    return json.loads(pypandoc.convert_text(json.dumps(dict(cells=cells, metadata=nb.get('metadata', {}), nbformat=4, nbformat_minor=5)), 'json', format=QUARTO))
+    for o in (o for c in cells for o in c.get('outputs', []) if o.get('output_type') == 'execute_result'):
+        o['execution_count'] = o.get('execution_count') or 0
+    keep = ('cell_type', 'source', 'metadata', 'outputs', 'execution_count', 'attachments', 'id')
+    cells = [{k: v for k, v in c.items() if k in keep} for c in cells]
+    whole = json.dumps(dict(cells=cells, metadata=nb.get('metadata', {}), nbformat=4, nbformat_minor=5))
+    return json.loads(pypandoc.convert_text(whole, 'json', format=QUARTO))
 
 
 def walk(o):
@@ -72,7 +75,8 @@ def faults(page, nb, everything, exists):
                 if c['citationId'] not in everything: yield f'unresolved @{c["citationId"]}'
         if n['t'] in ('Link', 'Image'):
             url = n['c'][2][0]
-            if n['t'] == 'Image' and not words(n['c'][1]).strip() and not url.startswith(('data:', 'attachment:')) and 'output' not in url and not re.fullmatch(r'[0-9a-f]{40}\.\w+', url):
+            stored = url.startswith(('data:', 'attachment:')) or 'output' in url or re.fullmatch(r'[0-9a-f]{40}\.\w+', url)
+            if n['t'] == 'Image' and not words(n['c'][1]).strip() and not stored:
                 yield f'picture without words: {url}'
             if re.match(r'(https?|mailto|data|attachment):', url) or re.fullmatch(r'[0-9a-f]{40}\.\w+', url): continue
             path, _, anchor = url.partition('#')
@@ -84,7 +88,8 @@ def faults(page, nb, everything, exists):
         if not (head or {}).get(k): yield f'no {k}'
     for c in nb['cells']:
         if c['cell_type'] != 'code': continue
-        if any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {})) and not re.search(r'^#\|\s*fig-(cap|alt|subcap)\s*:\s*\S', text(c['source']), re.M):
+        pictured = any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {}))
+        if pictured and not re.search(r'^#\|\s*fig-(cap|alt|subcap)\s*:\s*\S', text(c['source']), re.M):
             yield f'a figure without caption: {text(c["source"])[:80]!r}'
         if any(o.get('output_type') == 'error' for o in c.get('outputs', [])): yield f'an error is stored: {text(c["source"])[:80]!r}'
 
@@ -121,7 +126,9 @@ def cell(src, kind='markdown', **kw): return dict(cell_type=kind, source=src, me
 def test_the_test_can_fail():
     head = cell('---\ntitle: A\ndescription: B\n---\n', 'raw')
     png = dict(output_type='display_data', metadata={}, data={'image/png': 'iVBORw0KGgo='})
-    def said(*cells): return list(faults('x.ipynb', dict(cells=list(cells), metadata={}, nbformat=4, nbformat_minor=5), {'fig-a'}, lambda p, u: u == 'there.ipynb'))
+    def said(*cells):
+        nb = dict(cells=list(cells), metadata={}, nbformat=4, nbformat_minor=5)
+        return list(faults('x.ipynb', nb, {'fig-a'}, lambda p, u: u == 'there.ipynb'))
     assert said(head, cell('See @fig-a and [it](there.ipynb).')) == []
     assert said(head, cell('::: {.callout-note}\nwell\n:::')) == []
     assert 'stray' in said(head, cell('text\n\n:::\n'))[0]

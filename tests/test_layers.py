@@ -56,7 +56,8 @@ def test_imports_go_down(mod):
 
 
 def test_the_test_can_fail():
-    where = {'vidlit.core.a': ('core', '01_a'), 'vidlit.core.b': ('core', '02_b'), 'vidlit.x.c': ('x', '01_c'), 'vidlit.y.d': ('y', '01_d'), 'vidlit.cli': (ROOF, '92_cli')}
+    where = {'vidlit.core.a': ('core', '01_a'), 'vidlit.core.b': ('core', '02_b'), 'vidlit.x.c': ('x', '01_c'),
+        'vidlit.y.d': ('y', '01_d'), 'vidlit.cli': (ROOF, '92_cli')}
     assert 'not downwards' in wrong('vidlit.core.a', 'vidlit.core.b', where)
     assert 'not downwards' in wrong('vidlit.core.a', 'vidlit.core.a', where)
     assert 'sideways' in wrong('vidlit.x.c', 'vidlit.y.d', where)

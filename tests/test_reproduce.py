@@ -117,8 +117,8 @@ def test_shared_films(tmp_path):
 @pytest.mark.skipif(not (shutil.which('chromium') or shutil.which('google-chrome')), reason='no browser here')
 def test_report_opens_in_a_browser(whole, tmp_path):
     chrome = shutil.which('chromium') or shutil.which('google-chrome')
-    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync',
-             '--hide-scrollbars', f'--user-data-dir={tmp_path}/profile']
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+        '--disable-component-update', '--disable-sync', '--hide-scrollbars', f'--user-data-dir={tmp_path}/profile']
     url, shot = (whole/'report.html').as_uri(), tmp_path/'shot.png'
     dom = subprocess.run([chrome, *flags, '--dump-dom', url], capture_output=True, text=True, timeout=90).stdout
     assert '<img' in dom and 'Paired comparisons' in dom

@@ -1,9 +1,22 @@
 "Properties every mask keeps, whatever the grid, ratio and seed."
-import pytest, torch
+import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from vidlit.core.tokens import Grid, split_mask
-from vidlit.pretrain.tube_masking import (choose, copy_source, document_mask, exposed, frame_mask, leakage, random_mask, slot_mask, space_mask,
-    time_mask, tube_mask)
+from vidlit.pretrain.tube_masking import (
+    choose,
+    copy_source,
+    document_mask,
+    exposed,
+    frame_mask,
+    leakage,
+    random_mask,
+    slot_mask,
+    space_mask,
+    time_mask,
+    tube_mask,
+)
+
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 

@@ -1,9 +1,12 @@
 "Our VideoMAE against transformers' from the same weights, in both directions, and what loading refuses."
-import warnings, pytest, torch
+import warnings
 from dataclasses import replace
-from vidlit.core.vit import ViTConfig
+import pytest
+import torch
 from vidlit.core.tokens import grid_of
-from vidlit.pretrain.tube_masking import tube_mask, random_mask
+from vidlit.core.vit import ViTConfig
+from vidlit.core.weights import WeightsError
+from vidlit.pretrain.tube_masking import random_mask, tube_mask
 from vidlit.pretrain.videomae import VideoMAE, VideoMAEClassifier, VideoMAEConfig, hf_config, norm_patches
 
 warnings.filterwarnings('ignore')
@@ -127,10 +130,10 @@ def test_no_pickles(tmp_path):
     class Bomb:
         def __reduce__(self): return (print, ('executed',))
     torch.save({'model': Bomb()}, tmp_path/'bad.pth')
-    with pytest.raises(Exception): VideoMAE.from_official(tmp_path/'bad.pth')
+    with pytest.raises(WeightsError): VideoMAE.from_official(tmp_path/'bad.pth')
 
 def test_targets_are_the_reference():
-    from vidlit.core.tokens import patchify, take, split_mask
+    from vidlit.core.tokens import patchify, split_mask, take
     clip = torch.rand(2, 3, 8, 48, 32, generator=gen())
     from vidlit.core.pixels import normalise
     model = VideoMAE(sizes()); mask = tube_mask(2, grid_of(clip), .5, gen())

@@ -5,22 +5,21 @@
 # %% auto #0
 __all__ = ['verdicts', 'Claim', 'claims_dir', 'read_claims', 'measured', 'agrees', 'ledger']
 
-# %% ../nbs/90_claims.ipynb #8dede2b9
+# %% ../nbs/90_claims.ipynb #44ae100a
 import csv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from .core.experiment import load_result, results_dir
-from .core.show import table
 
-# %% ../nbs/90_claims.ipynb #f1d3a051
-verdicts = {
-    'reproduced': 'the same effect was measured here, at toy scale, its interval excluding zero',
-    'agrees': 'agrees with the paper or the official code; not measurable here',
-    'corrected': 'differs from the paper or the official code, which vidlit follows',
-    'contradicted': 'measured here, at toy scale, and found otherwise',
-    'undecided': 'measured here; the interval includes zero',
-    'unchecked': 'not checked here, for the reason given'}
+# %% ../nbs/90_claims.ipynb #7c0b2311
+verdicts = dict( # What may be said of a statement, and when
+    reproduced='the same effect was measured here, at toy scale, its interval excluding zero',
+    agrees='agrees with the paper or the official code; not measurable here',
+    corrected='differs from the paper or the official code, which vidlit follows',
+    contradicted='measured here, at toy scale, and found otherwise',
+    undecided='measured here; the interval includes zero',
+    unchecked='not checked here, for the reason given')
 
 # %% ../nbs/90_claims.ipynb #29429e5d
 @dataclass(frozen=True)
@@ -68,21 +67,22 @@ def measured(c:Claim, # A claim
     if fact not in facts: raise KeyError(f"claim {c.id!r}: the recorded result of {name!r} has no fact {fact!r}; it has {', '.join(facts)}")
     return {**dict(supports=None), **facts[fact]}
 
-# %% ../nbs/90_claims.ipynb #89847023
+# %% ../nbs/90_claims.ipynb #74c4a764
 def agrees(c:Claim, # A claim
     fact:dict,      # What was measured
 )->bool:            # Whether the verdict is one the measurement allows
     "A verdict may not say more than its measurement"
     if c.verdict in ('reproduced', 'contradicted', 'undecided') and not c.measure and not c.where: return False
-    allowed = {True: {'reproduced', 'corrected', 'agrees'}, False: {'contradicted', 'corrected'}, None: {'undecided', 'unchecked', 'corrected', 'agrees', 'reproduced'}}
+    allowed = {True: {'reproduced', 'corrected', 'agrees'}, False: {'contradicted', 'corrected'},
+        None: {'undecided', 'unchecked', 'corrected', 'agrees', 'reproduced'}}
     return not c.measure or c.verdict in allowed[fact['supports']]
 
-# %% ../nbs/90_claims.ipynb #25755fb3
+# %% ../nbs/90_claims.ipynb #68fff70b
 def ledger(wing:str, # Wing of the house
     at:Path=None,    # Folder of results; the checkout's records by default
 )->list:             # Rows for a table
     "A wing's claims beside what was measured"
+    def official(c): return f'{c.official} ({c.source})' if c.source else c.official
+    def here(c): return measured(c, at)['text'] or (f'see [{Path(c.where).stem}]({c.where})' if c.where else '–')
     return [{'section': c.section, 'the document says': f'{c.claim}: {c.document}' if c.document else c.claim,
-             'paper or official code': f'{c.official} ({c.source})' if c.source else c.official,
-             'measured here': measured(c, at)['text'] or (f'see [{Path(c.where).stem}]({c.where})' if c.where else '–'),
-             'verdict': c.verdict, 'why': c.note} for c in read_claims(wing)]
+        'paper or official code': official(c), 'measured here': here(c), 'verdict': c.verdict, 'why': c.note} for c in read_claims(wing)]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'video_app', 'command', 'Refused', 'run_app', 'info', 'film_info', 'reproduce', 'main']
 
-# %% ../nbs/92_cli.ipynb #7da8ff30
-import inspect, json, os, platform, sys
+# %% ../nbs/92_cli.ipynb #d601bfb8
+import inspect, json, os, platform, sys, warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 import typer
 from fastcore.docments import docments
 
-# %% ../nbs/92_cli.ipynb #e16a8be6
+# %% ../nbs/92_cli.ipynb #a889c059
 def _typed(name, p, doc): # One parameter, annotated for typer
     anno,text = doc.anno,doc.docment or ''
     need = p.default is inspect.Parameter.empty
@@ -31,7 +31,8 @@ def command(app:typer.Typer, # Where to add it
     def deco(f):
         docs,sig = docments(f, full=True),inspect.signature(f)
         def run(**kw): return f(**kw)
-        run.__signature__ = sig.replace(parameters=[_typed(k, p, docs[k]) for k,p in sig.parameters.items()], return_annotation=inspect.Signature.empty)
+        run.__signature__ = sig.replace(parameters=[_typed(k, p, docs[k]) for k,p in sig.parameters.items()],
+            return_annotation=inspect.Signature.empty)
         run.__doc__,run.__name__ = f.__doc__,f.__name__
         app.command(name or f.__name__.strip('_').replace('_', '-'))(run)
         return f
@@ -48,18 +49,24 @@ def _fault(e)->int: # Exit code for an exception, or None when it is a bug and s
     from vidlit.core.video import VideoError
     return 2 if isinstance(e, VideoError) else None
 
-# %% ../nbs/92_cli.ipynb #7e3826eb
+# %% ../nbs/92_cli.ipynb #af7ee748
+def _given(e, args): # What stood behind the option that typer refused
+    args,opts = sys.argv[1:] if args is None else list(args),getattr(getattr(e, 'param', None), 'opts', [])
+    return next((f", not {b!r}" for a,b in zip(args, args[1:]) if a in opts), '')
+
+# %% ../nbs/92_cli.ipynb #777b37f7
 def run_app(app:typer.Typer, # The commands
     args:list=None,          # Arguments; the process's by default
 )->int:                      # Exit code
     "Run the command line: errors are one clear line"
+    warnings.filterwarnings('ignore', message='.*torch.jit')  # fastai's import, nothing a user could do about
     try: return app(args=args, standalone_mode=False) or 0
     except typer.Exit as e: return e.exit_code
     except KeyboardInterrupt:
         print('interrupted: what is finished is kept, the same command goes on', file=sys.stderr)
         return 130
     except Exception as e:
-        if hasattr(e, 'format_message'): code,text = 2,e.format_message()  # click's own usage errors
+        if hasattr(e, 'format_message'): code,text = 2,e.format_message() + _given(e, args)  # typer's own usage errors
         else: code,text = _fault(e),' '.join(str(e).split()) or type(e).__name__
         if code is None or os.environ.get('VIDLIT_TRACEBACK'): raise
         print(f'vidlit: {text}', file=sys.stderr)
@@ -86,18 +93,22 @@ def _version(p): # Installed version, or 'missing'
     try: return version(p)
     except PackageNotFoundError: return 'missing'
 
-# %% ../nbs/92_cli.ipynb #326f3016
+# %% ../nbs/92_cli.ipynb #79703555
 @command(app)
 def info(as_json:bool=False, # Print JSON
 ):
     "Versions, devices, backends and extras that are here"
     import torch
     from vidlit import __version__
-    devices = ['cpu', *(f'cuda:{i} {torch.cuda.get_device_name(i)}' for i in range(torch.cuda.device_count())), *['mps']*torch.backends.mps.is_available()]
+    devices = ['cpu', *(f'cuda:{i} {torch.cuda.get_device_name(i)}' for i in range(torch.cuda.device_count())),
+        *['mps']*torch.backends.mps.is_available()]
     caps = torch.backends.cpu.get_cpu_capability()
-    _show({'vidlit': __version__, 'python': platform.python_version(), **{p: _version(p) for p in _shown}, 'devices': devices, 'cpu': caps, 'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
-           'video backends': [b for b,m in (('pyav', 'av'), ('decord', 'decord')) if find_spec(m)],
-           'extras': [k for k,m in _extras.items() if find_spec(m)], 'extras to be had': [f"pip install 'vidlit[{k}]'" for k,m in _extras.items() if not find_spec(m)]}, as_json)
+    backends = [b for b,m in (('pyav', 'av'), ('decord', 'decord')) if find_spec(m)]
+    extras = [k for k,m in _extras.items() if find_spec(m)]
+    absent = [f"pip install 'vidlit[{k}]'" for k,m in _extras.items() if not find_spec(m)]
+    _show({'vidlit': __version__, 'python': platform.python_version(), **{p: _version(p) for p in _shown}, 'devices': devices, 'cpu': caps,
+        'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'video backends': backends, 'extras': extras, 'extras to be had': absent},
+        as_json)
 
 # %% ../nbs/92_cli.ipynb #aa59b783
 @command(video_app, 'info')
@@ -109,14 +120,15 @@ def film_info(file:str, # Film
     i = video_info(file)
     _show(i.dict(), as_json)
 
-# %% ../nbs/92_cli.ipynb #03eb4c17
+# %% ../nbs/92_cli.ipynb #38efadcf
 def _print_list(as_json): # Which experiments there are
     from vidlit.reproduce import listing
     rows = listing()
     if as_json: return print(json.dumps(rows, indent=1))
     for r in rows:
         sizes = ', '.join(f'{k} about {v:g} core-minutes a seed' for k,v in r['core_minutes_per_seed'].items())
-        print(f"{r['name']}{'' if r['headline'] else ' (with --all)'}: {r['title']}\n    {r['section']}; {sizes}; {r['seeds']} seeds{'; takes --data' if r['takes_data'] else ''}")
+        print(f"{r['name']}{'' if r['headline'] else ' (with --all)'}: {r['title']}\n"
+            f"    {r['section']}; {sizes}; {r['seeds']} seeds{'; takes --data' if r['takes_data'] else ''}")
 
 def _print_costs(names, scale, as_json): # What a scale would cost
     from vidlit.reproduce import costs
@@ -124,13 +136,15 @@ def _print_costs(names, scale, as_json): # What a scale would cost
     if as_json: return print(json.dumps(rows, indent=1))
     for r in rows: print('\n'.join(f'  {k:<22} {v}' if i else f'{v}' for i,(k,v) in enumerate(r.items())) + '\n')
 
-# %% ../nbs/92_cli.ipynb #3e622d1c
+# %% ../nbs/92_cli.ipynb #7ccefa88
 def _print_runs(runs, out, as_json): # What was found
     if as_json: return print(json.dumps(runs, indent=1))
     for m in runs:
         print(f"{m['experiment']}: {m['headline']}")
         for p in m.get('paired', []):
-            if p['low'] is not None: print(f"  {p['a']} - {p['b']} ({p['metric']}): {p['difference']:+.3f}, 95 % interval {p['low']:+.3f} to {p['high']:+.3f}: {p['verdict']}")
+            if p['low'] is None: continue
+            print(f"  {p['a']} - {p['b']} ({p['metric']}): {p['difference']:+.3f}, "
+                f"95 % interval {p['low']:+.3f} to {p['high']:+.3f}: {p['verdict']}")
     print(f"report: {Path(out)/'report.html'}")
 
 # %% ../nbs/92_cli.ipynb #170d3c73

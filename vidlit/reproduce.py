@@ -21,11 +21,11 @@ def experiments()->dict: # Experiment by name
     for m in modules: importlib.import_module(m)
     return registered()
 
-# %% ../nbs/91_reproduce.ipynb #78cfdc58
+# %% ../nbs/91_reproduce.ipynb #1b992b56
 def listing()->list: # A row for each experiment
     "Names, questions, sizes: what `vidlit reproduce --list` shows"
-    return [dict(name=e.name, title=e.title, section=e.section, scales=list(e.minutes), core_minutes_per_seed=e.minutes, seeds=e.seeds, headline=e.headline, takes_data=e.takes_data)
-            for e in experiments().values()]
+    return [dict(name=e.name, title=e.title, section=e.section, scales=list(e.minutes), core_minutes_per_seed=e.minutes,
+        seeds=e.seeds, headline=e.headline, takes_data=e.takes_data) for e in experiments().values()]
 
 # %% ../nbs/91_reproduce.ipynb #97c5f107
 def choose(names:list=None, # Names, or none for the headline
@@ -55,16 +55,23 @@ def n_workers(device:str # 'cpu', 'cuda', 'mps'
     if device=='cuda': return max(1, torch.cuda.device_count())
     return 1 if device=='mps' else len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
-# %% ../nbs/91_reproduce.ipynb #a9f5b13b
+# %% ../nbs/91_reproduce.ipynb #b7056af8
 _css = """
 :root{--ink:#1b2a33;--soft:#5b6b75;--line:#dde5ea;--bg:#fff;--tint:#f4f8fa;--accent:#22577a;--good:#1b7f5c;--bad:#b23a48;--open:#a06a00}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf1;--soft:#9fb0ba;--line:#2b3a44;--bg:#10181d;--tint:#18232a;--accent:#7cc6e8;--good:#63d2a8;--bad:#ff8b98;--open:#e6b455}img{background:#fff;border-radius:4px}}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf1;--soft:#9fb0ba;--line:#2b3a44;
+--bg:#10181d;--tint:#18232a;--accent:#7cc6e8;--good:#63d2a8;--bad:#ff8b98;--open:#e6b455}
+img{background:#fff;border-radius:4px}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 "Source Sans 3","Segoe UI",system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}h1{font-size:2.1rem;line-height:1.15;margin:0 0 .3rem}h2{margin:3rem 0 .4rem;font-size:1.45rem}h3{margin:2rem 0 .4rem;font-size:1.1rem}
-.lead{font-size:1.15rem;color:var(--soft);margin:.2rem 0 1rem}.meta{color:var(--soft);font-size:.9rem}.box{background:var(--tint);border-left:4px solid var(--accent);padding:.8rem 1.1rem;margin:1rem 0;border-radius:0 6px 6px 0}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.93rem;font-variant-numeric:tabular-nums;margin:.6rem 0}th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}th{color:var(--soft);font-weight:600}
-figure{margin:1.2rem 0}figure img{max-width:100%;height:auto;display:block}figcaption{color:var(--soft);font-size:.92rem;margin-top:.35rem}code,pre{background:var(--tint);border-radius:4px;font-size:.9em}code{padding:.1em .3em}pre{padding:.8rem 1rem;overflow-x:auto}
-.v{white-space:nowrap;font-weight:600}.v-reproduced,.v-agrees{color:var(--good)}.v-contradicted{color:var(--bad)}.v-corrected,.v-undecided{color:var(--open)}nav a{margin-right:1rem}a{color:var(--accent)}
+main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}h1{font-size:2.1rem;line-height:1.15;margin:0 0 .3rem}
+h2{margin:3rem 0 .4rem;font-size:1.45rem}h3{margin:2rem 0 .4rem;font-size:1.1rem}
+.lead{font-size:1.15rem;color:var(--soft);margin:.2rem 0 1rem}.meta{color:var(--soft);font-size:.9rem}
+.box{background:var(--tint);border-left:4px solid var(--accent);padding:.8rem 1.1rem;margin:1rem 0;border-radius:0 6px 6px 0}
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.93rem;font-variant-numeric:tabular-nums;margin:.6rem 0}
+th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}th{color:var(--soft);font-weight:600}
+figure{margin:1.2rem 0}figure img{max-width:100%;height:auto;display:block}figcaption{color:var(--soft);font-size:.92rem;margin-top:.35rem}
+code,pre{background:var(--tint);border-radius:4px;font-size:.9em}code{padding:.1em .3em}pre{padding:.8rem 1rem;overflow-x:auto}
+.v{white-space:nowrap;font-weight:600}.v-reproduced,.v-agrees{color:var(--good)}.v-contradicted{color:var(--bad)}
+.v-corrected,.v-undecided{color:var(--open)}nav a{margin-right:1rem}a{color:var(--accent)}
 """
 
 # %% ../nbs/91_reproduce.ipynb #58d06f37
@@ -81,33 +88,41 @@ def _table(rows): # Rows of one shape as an HTML table
     body = ''.join('<tr>' + ''.join(_cell(k, r.get(k, '')) for k in keys) + '</tr>' for r in rows)
     return f'<div class="wide"><table><thead><tr>{"".join(f"<th>{_esc(k)}</th>" for k in keys)}</tr></thead><tbody>{body}</tbody></table></div>'
 
-# %% ../nbs/91_reproduce.ipynb #75852622
+# %% ../nbs/91_reproduce.ipynb #f1e5e49f
 _types = {'.png': 'image/png', '.gif': 'image/gif', '.svg': 'image/svg+xml'}
 
 def _figure(folder, f): # A figure with its caption, inlined
     p = Path(folder)/f['file']
     data = base64.b64encode(p.read_bytes()).decode()
-    return f'<figure><img alt="{html.escape(f["caption"])}" src="data:{_types[p.suffix]};base64,{data}"><figcaption>{_esc(f["caption"])}</figcaption></figure>'
+    return (f'<figure><img alt="{html.escape(f["caption"])}" src="data:{_types[p.suffix]};base64,{data}">'
+        f'<figcaption>{_esc(f["caption"])}</figcaption></figure>')
 
-# %% ../nbs/91_reproduce.ipynb #6e932bc7
+# %% ../nbs/91_reproduce.ipynb #d2f3a8b8
 def interval_svg(paired:list, # Comparisons as `compare` makes them
 )->str:                       # An inline SVG
     "Differences with their intervals on one axis: what excludes zero is what may be claimed"
     have = [p for p in paired if p.get('low') is not None]
     if not have: return ''
     top = max(max(abs(p['low']), abs(p['high'])) for p in have)*1.08 or 1
-    w,row,left = 760,30,330
+    w,row,left = 900,28,500
     def x(v): return left + (v+top)/(2*top)*(w-left-20)
     def one(i, p):
         y,col = 20+i*row, 'var(--good)' if p['low']>0 else 'var(--bad)' if p['high']<0 else 'var(--open)'
-        name = html.escape(f"{p['a']} − {p['b']}" + (f" ({p['metric']})" if p.get('metric') else ''))
-        return (f'<text x="{left-12}" y="{y+4}" text-anchor="end" fill="var(--ink)" font-size="13">{name}</text><line x1="{x(p["low"]):.1f}" x2="{x(p["high"]):.1f}" y1="{y}" y2="{y}" stroke="{col}" stroke-width="3"/>'
-                f'<circle cx="{x(p["difference"]):.1f}" cy="{y}" r="5" fill="{col}"/>')
+        name = html.escape(f"{p['a']} − {p['b']}")
+        return (f'<text x="{left-12}" y="{y+4}" text-anchor="end" fill="var(--ink)" font-size="12">{name}</text>'
+            f'<line x1="{x(p["low"]):.1f}" x2="{x(p["high"]):.1f}" y1="{y}" y2="{y}" stroke="{col}" stroke-width="3"/>'
+            f'<circle cx="{x(p["difference"]):.1f}" cy="{y}" r="5" fill="{col}"/>')
     h = 30+len(have)*row
-    axis = f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="4" y2="{h-18}" stroke="var(--soft)" stroke-dasharray="3 3"/><text x="{x(0):.1f}" y="{h-4}" text-anchor="middle" font-size="12" fill="var(--soft)">0</text>'
-    return f'<svg role="img" aria-label="Paired differences with 95 % intervals" viewBox="0 0 {w} {h}" width="100%">{axis}{"".join(one(i, p) for i,p in enumerate(have))}</svg>'
+    axis = (f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="4" y2="{h-18}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
+        f'<text x="{x(0):.1f}" y="{h-4}" text-anchor="middle" font-size="12" fill="var(--soft)">0</text>')
+    return (f'<svg role="img" aria-label="Paired differences with 95 % intervals" viewBox="0 0 {w} {h}" width="100%">'
+        f'{axis}{"".join(one(i, p) for i,p in enumerate(have))}</svg>')
 
-# %% ../nbs/91_reproduce.ipynb #02bf9615
+# %% ../nbs/91_reproduce.ipynb #e3d41109
+def _said(paired): # Comparisons as rows to read
+    return [{'comparison': f"{p['a']} − {p['b']}", p['metric'] or 'difference': f"{p['difference']:+.3f}",
+        '95 % interval': 'one seed' if p['low'] is None else f"{p['low']:+.3f} to {p['high']:+.3f}", 'so': p['verdict']} for p in paired]
+
 def section(m:dict, # Metrics of an experiment
     folder:Path,    # Folder with its figures
 )->str:             # HTML
@@ -115,11 +130,14 @@ def section(m:dict, # Metrics of an experiment
     m_,figs = m['machine'],''.join(_figure(folder, f) for f in m.get('figures', []))
     notes = ''.join(f'<p>{_esc(t)}</p>' for t in m.get('notes', []))
     paired = m.get('paired', [])
-    comps = f'<h3>Paired comparisons</h3><p class="meta">Difference seed by seed, 95 % interval; a ranking is claimed only where it excludes zero.</p>{interval_svg(paired)}{_table(paired)}' if paired else ''
-    return (f'<section id="{m["experiment"]}"><h2>{_esc(m["title"])}</h2><p class="meta">{_esc(m["section"])} · scale {m["scale"]} · {m["seeds"]} seed{"s"*(m["seeds"]!=1)} · {m["seconds"]/60:.1f} min · {_esc(m_["cpu"])}, {m_["cores"]} cores'
-            f'{" · " + ", ".join(m_["gpus"]) if m_["gpus"] else ""} · torch {m_["torch"]} · vidlit {m["vidlit"]}</p><div class="box">{_esc(m["headline"])}</div>{notes}{_table(m.get("rows"))}{comps}{figs}</section>')
+    comps = ('<h3>Paired comparisons</h3><p class="meta">Difference seed by seed, 95 % interval; a ranking is claimed only where it excludes zero.</p>'
+        f'{interval_svg(paired)}{_table(_said(paired))}') if paired else ''
+    return (f'<section id="{m["experiment"]}"><h2>{_esc(m["title"])}</h2><p class="meta">{_esc(m["section"])} · scale {m["scale"]} · '
+        f'{m["seeds"]} seed{"s"*(m["seeds"]!=1)} · {m["seconds"]/60:.1f} min · {_esc(m_["cpu"])}, {m_["cores"]} cores'
+        f'{" · " + ", ".join(m_["gpus"]) if m_["gpus"] else ""} · torch {m_["torch"]} · vidlit {m["vidlit"]}</p>'
+        f'<div class="box">{_esc(m["headline"])}</div>{notes}{_table(m.get("rows"))}{comps}{figs}</section>')
 
-# %% ../nbs/91_reproduce.ipynb #b7036ed2
+# %% ../nbs/91_reproduce.ipynb #d7edf56d
 def _fact(c, runs):
     "What a claim's measurement said, in these runs or in the records"
     name,_,fact = c.measure.partition(':')
@@ -135,11 +153,11 @@ def claims_section(wings:list, # Wings whose ledgers to show
     for w in wings:
         try: cs = read_claims(w)
         except FileNotFoundError: continue
-        out += _table([{'section': c.section, 'the document says': f'{c.claim}: {c.document}' if c.document else c.claim, 'paper or official code': c.official,
-                        'measured': _fact(c, runs) or '–', 'verdict': c.verdict, 'why': c.note} for c in cs])
+        out += _table([{'section': c.section, 'the document says': f'{c.claim}: {c.document}' if c.document else c.claim,
+            'paper or official code': c.official, 'measured': _fact(c, runs) or '–', 'verdict': c.verdict, 'why': c.note} for c in cs])
     return f'<section id="claims"><h2>What the documents claim</h2>{out}</section>' if out else ''
 
-# %% ../nbs/91_reproduce.ipynb #d3113653
+# %% ../nbs/91_reproduce.ipynb #0eacbc7c
 def write_report(runs:list, # Metrics of experiments, in order
     out:Path,               # Folder of all results
     command:str='vidlit reproduce', # What to type to get the same
@@ -149,13 +167,16 @@ def write_report(runs:list, # Metrics of experiments, in order
     out = Path(out)
     body = ''.join(section(m, out/m['experiment']) for m in runs)
     nav = ' '.join(f'<a href="#{m["experiment"]}">{_esc(m["experiment"])}</a>' for m in runs)
-    page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>vidlit: what was reproduced</title><style>{_css}</style></head><body><main>'
-        f'<h1>vidlit: what was reproduced</h1><p class="lead">Trained and measured on this machine, every number below. Nothing was downloaded.</p><nav>{nav} <a href="#claims">claims</a></nav>{body}'
-        f'{claims_section(wings, {m["experiment"]: m for m in runs})}<section><h2>The same again</h2><pre>{_esc(command)}</pre><p class="meta">Seeds are fixed; finished jobs are not run twice. Metrics, figures and weights lie beside this file.</p></section></main></body></html>')
+    page = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<title>vidlit: what was reproduced</title><style>{_css}</style></head><body><main><h1>vidlit: what was reproduced</h1>'
+        '<p class="lead">Trained and measured on this machine, every number below. Nothing was downloaded.</p>'
+        f'<nav>{nav} <a href="#claims">claims</a></nav>{body}{claims_section(wings, {m["experiment"]: m for m in runs})}'
+        f'<section><h2>The same again</h2><pre>{_esc(command)}</pre><p class="meta">Seeds are fixed; finished jobs are not run twice. '
+        'Metrics, figures and weights lie beside this file.</p></section></main></body></html>')
     with atomic_path(out/'report.html') as p: Path(p).write_text(page, encoding='utf-8')
     return out/'report.html'
 
-# %% ../nbs/91_reproduce.ipynb #467211d9
+# %% ../nbs/91_reproduce.ipynb #b446ed95
 class Bars:
     "Progress over weighted jobs; `report` is what `run_jobs` calls"
     def __init__(self, jobs, done, quiet=False, console=None):
@@ -169,7 +190,8 @@ class Bars:
     def __enter__(self):
         from rich.progress import Progress, BarColumn, TextColumn, TimeElapsedColumn
         if not self.quiet and self.console.is_terminal:
-            self.bar = Progress(TextColumn('{task.description}'), BarColumn(), TextColumn('{task.percentage:>3.0f} %'), TimeElapsedColumn(), TextColumn('{task.fields[left]}'), console=self.console, transient=True)
+            self.bar = Progress(TextColumn('{task.description}'), BarColumn(), TextColumn('{task.percentage:>3.0f} %'), TimeElapsedColumn(),
+                TextColumn('{task.fields[left]}'), console=self.console, transient=True)
             self.task = self.bar.add_task('starting', total=sum(self.w.values()), left='')
             self.bar.start()
         return self
@@ -189,9 +211,10 @@ class Bars:
         if self.bar:
             busy = '  '.join(f'{k} {self.text[k]}'.strip() for k,f in self.frac.items() if f<1 and k in self.text)
             self.bar.update(self.task, completed=self.value(), description=(busy or key)[:70], left=left)
-        if ended and not self.quiet and not (self.bar and len(self.w)>60): self.console.print(f'  {100*self.value()/sum(self.w.values()):3.0f} %  {key}  {text}  {left}'.rstrip(), highlight=False)
+        if ended and not self.quiet and not (self.bar and len(self.w)>60):
+            self.console.print(f'  {100*self.value()/sum(self.w.values()):3.0f} %  {key}  {text}  {left}'.rstrip(), highlight=False)
 
-# %% ../nbs/91_reproduce.ipynb #865be155
+# %% ../nbs/91_reproduce.ipynb #affb98bf
 def reproduce(names:list=None, # Experiments; none for the headline ones
     out:Path='results',        # Folder of results; finished jobs there are not run again
     scale:str='toy',           # 'toy' (CPU, minutes), 'small' (one GPU, an hour), 'paper'
@@ -214,16 +237,18 @@ def reproduce(names:list=None, # Experiments; none for the headline ones
     for e in es:
         jobs = plan(e.jobs(scale, range(seeds or e.seeds), variants=variants, data=data)) if scale in e.minutes else []
         done = [j.key for j in jobs if read_result(j, Path(out)/folder_name(e, scale, data)/'jobs') is not None]
-        with Bars(jobs, done, quiet) as b: runs.append(run_experiment(e, out, scale, seeds, workers or n_workers(device), device, variants, data, b.report))
+        with Bars(jobs, done, quiet) as b:
+            runs.append(run_experiment(e, out, scale, seeds, workers or n_workers(device), device, variants, data, b.report))
         if record: save_result(runs[-1]['experiment'], out)
         write_report(runs, out, _command(names, scale, seeds, variants, all, data))
     return runs
 
-# %% ../nbs/91_reproduce.ipynb #31106156
+# %% ../nbs/91_reproduce.ipynb #e0e3db16
 def _command(names, scale, seeds, variants, all, data):
     "What to type to get the same"
-    opts = [f'--scale {scale}']*(scale!='toy') + [f'--seeds {seeds}']*(seeds is not None) + ['--variants']*variants + ['--all']*all + ['--data FOLDER']*(data is not None)
-    return ' '.join(['vidlit reproduce', *(names or []), *opts])
+    opts = [f'--scale {scale}']*(scale!='toy') + [f'--seeds {seeds}']*(seeds is not None)
+    flags = ['--variants']*variants + ['--all']*all + ['--data FOLDER']*(data is not None)
+    return ' '.join(['vidlit reproduce', *(names or []), *opts, *flags])
 
 # %% ../nbs/91_reproduce.ipynb #2a10986f
 def costs(names:list=None, # Experiments; none for the headline ones

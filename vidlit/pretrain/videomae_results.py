@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['videomae', 'first_reach', 'summary', 'cost']
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #a5f3773d
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #b62c5fc7
 import torch
-from dataclasses import asdict
 from pathlib import Path
 from safetensors.torch import load_file
 from ..core.clips import denormalise
@@ -21,19 +20,19 @@ from .tube_masking import tube_mask
 from .videomae_study import Setup, fresh, motions, setups, study_jobs, sweeps, to_input, variants
 from .videomae_variants import Recipe, recipe_cost, recipes
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #d34250a7
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #a0e43cf1
 def _by(res, stem): # Results whose key starts with stem/, in the order of seeds
     return [v for k,v in sorted(res.items()) if k.rsplit('/', 1)[0]==stem]
 
 def _acc_of(res, arm, labels): return [v['test'] for v in _by(res, f'finetune/{arm}/{labels}')]
 
-def _band(points): # {x: values} as a curve with its interval
+def _band(points, lo=0., hi=float('inf')): # {x: values} as a curve with its interval, cut to what is possible
     xs = sorted(points)
     if len(points[xs[0]])<2: return xs, [points[x][0] for x in xs]
     m = [interval(points[x]) for x in xs]
-    return xs, [o[0] for o in m], [o[1] for o in m], [o[2] for o in m]
+    return xs, [o[0] for o in m], [max(o[1], lo) for o in m], [min(o[2], hi) for o in m]
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #75c8c335
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #441462b0
 def _save_fig(folder, name, fig, caption):
     "A figure of the summary, and its entry in the list"
     with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
@@ -42,7 +41,8 @@ def _save_fig(folder, name, fig, caption):
 def _pct(v): return f'{100*sum(v)/len(v):.0f} %'
 
 def _fact(cmp, text): # A fact that decides a comparison
-    return dict(text=f"{text} (difference {100*cmp['difference']:+.0f} points" + (f", 95 % interval {100*cmp['low']:+.0f} to {100*cmp['high']:+.0f})" if cmp['low'] is not None else ', one seed)'),
+    bounds = f", 95 % interval {100*cmp['low']:+.0f} to {100*cmp['high']:+.0f})" if cmp['low'] is not None else ', one seed)'
+    return dict(text=f"{text} (difference {100*cmp['difference']:+.0f} points" + bounds,
         supports=True if (cmp['low'] or 0)>0 else False if (cmp['high'] or 0)<0 else None)
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #9ff08256
@@ -68,7 +68,7 @@ def _pictures(root, res, s=0):
     seen = hide(true, mask, grid_of(x, mae.cfg.enc.patch))
     return show_clips([o[i] for i in range(len(x)) for o in (seen, made, true)], titles=['seen', 'painted', 'true']*len(x))
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #6ef15381
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #b5a1070b
 def _curves(res, stem): # Loss curves of a pretraining over seeds, as a band
     cs = [v['curve'] for v in _by(res, stem)]
     return _band({x: [c[1][i] for c in cs] for i,x in enumerate(cs[0][0])})
@@ -78,12 +78,18 @@ def _summary_films(res, root):
     runs,f = _by(res, 'pretrain'),res['films']
     r = Setup(**runs[0]['setup'])
     plateau = 1-1/(2*r.patch**2)
-    rows = [{'film': n, 'clips': k, 'note': ''} for n,k in f['films'].items()] + [{'film': n, 'clips': 0, 'note': f'left out: {why}'} for n,why in f['bad'].items()]
-    figs = [_save_fig(root, 'held_out.png', _pictures(root, res), 'Held-out moments of the films: what the encoder sees, what the model paints, what was there. Brightness and contrast of every hidden patch are given back from the truth, as the target asks.'),
-            _save_fig(root, 'loss.png', show_curves({'training': _curves(res, 'pretrain')}, 'step', 'loss', levels={'every patch its mean': plateau, 'held-out moments': sum(o['held'] for o in runs)/len(runs)}), 'Pretraining loss on real films.')]
-    held = [o['held'] for o in runs]
-    return dict(rows=rows, figures=figs, paired=[], facts={}, headline=f"Pretrained on {f['train']} clips of {len(f['films'])} films; on {f['held']} held-out moments the loss is {sum(held)/len(held):.3f}, where painting every patch its mean costs up to {plateau:.3f}."
-        + (f" {len(f['bad'])} damaged film{'s'*(len(f['bad'])>1)} listed below." if f['bad'] else ''))
+    rows = [dict(film=n, clips=k, note='' if k else 'too short to train on and to hold out') for n,k in f['films'].items()]
+    rows += [dict(film=n, clips=0, note=f'left out: {why}') for n,why in f['bad'].items()]
+    held = sum(o['held'] for o in runs)/len(runs)
+    painted = _save_fig(root, 'held_out.png', _pictures(root, res),
+        'Held-out moments of the films: what the encoder sees, what the model paints, what was there. '
+        'Brightness and contrast of every hidden patch are given back from the truth, as the target asks.')
+    loss = _save_fig(root, 'loss.png', show_curves({'training': _curves(res, 'pretrain')}, 'step', 'loss',
+        levels={'every patch its mean': plateau, 'held-out moments': held}), 'Pretraining loss on real films.')
+    headline = (f"Pretrained on {f['train']} clips of {len(f['films'])} films; on {f['held']} held-out moments the loss is "
+        f"{held:.3f}, where painting every patch its mean costs up to {plateau:.3f}.")
+    if f['bad']: headline += f" {len(f['bad'])} damaged film{'s'*(len(f['bad'])>1)} listed below."
+    return dict(rows=rows, figures=[painted, loss], paired=[], facts={}, headline=headline)
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #fe9ae123
 def _label_curves(res): # {arm: {labels: accuracies}}
@@ -100,55 +106,75 @@ def _labels_saved(curves): # Smallest number of labels at which pretrained reach
     least = next((n for n in sorted(curves['pretrained']) if sum(curves['pretrained'][n])/len(curves['pretrained'][n])>=level), None)
     return top,level,least
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #dbb157c7
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #df18b5ec
 def _figures(res, root, n):
     "The pictures of the study"
     lab = _label_curves(res)
-    figs = [_save_fig(root, 'painted.png', _pictures(root, res), 'Held-out test worlds: what the encoder sees, what the model paints, what was there (seed 0).')]
-    if len(lab['scratch'])>1: figs.append(_save_fig(root, 'labels.png', show_curves({k: _band(v) for k,v in lab.items()}, 'labelled clips', 'test accuracy', levels={'chance': 1/len(motions)}, logx=True), 'Accuracy on held-out textures against the number of labelled clips; bands are 95 % intervals over seeds.'))
+    chance = {'chance': 1/len(motions)}
+    figs = [_save_fig(root, 'painted.png', _pictures(root, res),
+        'Held-out test worlds: what the encoder sees, what the model paints, what was there (seed 0).')]
+    if len(lab['scratch'])>1:
+        fig = show_curves({k: _band(v, hi=1.) for k,v in lab.items()}, 'labelled clips', 'test accuracy', levels=chance, logx=True)
+        figs.append(_save_fig(root, 'labels.png', fig,
+            'Accuracy on held-out textures against the number of labelled clips; bands are 95 % intervals over seeds.'))
     soon = {a: _by(res, f'finetune/{a}/{n}') for a in ('pretrained', 'scratch')}
-    soon = {a: _band({x: [v['curve'][i][1] for v in vs] for i,(x,_) in enumerate(vs[0]['curve'])}) for a,vs in soon.items()}
-    figs.append(_save_fig(root, 'steps.png', show_curves(soon, 'fine-tuning step', 'validation accuracy', levels={'chance': 1/len(motions)}), f'How soon: validation accuracy while fine-tuning on {n} labels.'))
+    soon = {a: _band({x: [v['curve'][i][1] for v in vs] for i,(x,_) in enumerate(vs[0]['curve'])}, hi=1.) for a,vs in soon.items()}
+    figs.append(_save_fig(root, 'steps.png', show_curves(soon, 'fine-tuning step', 'validation accuracy', levels=chance),
+        f'How soon: validation accuracy while fine-tuning on {n} labels.'))
     figs.append(_save_fig(root, 'loss.png', show_curves({'loss': _curves(res, 'pretrain')}, 'step', 'loss'), 'Pretraining loss over seeds.'))
-    probes = {0: _by(res, 'probe/untrained')} | {int(k.split()[1].split('/')[0]): _by(res, k.rsplit('/', 1)[0]) for k in res if k.startswith('probe/step')}
+    looks = {int(k.split()[1].split('/')[0]): _by(res, k.rsplit('/', 1)[0]) for k in res if k.startswith('probe/step')}
+    probes = {0: _by(res, 'probe/untrained')} | looks
     end = Setup(**_by(res, 'pretrain')[0]['setup']).steps
     probes[end] = _by(res, 'probe/end')
-    if len(probes)>2: figs.append(_save_fig(root, 'probe.png', show_curves({k: _band({x: [v[k]['test'] for v in vs] for x,vs in probes.items()}) for k in ('linear', 'attentive')}, 'pretraining step', 'test accuracy', levels={'chance': 1/len(motions)}), f'Frozen probes on {n} labels along pretraining; step 0 is the untrained network.'))
+    if len(probes)>2:
+        bands = {k: _band({x: [v[k]['test'] for v in vs] for x,vs in probes.items()}, hi=1.) for k in ('linear', 'attentive')}
+        figs.append(_save_fig(root, 'probe.png', show_curves(bands, 'pretraining step', 'test accuracy', levels=chance),
+            f'Frozen probes on {n} labels along pretraining; step 0 is the untrained network.'))
     return figs
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #4dbafb37
-_questions = dict(ratio=('ratio 0.9', 'pretrained', 'hiding 0.9 against 0.75'), ratio_low=('pretrained', 'ratio 0.5', 'hiding 0.75 against 0.5'),
-    data=('clips 256', 'scratch', 'pretrained on 256 clips only, against no pretraining'), data_more=('pretrained', 'clips 256', 'pretrained on 4096 clips against 256'),
-    recipe=('document recipe', 'pretrained', "the document's augmentations against recolouring alone"), norm=('pretrained', 'plain pixels', 'normalised against plain pixels'),
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #291daeab
+_questions = dict( # Arm, the arm it is held against, what is asked
+    ratio=('ratio 0.9', 'pretrained', 'hiding 0.9 against 0.75'), ratio_low=('pretrained', 'ratio 0.5', 'hiding 0.75 against 0.5'),
+    data=('clips 256', 'scratch', 'pretrained on 256 clips only, against no pretraining'),
+    data_more=('pretrained', 'clips 256', 'pretrained on 4096 clips against 256'),
+    recipe=('document recipe', 'pretrained', "the document's augmentations against recolouring alone"),
+    norm=('pretrained', 'plain pixels', 'normalised against plain pixels'),
     frames=('document mask', 'pretrained', "the document's mask (half of the time whole frames) against tubes"),
     positions=('pretrained', 'flat positions', 'positions by axis against the flattened index'),
     patience=('pretrained, 3x steps', 'scratch, 3x steps', 'three times the fine-tuning steps, pretrained against scratch'))
 
 def _facts(res, n, cmp):
     "What the claims ledger looks up"
-    facts = dict(labels=_fact(cmp[0], f"with {n} labels, fine-tuned {_pct(_acc_of(res, 'pretrained', n))}, from scratch {_pct(_acc_of(res, 'scratch', n))}"))
+    tuned,scratch = _pct(_acc_of(res, 'pretrained', n)),_pct(_acc_of(res, 'scratch', n))
+    facts = dict(labels=_fact(cmp[0], f"with {n} labels, fine-tuned {tuned}, from scratch {scratch}"))
     curves = _label_curves(res)
     top,level,least = _labels_saved(curves)
-    if len(curves['scratch'])>1: facts['saved'] = dict(text=f"with {least} labels the pretrained network has what {top} labels give from scratch ({level:.0%})" if least else f"no number of labels tried gives the pretrained network what {top} give from scratch ({level:.0%})", supports=None)
+    if len(curves['scratch'])>1:
+        some = f"with {least} labels the pretrained network has what {top} labels give from scratch ({level:.0%})"
+        none = f"no number of labels tried gives the pretrained network what {top} give from scratch ({level:.0%})"
+        facts['saved'] = dict(text=some if least else none, supports=None)
     soon = [v['curve'] for v in _by(res, f'finetune/pretrained/{n}')]
     last = [v['curve'][-1] for v in _by(res, f'finetune/scratch/{n}')]
     reach = first_reach(soon, [a for _,a in last])
-    facts['steps'] = dict(text=f"what scratch has after {last[0][0]} steps of fine-tuning on {n} labels, pretrained has after {', '.join(map(str, reach))} (by seed)", supports=all(x is not None and x<last[0][0] for x in reach))
+    steps = last[0][0]
+    said = f"what scratch has after {steps} steps of fine-tuning on {n} labels, pretrained has after {', '.join(map(str, reach))} (by seed)"
+    facts['steps'] = dict(text=said, supports=all(x is not None and x<steps for x in reach))
     for k,(a,b,text) in _questions.items():
         x,y = _acc_of(res, a, n),_acc_of(res, b, n)
         if x and y: facts[k] = _fact(compare({a: x, b: y}, a, b), f"{text}: {_pct(x)} and {_pct(y)} with {n} labels")
     return facts
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #e83669ef
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #7aad7fc3
 def _controls(res, n): # Pair accuracy of what must not help, with Wilson intervals over all seeds
     rows = []
     for v,tag in (('clip', 'pretrained'), ('one frame', 'one frame'), ('shuffled', 'shuffled')):
         k,m = (sum(o['pairs'][i] for o in _by(res, f'finetune/{tag}/{n}')) for i in range(2))
         p = wilson(k, m)
-        rows.append({'arm': f'this way or reversed? {v}', 'accuracy': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}', 'seeds': len(_by(res, f'finetune/{tag}/{n}')), 'note': f'{m} test clips'})
+        rows.append({'arm': f'this way or reversed? {v}', 'accuracy': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}',
+            'seeds': len(_by(res, f'finetune/{tag}/{n}')), 'note': f'{m} test clips'})
     return rows
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #846f3265
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #b76cdffe
 def summary(res:dict, # Results by key
     root:Path,        # Folder of the experiment
 )->dict:              # Rows, paired comparisons, figures, facts, headline
@@ -157,26 +183,32 @@ def summary(res:dict, # Results by key
     lab = _label_curves(res)
     n = Setup(**res['pretrain/seed0']['setup']).labels[1]
     tuned = {f'{a}, {k} labels': lab[a][k] for k in sorted(lab['scratch']) for a in ('pretrained', 'scratch')}
-    frozen = {f'frozen {w}, {p} probe, {n} labels': [v[p]['test'] for v in _by(res, f'probe/{k}')] for w,k in (('untrained', 'untrained'), ('pretrained', 'end')) for p in ('linear', 'attentive')}
-    others = {f'{k}, {n} labels': _acc_of(res, k, n) for k in [*sweeps, *[v for v in variants if v], 'pretrained, 3x steps', 'scratch, 3x steps'] if _acc_of(res, k, n)}
+    frozen = {f'frozen {w}, {p} probe, {n} labels': [v[p]['test'] for v in _by(res, f'probe/{k}')]
+        for w,k in (('untrained', 'untrained'), ('pretrained', 'end')) for p in ('linear', 'attentive')}
+    more = [*sweeps, *[v for v in variants if v], 'pretrained, 3x steps', 'scratch, 3x steps']
+    others = {f'{k}, {n} labels': _acc_of(res, k, n) for k in more if _acc_of(res, k, n)}
     arms = tuned | frozen | others
     best = max((f'frozen untrained, {p} probe, {n} labels' for p in ('linear', 'attentive')), key=lambda k: sum(arms[k]))
-    cmp = [compare(arms, f'pretrained, {n} labels', f'scratch, {n} labels', 'test accuracy'), compare(arms, f'pretrained, {n} labels', best, 'test accuracy')]
+    cmp = [compare(arms, f'pretrained, {n} labels', b, 'test accuracy') for b in (f'scratch, {n} labels', best)]
     cmp += [compare(arms, f'pretrained, {k} labels', f'scratch, {k} labels', 'test accuracy') for k in sorted(lab['scratch']) if k!=n]
-    cmp += [compare(arms, f'frozen pretrained, {p} probe, {n} labels', f'frozen untrained, {p} probe, {n} labels', 'test accuracy') for p in ('linear', 'attentive')]
+    cmp += [compare(arms, f'frozen pretrained, {p} probe, {n} labels', f'frozen untrained, {p} probe, {n} labels', 'test accuracy')
+        for p in ('linear', 'attentive')]
     cmp += [compare(arms, k, f'pretrained, {n} labels', 'test accuracy') for k in others if not k.startswith(('scratch', 'pretrained'))]
     slow = [f'{a}, 3x steps, {n} labels' for a in ('pretrained', 'scratch')]
     if slow[0] in others: cmp.append(compare(arms, *slow, 'test accuracy'))
     facts = _facts(res, n, cmp)
-    return dict(rows=arm_rows(arms, 'accuracy') + _controls(res, n), paired=cmp, figures=_figures(res, root, n), facts=facts, headline=f"Eight directions of movement on held-out textures, chance {1/len(motions):.1%}: {'; '.join(facts[k]['text'] for k in ('labels', 'patience', 'steps', 'saved') if k in facts)}.")
+    told = '; '.join(facts[k]['text'] for k in ('labels', 'patience', 'steps', 'saved') if k in facts)
+    return dict(rows=arm_rows(arms, 'accuracy') + _controls(res, n), paired=cmp, figures=_figures(res, root, n), facts=facts,
+        headline=f"Eight directions of movement on held-out textures, chance {1/len(motions):.1%}: {told}.")
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #32d804ed
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #4327fda0
 def cost(scale:str # 'toy', 'small' or 'paper'
 )->list:           # Rows of `recipe_cost`
     "Parameters, tokens, FLOPs and steps of a scale; `paper` lists the published recipes"
     if scale=='paper': return [recipe_cost(r) for r in recipes]
     r = setups[scale]
-    return [recipe_cost(Recipe(scale, r.model, (r.frames, r.size, r.size), ratio=r.ratio, videos=r.clips, epochs=r.steps*r.bs//r.clips, batch=r.bs, base_lr=r.lr*256/r.bs))]
+    return [recipe_cost(Recipe(scale, r.model, (r.frames, r.size, r.size), ratio=r.ratio, videos=r.clips, epochs=r.steps*r.bs//r.clips,
+        batch=r.bs, base_lr=r.lr*256/r.bs))]
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #b893c523
 videomae = register(Experiment('videomae', 'Does a VideoMAE need fewer labels, or fewer steps?', 'seeds/000, VideoMAE', study_jobs, summary,

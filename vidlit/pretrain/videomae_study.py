@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['motions', 'setups', 'variants', 'views', 'here', 'sweeps', 'films_setup', 'Setup', 'world', 'twins', 'data_job',
-           'recolour', 'Looks', 'alike', 'fresh', 'pretrain', 'held_loss', 'pretrain_job', 'to_input', 'scores',
+           'recolour', 'to_input', 'Looks', 'alike', 'fresh', 'pretrain', 'held_loss', 'pretrain_job', 'scores',
            'Watch', 'arm_model', 'finetune_once', 'through', 'pair_right', 'finetune_job', 'tokens_of', 'probe_job',
            'film_clips', 'films_job', 'study_jobs']
 
@@ -68,13 +68,14 @@ class Setup:
         enc = ViTConfig(dim=self.dim, depth=self.depth, heads=self.heads, patch=(2, self.patch, self.patch))
         return VideoMAEConfig(enc, ViTConfig(dim=self.dec_dim, depth=self.dec_depth, heads=self.dec_heads))
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #b463c327
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #d17e135d
 motions = ('right', 'down-right', 'down', 'down-left', 'left', 'up-left', 'up', 'up-right')
-setups = dict(toy=Setup(),
-    small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=3, n_obj=3, grain=.5, clips=100_000, steps=40_000,
-        bs=128, lr=6e-4, ratio=.9, labels=(256, 1024), more=(4096,), ft_steps=2000, ft_bs=64, ft_lrs=(3e-4, 1e-3), n_valid=512, n_test=2048, looks=(2000, 10_000)),
-    paper=Setup(size=224, frames=16, patch=16, dim=768, depth=12, heads=12, dec_dim=384, dec_depth=4, dec_heads=6, clips=240_436, steps=800*240_436//2048,
-        bs=2048, lr=1.5e-4*2048/256, ratio=.9))
+setups = dict(toy=Setup(), # one core; then one GPU, then the published ViT-B
+    small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=3, n_obj=3, grain=.5,
+        clips=100_000, steps=40_000, bs=128, lr=6e-4, ratio=.9, labels=(256, 1024), more=(4096,), ft_steps=2000, ft_bs=64,
+        ft_lrs=(3e-4, 1e-3), n_valid=512, n_test=2048, looks=(2000, 10_000)),
+    paper=Setup(size=224, frames=16, patch=16, dim=768, depth=12, heads=12, dec_dim=384, dec_depth=4, dec_heads=6,
+        clips=240_436, steps=800*240_436//2048, bs=2048, lr=1.5e-4*2048/256, ratio=.9))
 
 def world(r:Setup, # Setup
     split:str='train', # 'train' or 'test' textures and colours
@@ -122,7 +123,8 @@ def recolour(clip:Tensor, # [3, t, h, w] in [0, 1]
     clip = clip[torch.randperm(3, generator=gen)]
     return torch.where(torch.rand(3, 1, 1, 1, generator=gen)<.5, 1-clip, clip)
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #d83acb21
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #a590305c
+def to_input(clip): return normalise(clip.float()/255)  # bytes to what enters a model
 def _unit(clip, gen=None): return clip.float()/255
 def _plain(clip, gen=None): return normalise(_unit(clip))
 def _coloured(clip, gen=None): return normalise(recolour(_unit(clip), gen))
@@ -191,7 +193,7 @@ def held_loss(mae:VideoMAE, # Trained
         total += mae(x, tube_mask(len(c), grid_of(x, mae.cfg.enc.patch), r.ratio, gen).to(device)).loss.item()*len(c)
     return total/len(clips)
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #e1248290
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #27ff36fc
 def pretrain_job(ctx, setup:dict, seed:int, data:str, n:int=None, variant:str=''):
     "Pretrain on the worlds of one seed"
     r,d = Setup(**setup),load_file(ctx.folder(data)/'data.safetensors')
@@ -203,18 +205,18 @@ def pretrain_job(ctx, setup:dict, seed:int, data:str, n:int=None, variant:str=''
     k = max(1, len(loss)//60)
     curve = loss[:len(loss)//k*k].view(-1, k).mean(1)
     held = held_loss(model, d['held'], r, ctx.device) if 'held' in d else None
-    return dict(loss=loss[-max(1, len(loss)//20):].mean().item(), curve=[[(i+1)*k for i in range(len(curve))], curve.tolist()], held=held, setup=setup)
+    return dict(loss=loss[-max(1, len(loss)//20):].mean().item(), curve=[[(i+1)*k for i in range(len(curve))], curve.tolist()],
+        held=held, setup=setup)
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #1124df2a
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #04fe7bac
 def _document_tfm(clip, gen): # The document's small-data recipe
     clip = random_resized_crop(_unit(clip), gen, size=clip.shape[-1], scale=(.5, 1.))
     return normalise(grayscale(colour_jitter(flip(clip, gen), gen, .4, .4, .4), gen, .2))
 
-variants = {'': {}, 'plain pixels': dict(target=target_raw), 'document recipe': dict(tfm=_document_tfm), 'document mask': dict(mask=document_mask), 'flat positions': dict(pos=flat_pos)}
+variants = {'': {}, 'plain pixels': dict(target=target_raw), 'document recipe': dict(tfm=_document_tfm),
+    'document mask': dict(mask=document_mask), 'flat positions': dict(pos=flat_pos)}
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #2a457f24
-def to_input(clip): return normalise(clip.float()/255)  # bytes to what enters a model
-
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #25bf0894
 @torch.no_grad()
 def scores(model:nn.Module, # clip -> scores
     clips:Tensor,           # uint8 [n, 3, t, h, w]
@@ -291,7 +293,7 @@ def pair_right(s:Tensor, # Scores [n, 8]
     i = torch.arange(len(y))
     return s[i, y] > s[i, back]
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #a9cf85a5
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #7711ca8d
 def finetune_job(ctx, setup:dict, seed:int, arm:str, labels:int, data:str, pre:str=None, variant:str='', view:str='clip'):
     "One arm at one number of labels: the grid, the choice, the test"
     r,d = Setup(**setup),load_file(ctx.folder(data)/'data.safetensors')
@@ -306,7 +308,8 @@ def finetune_job(ctx, setup:dict, seed:int, arm:str, labels:int, data:str, pre:s
     valid,lr,rows,model = max(tried, key=lambda o: o[0])
     s = scores(model, d['test'], ctx.device)
     pairs = pair_right(s, d['test_y'])
-    return dict(test=_acc(s, d['test_y']), valid=valid, lr=lr, grid={f'{o[1]:g}': o[0] for o in tried}, curve=rows, pairs=[int(pairs.sum()), len(pairs)])
+    return dict(test=_acc(s, d['test_y']), valid=valid, lr=lr, grid={f'{o[1]:g}': o[0] for o in tried}, curve=rows,
+        pairs=[int(pairs.sum()), len(pairs)])
 
 # %% ../../nbs/pretrain/02c_videomae_study.ipynb #58c575f4
 @torch.no_grad()
@@ -320,7 +323,7 @@ def tokens_of(mae:VideoMAE, # Encoder to ask
     def of(k, n=None): return Feats(torch.cat([mae.features(to_input(c.to(device))).cpu() for c in d[k][:n].split(128)]), d[f'{k}_y'][:n])
     return standardise(of('label', labels), of('valid'), of('test'))
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #9620322d
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #e34ef6ad
 def probe_job(ctx, setup:dict, seed:int, labels:int, data:str, pre:str=None, look:int=0):
     "Linear and attentive probe of a frozen encoder: untrained, at a look, or at the end (-1)"
     r,d = Setup(**setup),load_file(ctx.folder(data)/'data.safetensors')
@@ -329,8 +332,8 @@ def probe_job(ctx, setup:dict, seed:int, labels:int, data:str, pre:str=None, loo
     elif look<0: mae.load_state_dict(load_file(ctx.folder(pre)/'model.safetensors'))
     train,valid,test = tokens_of(mae, d, labels, ctx.device)
     epochs = max(1, round(300*64/labels))
-    fits = {'linear': [linear_probe(train, wd, classes=len(motions)) for wd in (1e-4, 1e-2, 1.)],
-            'attentive': [attentive_probe(train, lr, epochs=epochs, heads=r.heads, seed=seed, classes=len(motions)) for lr in (1e-3, 3e-3)]}
+    fits = dict(linear=[linear_probe(train, wd, classes=len(motions)) for wd in (1e-4, 1e-2, 1.)],
+        attentive=[attentive_probe(train, lr, epochs=epochs, heads=r.heads, seed=seed, classes=len(motions)) for lr in (1e-3, 3e-3)])
     out = {}
     for k,ps in fits.items():
         best = max(ps, key=lambda p: accuracy(p, valid))
@@ -353,7 +356,7 @@ def film_clips(path, # A film
         def one(i): return (fit_square(to_clip(film[i:i+span:stride]), size=r.size)*255).round().byte()
         return torch.stack([one(i) for i in starts]), torch.tensor([i>=cut for i in starts])
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #7fc85413
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #020bc71c
 def films_job(ctx, setup:dict, folder:str, limit:float=.25):
     "Read a folder of films into clips; list what cannot be read"
     r,got,bad = Setup(**setup),[],{}
@@ -364,7 +367,8 @@ def films_job(ctx, setup:dict, folder:str, limit:float=.25):
         ctx.tick(i+1, len(files), f.name)
     if len(bad)>limit*len(files): raise VideoError(f"{len(bad)} of {len(files)} films in {folder} cannot be read: {'; '.join(bad.values())}")
     clips,held = torch.cat([g[1] for g in got]), torch.cat([g[2] for g in got])
-    if not held.any() or held.all(): raise ValueError(f"the films in {folder} are too short for clips of {r.frames} frames to train on and to hold out")
+    if not held.any() or held.all():
+        raise ValueError(f"the films in {folder} are too short for clips of {r.frames} frames to train on and to hold out")
     _save(ctx.path/'data.safetensors', dict(clips=clips[~held], held=clips[held]))
     return dict(films={n: len(c) for n,c,_ in got}, bad=bad, train=int((~held).sum()), held=int(held.sum()))
 
@@ -378,7 +382,7 @@ def _tune(r, rec, s, arm, labels, pre=None, variant='', view='clip', tag='', dat
 
 here = 'vidlit.pretrain.videomae_study'
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #74ea7995
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #fc28b390
 def _headline(r, s):
     "Jobs of one seed that the headline needs"
     rec,data,pre = asdict(r),f'data/seed{s}',f'pretrain/seed{s}'
@@ -387,11 +391,12 @@ def _headline(r, s):
     yield _tune(r, rec, s, 'pretrained', r.labels[1], pre)
     yield _tune(r, rec, s, 'scratch', r.labels[1])
     yield Job(f'probe/untrained/seed{s}', f'{here}:probe_job', dict(setup=rec, seed=s, labels=r.labels[1], data=data), (data,), weight=r.ft_steps*8)
-    yield Job(f'probe/end/seed{s}', f'{here}:probe_job', dict(setup=rec, seed=s, labels=r.labels[1], data=data, pre=pre, look=-1), (data, pre), weight=r.ft_steps*8)
+    yield Job(f'probe/end/seed{s}', f'{here}:probe_job', dict(setup=rec, seed=s, labels=r.labels[1], data=data, pre=pre, look=-1),
+        (data, pre), weight=r.ft_steps*8)
     one = asdict(replace(r, ft_lrs=r.ft_lrs[-1:]))
     for v in ('one frame', 'shuffled'): yield _tune(replace(r, ft_lrs=r.ft_lrs[-1:]), one, s, 'pretrained', r.labels[1], pre, view=v, tag=v)
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #a10452e4
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #5ca51181
 sweeps = {'ratio 0.5': dict(ratio=.5), 'ratio 0.9': dict(ratio=.9), 'clips 256': dict(clips=256)}
 
 def _variants(r, s):
@@ -403,7 +408,9 @@ def _variants(r, s):
     slow,best = replace(r, ft_steps=3*r.ft_steps),replace(r, ft_lrs=r.ft_lrs[-1:])  # the rate that the pretrained arm chose
     yield _tune(slow, asdict(slow), s, 'pretrained', n, f'pretrain/seed{s}', tag='pretrained, 3x steps')
     yield _tune(slow, asdict(slow), s, 'scratch', n, tag='scratch, 3x steps')
-    for look in r.looks: yield Job(f'probe/step {look}/seed{s}', f'{here}:probe_job', dict(setup=rec, seed=s, labels=n, data=data, pre=f'pretrain/seed{s}', look=look), (data, f'pretrain/seed{s}'), weight=r.ft_steps*8)
+    for look in r.looks:
+        args = dict(setup=rec, seed=s, labels=n, data=data, pre=f'pretrain/seed{s}', look=look)
+        yield Job(f'probe/step {look}/seed{s}', f'{here}:probe_job', args, (data, f'pretrain/seed{s}'), weight=r.ft_steps*8)
     for k in [*sweeps, *[v for v in variants if v]]:
         other = replace(r, looks=(), **{a: b for a,b in sweeps.get(k, {}).items() if a!='clips'})
         v = k if k in variants else ''
@@ -411,7 +418,7 @@ def _variants(r, s):
         yield Job(f'pretrain/{k}/seed{s}', f'{here}:pretrain_job', args, (data,), weight=other.steps*r.bs)
         yield _tune(best, asdict(best), s, 'pretrained', n, f'pretrain/{k}/seed{s}', variant=v, tag=k)
 
-# %% ../../nbs/pretrain/02c_videomae_study.ipynb #cd755878
+# %% ../../nbs/pretrain/02c_videomae_study.ipynb #1d78e60e
 films_setup = Setup(size=64, patch=8, dim=96, depth=3, dec_dim=64, clips=0, steps=900, bs=8, ratio=.75, looks=())
 
 def study_jobs(scale, seeds, variants=False, data=None):
@@ -420,5 +427,6 @@ def study_jobs(scale, seeds, variants=False, data=None):
     if data is not None:
         r = replace(films_setup if scale=='toy' else r, looks=())
         films = Job('films', f'{here}:films_job', dict(setup=asdict(r), folder=data), weight=2000)
-        return [films] + [Job(f'pretrain/seed{s}', f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data='films'), ('films',), weight=r.steps*r.bs) for s in seeds]
+        return [films] + [Job(f'pretrain/seed{s}', f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data='films'), ('films',),
+            weight=r.steps*r.bs) for s in seeds]
     return [j for s in seeds for f in (_headline, *[_variants]*variants) for j in f(r, s)]

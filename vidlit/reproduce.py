@@ -97,7 +97,7 @@ def _figure(folder, f): # A figure with its caption, inlined
     return (f'<figure><img alt="{html.escape(f["caption"])}" src="data:{_types[p.suffix]};base64,{data}">'
         f'<figcaption>{_esc(f["caption"])}</figcaption></figure>')
 
-# %% ../nbs/91_reproduce.ipynb #d2f3a8b8
+# %% ../nbs/91_reproduce.ipynb #47350778
 def interval_svg(paired:list, # Comparisons as `compare` makes them
 )->str:                       # An inline SVG
     "Differences with their intervals on one axis: what excludes zero is what may be claimed"
@@ -109,7 +109,7 @@ def interval_svg(paired:list, # Comparisons as `compare` makes them
     def one(i, p):
         y,col = 20+i*row, 'var(--good)' if p['low']>0 else 'var(--bad)' if p['high']<0 else 'var(--open)'
         name = html.escape(f"{p['a']} − {p['b']}")
-        return (f'<text x="{left-12}" y="{y+4}" text-anchor="end" fill="var(--ink)" font-size="12">{name}</text>'
+        return (f'<text x="{left-12}" y="{y+4}" text-anchor="end" fill="var(--ink)" font-size="{min(12, 900/len(name)):.1f}">{name}</text>'
             f'<line x1="{x(p["low"]):.1f}" x2="{x(p["high"]):.1f}" y1="{y}" y2="{y}" stroke="{col}" stroke-width="3"/>'
             f'<circle cx="{x(p["difference"]):.1f}" cy="{y}" r="5" fill="{col}"/>')
     h = 30+len(have)*row

@@ -6,6 +6,9 @@ __version__ = "0.0.1"
 _where = {
     'VideoMAE': 'pretrain.videomae', 'VideoMAEClassifier': 'pretrain.videomae', 'VideoMAEConfig': 'pretrain.videomae_layout',
     'tube_mask': 'pretrain.tube_masking', 'random_mask': 'pretrain.tube_masking',
+    'VideoMAE2': 'pretrain.videomae_v2', 'OmniMAE': 'pretrain.omnimae', 'multiblock3d': 'pretrain.block_masking',
+    'VJEPA': 'pretrain.vjepa', 'VJEPAConfig': 'pretrain.vjepa_layout', 'VJEPA2': 'pretrain.vjepa2',
+    'WorldModel': 'pretrain.world_model', 'Planner': 'pretrain.planner', 'CEM': 'pretrain.planner', 'STJEPA': 'pretrain.stjepa',
     'VideoReader': 'core.video', 'video_info': 'core.film_index', 'write_video': 'core.film', 'VideoError': 'core.film',
     'DepthReader': 'core.depth_frames', 'DepthWriter': 'core.depth_frames',
     'WorldConfig': 'core.worlds', 'World': 'core.render', 'WorldDataset': 'core.worlds', 'make_worlds': 'core.worlds',

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'video_app', 'command', 'Refused', 'run_app', 'info', 'film_info', 'reproduce', 'main']
 
-# %% ../nbs/92_cli.ipynb #d601bfb8
-import inspect, json, os, platform, sys, warnings
+# %% ../nbs/92_cli.ipynb #45f7f2f9
+import importlib, inspect, json, os, platform, sys, warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +38,7 @@ def command(app:typer.Typer, # Where to add it
         return f
     return deco
 
-# %% ../nbs/92_cli.ipynb #f94a84aa
+# %% ../nbs/92_cli.ipynb #d93e34a9
 class Refused(ValueError): "Bad input to a command: one line, exit code 2"
 
 def _fault(e)->int: # Exit code for an exception, or None when it is a bug and should be seen whole
@@ -46,8 +46,10 @@ def _fault(e)->int: # Exit code for an exception, or None when it is a bug and s
     from vidlit.core.experiment import JobError
     if isinstance(e, JobError): return 1
     if isinstance(e, (ValueError, OSError)): return 2
+    from vidlit.core.checkpoint import CheckpointError
+    from vidlit.core.store import StoreError
     from vidlit.core.video import VideoError
-    return 2 if isinstance(e, VideoError) else None
+    return 2 if isinstance(e, (VideoError, StoreError, CheckpointError)) else None
 
 # %% ../nbs/92_cli.ipynb #af7ee748
 def _given(e, args): # What stood behind the option that typer refused
@@ -170,7 +172,8 @@ def reproduce(names:list=None, # Experiments (see --list); none for the headline
     if dry_run: return _print_costs(names, scale, as_json)
     _print_runs(run(names, out, scale, seeds, device, workers, data, variants, all, record, quiet or as_json), out, as_json)
 
-# %% ../nbs/92_cli.ipynb #0fb23afd
+# %% ../nbs/92_cli.ipynb #79696902
 def main(): # What the shell calls
     "Entry point of `vidlit`"
+    importlib.import_module('vidlit.cli_stjepa')  # its commands put themselves into `app`
     sys.exit(run_app(app))

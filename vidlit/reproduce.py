@@ -13,8 +13,9 @@ from .core.experiment import registered, run_experiment, save_result, read_resul
 from .core.store import atomic_path
 from .claims import read_claims, measured
 
-# %% ../nbs/91_reproduce.ipynb #9ed2680f
-modules = ('vidlit.pretrain.videomae_results',)  # wings add theirs here
+# %% ../nbs/91_reproduce.ipynb #4d2d59d6
+_pretrain = 'videomae', 'videomae_v2', 'omnimae', 'vjepa', 'vjepa2', 'world_model', 'planner', 'stjepa'
+modules = tuple(f'vidlit.pretrain.{n}_results' for n in _pretrain) # wings add theirs here
 
 def experiments()->dict: # Experiment by name
     "Import every module that registers experiments"

@@ -61,7 +61,7 @@ def attend_ref(
     w = (q@k.mT * (q.shape[-1]**-.5 if scale is None else scale)).softmax(-1)
     return w@v, w
 
-# %% ../../nbs/core/08_vit.ipynb #aae32410
+# %% ../../nbs/core/08_vit.ipynb #54c4bfe2
 class Attention(nn.Module):
     "Multi-head self-attention"
     def __init__(self,
@@ -92,6 +92,7 @@ class Attention(nn.Module):
         last:int=0, # Answer only for the last so many tokens (0: for all); they still look at everyone
     )->Tensor: # `[b, n or last, dim]`
         q,k,v = self.project(tok, rope)
+        if mask is not None: mask = mask[...,-last:,:]
         x = F.scaled_dot_product_attention(q[:,:,-last:], k, v, attn_mask=mask, scale=self.factor)
         return self.proj(x.transpose(1,2).flatten(2))
 
@@ -136,7 +137,7 @@ def draw_paths(
     where = device if gen is None else gen.device
     return ((torch.rand(2, b, 1, 1, generator=gen, device=where) >= p)/(1-p)).to(device)
 
-# %% ../../nbs/core/08_vit.ipynb #b2a07d4f
+# %% ../../nbs/core/08_vit.ipynb #c41b833d
 class Block(nn.Module):
     "A pre-norm transformer block (eq. 2)"
     def __init__(self,
@@ -160,10 +161,11 @@ class Block(nn.Module):
         rope:tuple=None, # cos and sin from `Rope3D`
         paths:Tensor=None, # `[2, b, 1, 1]` from `draw`; drawn here when missing
         last:int=0, # Answer only for the last so many tokens (0: for all)
+        mask:Tensor=None, # bool, broadcasts to `[b, heads, n, n]`, True = may look
     )->Tensor: # `[b, n or last, dim]`
         if paths is None: paths = self.draw(tok)
         one,two = (None,None) if paths is None else paths.to(tok.dtype)
-        tok = _add(tok[:,-last:], self.attn(self.norm1(tok), rope, last=last), self.gamma_1, one)
+        tok = _add(tok[:,-last:], self.attn(self.norm1(tok), rope, mask, last), self.gamma_1, one)
         return _add(tok, self.mlp(self.norm2(tok)), self.gamma_2, two)
 
 # %% ../../nbs/core/08_vit.ipynb #22abee77
@@ -247,7 +249,7 @@ def embed(self:ViT, clip, keep=None):
     pos = self.pos(grid, self.cfg.dim).to(tok)
     return tok + (pos if keep is None else pos[keep]),None
 
-# %% ../../nbs/core/08_vit.ipynb #465844e6
+# %% ../../nbs/core/08_vit.ipynb #4eb208e2
 def run_blocks(
     blocks, # List of `Block`
     tok:Tensor, # `[b, n, dim]`
@@ -255,10 +257,11 @@ def run_blocks(
     gen:torch.Generator=None, # Randomness of drop path
     ckpt:bool=False, # Forget what is between the blocks and compute it again in the backward pass
     last:int=0, # The final block answers only for the last so many tokens (0: for all)
+    mask:Tensor=None, # bool, broadcasts to `[b, heads, n, n]`, True = may look
 )->Tensor: # `[b, n or last, dim]`
     "Tokens through blocks"
     for i,blk in enumerate(blocks):
-        args = tok, rope, blk.draw(tok, gen), last if i+1==len(blocks) else 0
+        args = tok, rope, blk.draw(tok, gen), last if i+1==len(blocks) else 0, mask
         tok = checkpoint(blk, *args, use_reentrant=False) if ckpt else blk(*args)
     return tok
 

@@ -111,7 +111,7 @@ class MAEOut(namedtuple('MAEOut', 'pred targ loss')):
     "What a masked autoencoder returns: `pred` and `targ` `[b, n_hidden, pixels]`, tokens ascending, and `loss`, their mean squared error"
     __slots__ = ()
 
-# %% ../../nbs/pretrain/02_videomae.ipynb #fa6fd7ce
+# %% ../../nbs/pretrain/02_videomae.ipynb #d89507dd
 class VideoMAE(nn.Module):
     "A masked autoencoder of clips (eq. 2); its parameters are named as in the official checkpoints"
     def __init__(self,
@@ -121,10 +121,11 @@ class VideoMAE(nn.Module):
         target=target, # Part: `(clip, hidden, patch) -> target, mean, deviation`
         decoder=Decoder, # Part: decoder class
         gen:torch.Generator=None, # Randomness of the initialisation
+        encoder=ViT, # Part: encoder class `(cfg, pos)`
     ):
         super().__init__()
         self.cfg,self.target = cfg,target
-        self.encoder = ViT(cfg.enc, pos)
+        self.encoder = encoder(cfg.enc, pos)
         self.dec_pos = dec_pos or pos
         self.encoder_to_decoder = nn.Linear(cfg.enc.dim, cfg.dec.dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, cfg.dec.dim))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['videomae', 'first_reach', 'summary', 'cost']
 
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #b62c5fc7
+# %% ../../nbs/pretrain/02d_videomae_results.ipynb #7293db3f
 import torch
 from pathlib import Path
 from safetensors.torch import load_file
@@ -17,7 +17,8 @@ from ..core.show import hide, show_clips
 from ..core.store import atomic_path
 from ..core.tokens import grid_of
 from .tube_masking import tube_mask
-from .videomae_study import Setup, fresh, motions, setups, study_jobs, sweeps, to_input, variants
+from .lab import motions, to_input
+from .videomae_study import Setup, fresh, setups, study_jobs, sweeps, variants
 from .videomae_variants import Recipe, recipe_cost, recipes
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #a0e43cf1

@@ -11,10 +11,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 from ..core.clips import denormalise
 from ..core.experiment import Experiment, arm_rows, compare, register
-from ..core.metrics import interval
-from ..core.picture import png_bytes, show_curves
+from ..core.picture import show_curves
 from ..core.show import hide, show_clips
-from ..core.store import atomic_path, read_json
+from ..core.store import read_json
+from ..core.summary import band_of, fact, percent, save_figure
 from ..core.tokens import Grid, grid_of
 from ..core.vit import block_flops, count_params
 from .lab import motions, to_input
@@ -52,13 +52,10 @@ def told(got:dict, # Arm to values over seeds
     high:bool=True, # Is higher better? (Accuracies; losses are better when low)
 )->dict:           # 'text' and whether it 'supports' that `a` is better: True, False or None
     "A fact that decides a comparison"
-    c,k,unit = compare(got, a, b),100 if high else 1,' points' if high else ''
-    def mean(v): return f'{k*sum(v)/len(v):.{0 if high else 3}f}' + ' %'*high
-    def signed(v): return f'{k*v:+.{0 if high else 3}f}'
-    bounds = f", 95 % interval {signed(c['low'])} to {signed(c['high'])})" if c['low'] is not None else ', one seed)'
-    up = (c['low'] or 0)>0, (c['high'] or 0)<0
-    return dict(text=f"{text}: {a} {mean(got[a])}, {b} {mean(got[b])} (difference {signed(c['difference'])}{unit}{bounds}",
-        supports=True if up[not high] else False if up[high] else None)
+    c = compare(got, a, b)
+    if high: return fact(c, f"{text}: {a} {percent(got[a])}, {b} {percent(got[b])}")
+    x,y = (sum(got[o])/len(got[o]) for o in (a, b))
+    return fact(c, f"{text}: {a} {x:.3f}, {b} {y:.3f}", less=True, scale=1, unit='', form='.3f')
 
 # %% ../../nbs/pretrain/05c_omnimae_results.ipynb #459a38fe
 _pairs = dict(place=('stills only', 'films only'), motion=('films only', 'stills only')) # the specialist, and the other one
@@ -81,16 +78,6 @@ def facts(res:dict # Results by key
     return out
 
 # %% ../../nbs/pretrain/05c_omnimae_results.ipynb #36c56cb5
-def _save_fig(folder, name, fig, caption):
-    with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
-    return dict(file=name, caption=caption)
-
-def _band(curves, hi=float('inf')): # [[xs, ys]] over seeds as a curve with its interval
-    xs,ys = curves[0][0],[c[1] for c in curves]
-    if len(ys)<2: return xs, ys[0]
-    m = [interval(o) for o in zip(*ys)]
-    return xs, [o[0] for o in m], [max(o[1], 0.) for o in m], [min(o[2], hi) for o in m]
-
 def _paint(root, s=0):
     "Stills and films of test worlds under the joint model"
     jobs = Path(root)/'jobs'
@@ -111,10 +98,10 @@ def figures(res:dict, # Results by key
 )->list:              # Their files and captions
     "The pictures of the study"
     def runs(stem): return [v for k,v in sorted(res.items()) if k.startswith(f'{stem}/seed')]
-    figs = [_save_fig(root, 'painted.png', _paint(root), 'Two held-out films and two held-out stills under the joint model: what the encoder sees, what it paints, what was there (seed 0).')]
+    figs = [save_figure(root, 'painted.png', _paint(root), 'Two held-out films and two held-out stills under the joint model: what the encoder sees, what it paints, what was there (seed 0).')]
     for kind,name in (('image', 'stills'), ('video', 'films')):
-        own = {arms[a]: _band([v['curves'][kind] for v in runs(f'pretrain/{a}')]) for a in ('joint', name)}
-        figs.append(_save_fig(root, f'loss_{name}.png', show_curves(own, 'batch', f'loss on {name}'), f'Pretraining loss on {name}: the joint model sees half as many of them.'))
+        own = {arms[a]: band_of([v['curves'][kind] for v in runs(f'pretrain/{a}')]) for a in ('joint', name)}
+        figs.append(save_figure(root, f'loss_{name}.png', show_curves(own, 'batch', f'loss on {name}'), f'Pretraining loss on {name}: the joint model sees half as many of them.'))
     return figs
 
 # %% ../../nbs/pretrain/05c_omnimae_results.ipynb #bc1ce376

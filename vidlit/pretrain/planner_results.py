@@ -11,20 +11,18 @@ from pathlib import Path
 from safetensors.torch import load_file
 from ..core.experiment import Experiment, compare, register
 from ..core.metrics import interval, wilson
-from ..core.picture import png_bytes, show_curves
+from ..core.picture import show_curves
 from ..core.show import save_gif
-from ..core.store import atomic_path
+from ..core.summary import band_of, by_seed, save_figure
 from .planner import show_landscapes
 from .planner_study import PlanSetup, kinds, planner_jobs
 
 # %% ../../nbs/pretrain/10b_planner_results.ipynb #90fb40f0
-def _by(res, stem): return [v for k,v in sorted(res.items()) if k.rsplit('/', 1)[0] == stem] # In the order of seeds
-
 def _arms(res, d): # {arm: scores by seed} with d numbers an action
-    rides = _by(res, f'ride/{d}d')
+    rides = by_seed(res, f'ride/{d}d')
     out = {k: [v[k] for v in rides] for k in rides[0] if isinstance(rides[0][k], dict) and 'hits' in rides[0][k]}
     names = sorted({k.split('/')[0] for k in res if k.startswith('variant ') and f'/{d}d/' in k})
-    return out | {n.removeprefix('variant '): _by(res, f'{n}/{d}d') for n in names}
+    return out | {n.removeprefix('variant '): by_seed(res, f'{n}/{d}d') for n in names}
 
 def _pm(xs, digits=2): # mean (low to high)
     if len(xs) < 2: return f'{xs[0]:.{digits}f}'
@@ -51,15 +49,13 @@ def _compared(arms, d): # Paired comparisons of success
 
 # %% ../../nbs/pretrain/10b_planner_results.ipynb #f44ebfeb
 def _curves(res, d): # {search: x, mean, low, high}
-    runs,out = _by(res, f'curve/{d}d'),{}
+    runs,out = by_seed(res, f'curve/{d}d'),{}
     for kind in kinds:
-        pts = [[o['curves'][kind][i]['success'] for o in runs] for i in range(len(runs[0]['budgets']))]
-        m = [interval(p) if len(p) > 1 else (p[0],)*3 for p in pts]
-        out[kind] = runs[0]['budgets'],[o[0] for o in m],[max(0, o[1]) for o in m],[min(1, o[2]) for o in m]
+        out[kind] = band_of([(o['budgets'], [c['success'] for c in o['curves'][kind]]) for o in runs], low=0., high=1.)
     return out
 
 def _winner(res, d): # Which search is best at the largest budget, and whether that is decided
-    runs = _by(res, f'curve/{d}d')
+    runs = by_seed(res, f'curve/{d}d')
     last = {k: [o['curves'][k][-1]['success'] for o in runs] for k in kinds}
     order = sorted(kinds, key=lambda k: -sum(last[k]))
     c = compare(last, order[0], order[1], 'success')
@@ -67,10 +63,6 @@ def _winner(res, d): # Which search is best at the largest budget, and whether t
     return dict(text=f"{d} numbers, {runs[0]['budgets'][-1]} rollouts a plan: {said}; first against second: {c['verdict']}", supports=None)
 
 # %% ../../nbs/pretrain/10b_planner_results.ipynb #78ba24d0
-def _save_fig(folder, name, fig, caption):
-    with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
-    return dict(file=name, caption=caption)
-
 def _film(root, d, reached): # Rides of the first seed beside their goals, as a loop
     t = load_file(Path(root)/'jobs'/f'ride/{d}d/seed0'/'film.safetensors')
     film,goal = t['film'].float()/255,t['goal'].float()/255
@@ -90,22 +82,22 @@ def _figures(res, root, d):
     "Pictures of one kind of action"
     arms,figs = _arms(res, d),[]
     off = {k: [sum(o['off'][i] for o in v)/len(v) for i in range(len(v[0]['off']))] for k,v in arms.items() if k in (*rivals, 'planner')}
-    r = PlanSetup(**_by(res, f'ride/{d}d')[0]['setup'])
-    figs.append(_save_fig(root, f'off{d}.png', show_curves(off, 'actions', 'metres from the goal', levels={'arrived': r.radius}),
+    r = PlanSetup(**by_seed(res, f'ride/{d}d')[0]['setup'])
+    figs.append(save_figure(root, f'off{d}.png', show_curves(off, 'actions', 'metres from the goal', levels={'arrived': r.radius}),
         f'Mean distance from the goal along the ride, {d} numbers an action.'))
-    figs.append(_save_fig(root, f'rollouts{d}.png', show_curves(_curves(res, d), 'rollouts a plan', 'success', logx=True),
+    figs.append(save_figure(root, f'rollouts{d}.png', show_curves(_curves(res, d), 'rollouts a plan', 'success', logx=True),
         f'Success against rollouts a plan, {d} numbers an action; bands are 95 % intervals over seeds.'))
     t = load_file(Path(root)/'jobs'/f'land/{d}d/seed0'/'land.safetensors')
-    figs.append(_save_fig(root, f'land{d}.png', show_landscapes(t['energy'], t['x'], t['y'], t['true']),
+    figs.append(save_figure(root, f'land{d}.png', show_landscapes(t['energy'], t['x'], t['y'], t['true']),
         'Energy over single actions along the ground (metres): low is dark; cross: the true action; ring: the lowest point.'))
-    return figs + [_film(root, d, _by(res, f'ride/{d}d')[0]['reached'])]
+    return figs + [_film(root, d, by_seed(res, f'ride/{d}d')[0]['reached'])]
 
 # %% ../../nbs/pretrain/10b_planner_results.ipynb #880d2cea
 def _facts(res, d):
     "What the claims ledger looks up"
     arms = _arms(res, d)
     rate = {k: sum(o['hits'][0] for o in v)/sum(o['hits'][1] for o in v) for k,v in arms.items()}
-    lands,rides = _by(res, f'land/{d}d'),_by(res, f'ride/{d}d')
+    lands,rides = by_seed(res, f'land/{d}d'),by_seed(res, f'ride/{d}d')
     med,chance = (sum(o[k] for o in lands)/len(lands) for k in ('median', 'chance'))
     reach = dict(text=f"{d} numbers: the planner ends at {rate['planner']:.0%} of held-out goals, random actions at {rate['random']:.0%}",
         supports=rate['planner'] >= .8 and rate['random'] < .2)

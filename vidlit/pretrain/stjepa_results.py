@@ -7,11 +7,11 @@ __all__ = ['questions', 'stjepa', 'summary', 'cost']
 
 # %% ../../nbs/pretrain/11e_stjepa_results.ipynb #45dcc030
 import torch
+from statistics import mean
 from pathlib import Path
 from ..core.experiment import Experiment, arm_rows, compare, register
-from ..core.metrics import interval
-from ..core.picture import png_bytes, show_curves
-from ..core.store import atomic_path
+from ..core.picture import show_curves
+from ..core.summary import band_of, by_seed, fact, percent, save_figure
 from ..core.vit import count_params
 from .lab import motions
 from .ssv2 import cache_bytes, clip_flops
@@ -20,24 +20,8 @@ from .stjepa_study import setups, study_jobs
 from .target_cache import ClipSpec
 
 # %% ../../nbs/pretrain/11e_stjepa_results.ipynb #81c8990c
-def _by(res, stem): # Results whose key is stem/seed..., in the order of seeds
-    return [v for k,v in sorted(res.items()) if k.rsplit('/', 1)[0]==stem]
-
 def _names(res): # Probed networks, in the order of first mention
     return list(dict.fromkeys(k.split('/')[1] for k in res if k.startswith('probe/')))
-
-def _band(cs): # Curves over seeds as a mean with its interval
-    xs,ys = cs[0][0],list(zip(*[c[1] for c in cs]))
-    if len(cs)<2: return xs, cs[0][1]
-    m = [interval(y) for y in ys]
-    return xs, *[[o[i] for o in m] for i in range(3)]
-
-def _fact(c, text, yes='higher'): # A fact that a comparison decides
-    if c['low'] is None: return dict(text=f"{text} (difference {100*c['difference']:+.0f} points, one seed)", supports=None)
-    ok = True if c['low']>0 else False if c['high']<0 else None
-    return dict(text=f"{text} (difference {100*c['difference']:+.0f} points, 95 % interval {100*c['low']:+.0f} to {100*c['high']:+.0f})", supports=ok)
-
-def _mean(v): return sum(v)/len(v)
 
 # %% ../../nbs/pretrain/11e_stjepa_results.ipynb #07484205
 questions = dict( # arm, the arm it is held against, what is asked
@@ -50,45 +34,41 @@ questions = dict( # arm, the arm it is held against, what is asked
     projection=('student', 'student, orthogonal', 'PCA against random orthogonal axes'),
     row0=('student', 'student, row 0 dropped', 'targets in place against targets shifted by one'),
     late=('student, late mask tokens', 'student', 'mask tokens after the factorised blocks against before'),
-    patience=('student', 'student from pixels, 4 x steps', 'targets from the cache against pixels with four times the steps'))
+    patience=('student', 'student from pixels, 2 x steps', 'targets from the cache against pixels with twice the steps'))
 
 # %% ../../nbs/pretrain/11e_stjepa_results.ipynb #41dd7345
 def _compare(res, probe='linear'): # All questions that the results can answer
-    got = {n: [v[probe]['test'] for v in _by(res, f'probe/{n}')] for n in _names(res)}
+    got = {n: [v[probe]['test'] for v in by_seed(res, f'probe/{n}')] for n in _names(res)}
     return got, {q: (compare(got, a, b, f'{probe} probe, test accuracy'), text) for q,(a,b,text) in questions.items() if a in got and b in got}
 
 def _costs(res): # Where the processor time went, and what the clock said
-    clock = {k: _mean([o[k] for o in _by(res, 'clock')]) for k in ('cached', 'asked', 'ratio')}
-    spent = {k: _mean([o['seconds'] for o in _by(res, k)]) for k in ('teacher', 'cache', 'student/cached', 'student/pixels')}
-    steps = _by(res, 'student/cached')[0]['steps']
+    clock = {k: mean([o[k] for o in by_seed(res, 'clock')]) for k in ('cached', 'asked', 'ratio')}
+    spent = {k: mean([o['seconds'] for o in by_seed(res, k)]) for k in ('teacher', 'cache', 'student/cached', 'student/pixels')}
+    steps = by_seed(res, 'student/cached')[0]['steps']
     return clock,spent,steps
 
 # %% ../../nbs/pretrain/11e_stjepa_results.ipynb #b00aee31
 def _facts(res, cmp, got):
     "What the claims ledger looks up"
-    facts = {q: _fact(c, f"{text}: {_mean(got[c['a']]):.0%} and {_mean(got[c['b']]):.0%} of test clips, linear probe, chance {1/len(motions):.1%}") for q,(c,text) in cmp.items()}
+    facts = {q: fact(c, f"{text}: {percent(got[c['a']])} and {percent(got[c['b']])} of test clips, linear probe, chance {1/len(motions):.1%}") for q,(c,text) in cmp.items()}
     clock,spent,steps = _costs(res)
     facts['time'] = dict(text=f"a training step with the teacher in the loop takes {clock['ratio']:.2f} times the processor time of one from the cache", supports=clock['ratio']>1)
     facts['equal_time'] = dict(text=f"{steps} steps took {spent['student/cached']:.0f} s of processor time from the cache and {spent['student/pixels']:.0f} s from pixels; "
         f"teacher and cache took {spent['teacher']+spent['cache']:.0f} s before", supports=None)
-    kept = _mean([o['kept'] for o in _by(res, 'cache')])
-    tuned = _mean([o['test'] for o in _by(res, 'teacher')])
+    kept = mean([o['kept'] for o in by_seed(res, 'cache')])
+    tuned = mean([o['test'] for o in by_seed(res, 'teacher')])
     facts['map'] = dict(text=f"the map to half of the teacher's width keeps {kept:.0%} of its tokens' variance", supports=None)
     facts['teacher_head'] = dict(text=f"the fine-tuned teacher itself names {tuned:.0%} of the test clips", supports=None)
     return facts
 
 # %% ../../nbs/pretrain/11e_stjepa_results.ipynb #ba3f015d
-def _save_fig(folder, name, fig, caption): # A figure of the summary, and its entry in the list
-    with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
-    return dict(file=name, caption=caption)
-
 def _figures(res, root): # Losses of all students that learn from targets, and how the teacher learned
-    runs = {k.split('/')[1]: _by(res, k.rsplit('/', 1)[0]) for k in res if k.startswith('student/') and 'pixels' not in k}
-    loss = show_curves({k: _band([v['curve'] for v in vs]) for k,vs in runs.items()}, 'step', 'one minus cosine, hidden tokens')
-    tune = [[list(x) for x in zip(*v['curve'])] for v in _by(res, 'teacher')]
-    fine = show_curves({'teacher': _band(tune)}, 'fine-tuning step', 'validation accuracy', levels={'chance': 1/len(motions)})
-    return [_save_fig(root, 'loss.png', loss, 'Loss on hidden tokens over training, mean and 95 % interval over seeds. Losses of different targets are not comparable.'),
-        _save_fig(root, 'teacher.png', fine, 'The teacher while it is fine-tuned on its labels.')]
+    runs = {k.split('/')[1]: by_seed(res, k.rsplit('/', 1)[0]) for k in res if k.startswith('student/') and 'pixels' not in k}
+    loss = show_curves({k: band_of([v['curve'] for v in vs]) for k,vs in runs.items()}, 'step', 'one minus cosine, hidden tokens')
+    tune = [[list(x) for x in zip(*v['curve'])] for v in by_seed(res, 'teacher')]
+    fine = show_curves({'teacher': band_of(tune)}, 'fine-tuning step', 'validation accuracy', levels={'chance': 1/len(motions)})
+    return [save_figure(root, 'loss.png', loss, 'Loss on hidden tokens over training, mean and 95 % interval over seeds. Losses of different targets are not comparable.'),
+        save_figure(root, 'teacher.png', fine, 'The teacher while it is fine-tuned on its labels.')]
 
 def summary(res:dict, # Results by key
     root:Path,        # Folder of the experiment

@@ -41,8 +41,8 @@ class Setup:
     fact:int = 1           # Its factorised blocks
     out:int = 32           # Width of the targets
     steps:int = 1200       # Of the student's training
-    bs:int = 16            # Clips in a batch
-    lr:float = 3e-3        # Peak of the warm-up cosine
+    bs:int = 64            # Clips in a batch
+    lr:float = 1e-3        # Peak of the warm-up cosine
     pixel_lr:float = 1e-3  # The same for the student from pixels
     ratio:float = .5       # Fraction hidden, in tubes
     ft_lr:float = 3e-3     # Of fine-tuning the teacher
@@ -64,6 +64,20 @@ def as_setup(d:dict # `asdict` of a `Setup`, as jobs carry it
     "A setup from its dict"
     tup = lambda o: {k: tuple(v) if isinstance(v, list) else v for k,v in o.items()}
     return Setup(**{**d, 'mae': MAESetup(**tup(d['mae'])), 'vit': ViTConfig(**tup(d['vit']))})
+
+# %% ../../nbs/pretrain/11d_stjepa_study.ipynb #4a8ce8da
+here = 'vidlit.pretrain.stjepa_study'
+
+class _Jobs:
+    "Makes the jobs of one seed"
+    def __init__(self, r, s): self.r,self.s,self.rec = r,s,asdict(r)
+    def key(self, name): return f'{name}/seed{self.s}'
+    def job(self, name, fn, weight, **kw): # Arguments that name other jobs become their keys, and needs
+        refs = {k: self.key(v) for k,v in kw.items() if k in ('data', 'teacher', 'cache', 'of') and v}
+        return Job(self.key(name), f'{here}:{fn}', dict(setup=self.rec, seed=self.s, **{**kw, **refs}), tuple(refs.values()), weight=weight)
+    def cache(self, name, **kw): return self.job(name, 'cache_job', self.r.mae.clips, data='data', teacher='teacher', **kw)
+    def student(self, name, times=1, **kw): return self.job(f'student/{name}', 'student_job', times*self.r.steps*self.r.bs*.7, data='data', times=times, **kw)
+    def probe(self, name, of=None, **kw): return self.job(f'probe/{name}', 'probe_job', 4000, data='data', of=of, **kw)
 
 # %% ../../nbs/pretrain/11d_stjepa_study.ipynb #9f243a4b
 def paint(clips:Tensor, # uint8 [n, 3, t, h, w]
@@ -233,20 +247,6 @@ def clock_job(ctx, setup:dict, seed:int, data:str, teacher:str, cache:str):
     cached,asked = torch.tensor(pairs).T
     return dict(cached=cached.median().item(), asked=asked.median().item(), ratio=(asked/cached).median().item(), rounding=worst)
 
-# %% ../../nbs/pretrain/11d_stjepa_study.ipynb #4a8ce8da
-here = 'vidlit.pretrain.stjepa_study'
-
-class _Jobs:
-    "Makes the jobs of one seed"
-    def __init__(self, r, s): self.r,self.s,self.rec = r,s,asdict(r)
-    def key(self, name): return f'{name}/seed{self.s}'
-    def job(self, name, fn, weight, **kw): # Arguments that name other jobs become their keys, and needs
-        refs = {k: self.key(v) for k,v in kw.items() if k in ('data', 'teacher', 'cache', 'of') and v}
-        return Job(self.key(name), f'{here}:{fn}', dict(setup=self.rec, seed=self.s, **{**kw, **refs}), tuple(refs.values()), weight=weight)
-    def cache(self, name, **kw): return self.job(name, 'cache_job', self.r.mae.clips, data='data', teacher='teacher', **kw)
-    def student(self, name, times=1, **kw): return self.job(f'student/{name}', 'student_job', times*self.r.steps*self.r.bs*2, data='data', times=times, **kw)
-    def probe(self, name, of=None, **kw): return self.job(f'probe/{name}', 'probe_job', 4000, data='data', of=of, **kw)
-
 # %% ../../nbs/pretrain/11d_stjepa_study.ipynb #e9bd43a7
 def _headline(j):
     "Jobs of one seed that the headline needs"
@@ -270,11 +270,11 @@ def _variants(j):
     yield j.student('orthogonal', cache='cache orthogonal')
     yield j.student('row 0 dropped', cache='cache', shift=True)
     yield j.student('late', cache='cache', late=True)
-    yield j.student('pixels 4x', times=4)
+    yield j.student('pixels 2x', times=2)
     yield j.probe('pretrained teacher', 'teacher', kind='pretrained')
     for v in ('pretrained teacher', 'orthogonal', 'row 0 dropped'): yield j.probe(f'student, {v}', f'student/{v}')
     yield j.probe('student, late mask tokens', 'student/late', late=True)
-    yield j.probe('student from pixels, 4 x steps', 'student/pixels 4x')
+    yield j.probe('student from pixels, 2 x steps', 'student/pixels 2x')
 
 # %% ../../nbs/pretrain/11d_stjepa_study.ipynb #6e27ecc9
 def study_jobs(scale, seeds, variants=False, data=None):

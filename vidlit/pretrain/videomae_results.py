@@ -11,40 +11,18 @@ from pathlib import Path
 from safetensors.torch import load_file
 from ..core.clips import denormalise
 from ..core.experiment import Experiment, arm_rows, compare, register
-from ..core.metrics import interval, wilson
-from ..core.picture import png_bytes, show_curves
+from ..core.metrics import wilson
+from ..core.picture import show_curves
 from ..core.show import hide, show_clips
-from ..core.store import atomic_path
+from ..core.summary import band, by_seed, fact, percent, save_figure
 from ..core.tokens import grid_of
-from .tube_masking import tube_mask
 from .lab import motions, to_input
+from .tube_masking import tube_mask
 from .videomae_study import Setup, fresh, setups, study_jobs, sweeps, variants
 from .videomae_variants import Recipe, recipe_cost, recipes
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #a0e43cf1
-def _by(res, stem): # Results whose key starts with stem/, in the order of seeds
-    return [v for k,v in sorted(res.items()) if k.rsplit('/', 1)[0]==stem]
-
-def _acc_of(res, arm, labels): return [v['test'] for v in _by(res, f'finetune/{arm}/{labels}')]
-
-def _band(points, lo=0., hi=float('inf')): # {x: values} as a curve with its interval, cut to what is possible
-    xs = sorted(points)
-    if len(points[xs[0]])<2: return xs, [points[x][0] for x in xs]
-    m = [interval(points[x]) for x in xs]
-    return xs, [o[0] for o in m], [max(o[1], lo) for o in m], [min(o[2], hi) for o in m]
-
-# %% ../../nbs/pretrain/02d_videomae_results.ipynb #441462b0
-def _save_fig(folder, name, fig, caption):
-    "A figure of the summary, and its entry in the list"
-    with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
-    return dict(file=name, caption=caption)
-
-def _pct(v): return f'{100*sum(v)/len(v):.0f} %'
-
-def _fact(cmp, text): # A fact that decides a comparison
-    bounds = f", 95 % interval {100*cmp['low']:+.0f} to {100*cmp['high']:+.0f})" if cmp['low'] is not None else ', one seed)'
-    return dict(text=f"{text} (difference {100*cmp['difference']:+.0f} points" + bounds,
-        supports=True if (cmp['low'] or 0)>0 else False if (cmp['high'] or 0)<0 else None)
+def _acc_of(res, arm, labels): return [v['test'] for v in by_seed(res, f'finetune/{arm}/{labels}')]
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #9ff08256
 def first_reach(curves:list, # For every seed, (step, accuracy) pairs
@@ -71,21 +49,21 @@ def _pictures(root, res, s=0):
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #b5a1070b
 def _curves(res, stem): # Loss curves of a pretraining over seeds, as a band
-    cs = [v['curve'] for v in _by(res, stem)]
-    return _band({x: [c[1][i] for c in cs] for i,x in enumerate(cs[0][0])})
+    cs = [v['curve'] for v in by_seed(res, stem)]
+    return band({x: [c[1][i] for c in cs] for i,x in enumerate(cs[0][0])})
 
 def _summary_films(res, root):
     "What was learned from real films"
-    runs,f = _by(res, 'pretrain'),res['films']
+    runs,f = by_seed(res, 'pretrain'),res['films']
     r = Setup(**runs[0]['setup'])
     plateau = 1-1/(2*r.patch**2)
     rows = [dict(film=n, clips=k, note='' if k else 'too short to train on and to hold out') for n,k in f['films'].items()]
     rows += [dict(film=n, clips=0, note=f'left out: {why}') for n,why in f['bad'].items()]
     held = sum(o['held'] for o in runs)/len(runs)
-    painted = _save_fig(root, 'held_out.png', _pictures(root, res),
+    painted = save_figure(root, 'held_out.png', _pictures(root, res),
         'Held-out moments of the films: what the encoder sees, what the model paints, what was there. '
         'Brightness and contrast of every hidden patch are given back from the truth, as the target asks.')
-    loss = _save_fig(root, 'loss.png', show_curves({'training': _curves(res, 'pretrain')}, 'step', 'loss',
+    loss = save_figure(root, 'loss.png', show_curves({'training': _curves(res, 'pretrain')}, 'step', 'loss',
         levels={'every patch its mean': plateau, 'held-out moments': held}), 'Pretraining loss on real films.')
     headline = (f"Pretrained on {f['train']} clips of {len(f['films'])} films; on {f['held']} held-out moments the loss is "
         f"{held:.3f}, where painting every patch its mean costs up to {plateau:.3f}.")
@@ -112,24 +90,24 @@ def _figures(res, root, n):
     "The pictures of the study"
     lab = _label_curves(res)
     chance = {'chance': 1/len(motions)}
-    figs = [_save_fig(root, 'painted.png', _pictures(root, res),
+    figs = [save_figure(root, 'painted.png', _pictures(root, res),
         'Held-out test worlds: what the encoder sees, what the model paints, what was there (seed 0).')]
     if len(lab['scratch'])>1:
-        fig = show_curves({k: _band(v, hi=1.) for k,v in lab.items()}, 'labelled clips', 'test accuracy', levels=chance, logx=True)
-        figs.append(_save_fig(root, 'labels.png', fig,
+        fig = show_curves({k: band(v, hi=1.) for k,v in lab.items()}, 'labelled clips', 'test accuracy', levels=chance, logx=True)
+        figs.append(save_figure(root, 'labels.png', fig,
             'Accuracy on held-out textures against the number of labelled clips; bands are 95 % intervals over seeds.'))
-    soon = {a: _by(res, f'finetune/{a}/{n}') for a in ('pretrained', 'scratch')}
-    soon = {a: _band({x: [v['curve'][i][1] for v in vs] for i,(x,_) in enumerate(vs[0]['curve'])}, hi=1.) for a,vs in soon.items()}
-    figs.append(_save_fig(root, 'steps.png', show_curves(soon, 'fine-tuning step', 'validation accuracy', levels=chance),
+    soon = {a: by_seed(res, f'finetune/{a}/{n}') for a in ('pretrained', 'scratch')}
+    soon = {a: band({x: [v['curve'][i][1] for v in vs] for i,(x,_) in enumerate(vs[0]['curve'])}, hi=1.) for a,vs in soon.items()}
+    figs.append(save_figure(root, 'steps.png', show_curves(soon, 'fine-tuning step', 'validation accuracy', levels=chance),
         f'How soon: validation accuracy while fine-tuning on {n} labels.'))
-    figs.append(_save_fig(root, 'loss.png', show_curves({'loss': _curves(res, 'pretrain')}, 'step', 'loss'), 'Pretraining loss over seeds.'))
-    looks = {int(k.split()[1].split('/')[0]): _by(res, k.rsplit('/', 1)[0]) for k in res if k.startswith('probe/step')}
-    probes = {0: _by(res, 'probe/untrained')} | looks
-    end = Setup(**_by(res, 'pretrain')[0]['setup']).steps
-    probes[end] = _by(res, 'probe/end')
+    figs.append(save_figure(root, 'loss.png', show_curves({'loss': _curves(res, 'pretrain')}, 'step', 'loss'), 'Pretraining loss over seeds.'))
+    looks = {int(k.split()[1].split('/')[0]): by_seed(res, k.rsplit('/', 1)[0]) for k in res if k.startswith('probe/step')}
+    probes = {0: by_seed(res, 'probe/untrained')} | looks
+    end = Setup(**by_seed(res, 'pretrain')[0]['setup']).steps
+    probes[end] = by_seed(res, 'probe/end')
     if len(probes)>2:
-        bands = {k: _band({x: [v[k]['test'] for v in vs] for x,vs in probes.items()}, hi=1.) for k in ('linear', 'attentive')}
-        figs.append(_save_fig(root, 'probe.png', show_curves(bands, 'pretraining step', 'test accuracy', levels=chance),
+        bands = {k: band({x: [v[k]['test'] for v in vs] for x,vs in probes.items()}, hi=1.) for k in ('linear', 'attentive')}
+        figs.append(save_figure(root, 'probe.png', show_curves(bands, 'pretraining step', 'test accuracy', levels=chance),
             f'Frozen probes on {n} labels along pretraining; step 0 is the untrained network.'))
     return figs
 
@@ -146,33 +124,33 @@ _questions = dict( # Arm, the arm it is held against, what is asked
 
 def _facts(res, n, cmp):
     "What the claims ledger looks up"
-    tuned,scratch = _pct(_acc_of(res, 'pretrained', n)),_pct(_acc_of(res, 'scratch', n))
-    facts = dict(labels=_fact(cmp[0], f"with {n} labels, fine-tuned {tuned}, from scratch {scratch}"))
+    tuned,scratch = percent(_acc_of(res, 'pretrained', n)),percent(_acc_of(res, 'scratch', n))
+    facts = dict(labels=fact(cmp[0], f"with {n} labels, fine-tuned {tuned}, from scratch {scratch}"))
     curves = _label_curves(res)
     top,level,least = _labels_saved(curves)
     if len(curves['scratch'])>1:
         some = f"with {least} labels the pretrained network has what {top} labels give from scratch ({level:.0%})"
         none = f"no number of labels tried gives the pretrained network what {top} give from scratch ({level:.0%})"
         facts['saved'] = dict(text=some if least else none, supports=None)
-    soon = [v['curve'] for v in _by(res, f'finetune/pretrained/{n}')]
-    last = [v['curve'][-1] for v in _by(res, f'finetune/scratch/{n}')]
+    soon = [v['curve'] for v in by_seed(res, f'finetune/pretrained/{n}')]
+    last = [v['curve'][-1] for v in by_seed(res, f'finetune/scratch/{n}')]
     reach = first_reach(soon, [a for _,a in last])
     steps = last[0][0]
     said = f"what scratch has after {steps} steps of fine-tuning on {n} labels, pretrained has after {', '.join(map(str, reach))} (by seed)"
     facts['steps'] = dict(text=said, supports=all(x is not None and x<steps for x in reach))
     for k,(a,b,text) in _questions.items():
         x,y = _acc_of(res, a, n),_acc_of(res, b, n)
-        if x and y: facts[k] = _fact(compare({a: x, b: y}, a, b), f"{text}: {_pct(x)} and {_pct(y)} with {n} labels")
+        if x and y: facts[k] = fact(compare({a: x, b: y}, a, b), f"{text}: {percent(x)} and {percent(y)} with {n} labels")
     return facts
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #7aad7fc3
 def _controls(res, n): # Pair accuracy of what must not help, with Wilson intervals over all seeds
     rows = []
     for v,tag in (('clip', 'pretrained'), ('one frame', 'one frame'), ('shuffled', 'shuffled')):
-        k,m = (sum(o['pairs'][i] for o in _by(res, f'finetune/{tag}/{n}')) for i in range(2))
+        k,m = (sum(o['pairs'][i] for o in by_seed(res, f'finetune/{tag}/{n}')) for i in range(2))
         p = wilson(k, m)
         rows.append({'arm': f'this way or reversed? {v}', 'accuracy': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}',
-            'seeds': len(_by(res, f'finetune/{tag}/{n}')), 'note': f'{m} test clips'})
+            'seeds': len(by_seed(res, f'finetune/{tag}/{n}')), 'note': f'{m} test clips'})
     return rows
 
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #b76cdffe
@@ -184,7 +162,7 @@ def summary(res:dict, # Results by key
     lab = _label_curves(res)
     n = Setup(**res['pretrain/seed0']['setup']).labels[1]
     tuned = {f'{a}, {k} labels': lab[a][k] for k in sorted(lab['scratch']) for a in ('pretrained', 'scratch')}
-    frozen = {f'frozen {w}, {p} probe, {n} labels': [v[p]['test'] for v in _by(res, f'probe/{k}')]
+    frozen = {f'frozen {w}, {p} probe, {n} labels': [v[p]['test'] for v in by_seed(res, f'probe/{k}')]
         for w,k in (('untrained', 'untrained'), ('pretrained', 'end')) for p in ('linear', 'attentive')}
     more = [*sweeps, *[v for v in variants if v], 'pretrained, 3x steps', 'scratch, 3x steps']
     others = {f'{k}, {n} labels': _acc_of(res, k, n) for k in more if _acc_of(res, k, n)}

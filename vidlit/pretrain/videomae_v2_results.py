@@ -12,62 +12,40 @@ from safetensors.torch import load_file
 from ..core.clips import denormalise
 from ..core.experiment import Experiment, arm_rows, compare, register
 from ..core.metrics import interval
-from ..core.picture import png_bytes, show_curves, show_intervals
+from ..core.picture import show_curves, show_intervals
 from ..core.show import hide, show_clips
-from ..core.store import atomic_path
+from ..core.summary import by_seed, band_of, fact, percent, save_figure
 from .lab import plain
 from .tube_masking import tube_mask
 from .videomae_v2_study import Setup2, others, setups2, start, v2_jobs
 from .videomae_variants import Recipe, recipe_cost
 
-# %% ../../nbs/pretrain/04d_videomae_v2_results.ipynb #4f00329e
-def _by(res, stem, f=lambda o: o): # Results whose key is stem/seedN, in the order of seeds
-    return [f(v) for k,v in sorted(res.items()) if k.rsplit('/', 1)[0]==stem]
-
-def _band(xs, curves): # Curves over seeds with their interval
-    if len(curves)<2: return xs, curves[0]
-    m = [interval([c[i] for c in curves]) for i in range(len(xs))]
-    return xs, [o[0] for o in m], [o[1] for o in m], [o[2] for o in m]
-
-def _save_fig(folder, name, fig, caption):
-    "A figure of the summary, and its entry in the list"
-    with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
-    return dict(file=name, caption=caption)
-
 # %% ../../nbs/pretrain/04d_videomae_v2_results.ipynb #e45bfd92
-def _points(c, a, b): # What a paired comparison of accuracies says
-    if c['low'] is None: return dict(text=f"{a}, {b} (one seed)", supports=None)
-    text = f"{a}, {b} (difference {100*c['difference']:+.0f} points, 95 % interval {100*c['low']:+.0f} to {100*c['high']:+.0f})"
-    return dict(text=text, supports=True if c['low']>0 else False if c['high']<0 else None)
-
-def _mean(v, f='{:.0%}'): return f.format(sum(v)/len(v))
-
 def _accuracies(res): # Arm to accuracies by seed
-    out = {f'{k}, fine-tuned': _by(res, f'finetune/{k}', lambda o: o['test']) for k in ('V2', 'VideoMAE', 'scratch', 'V2, equal steps', *others)}
+    out = {f'{k}, fine-tuned': [o['test'] for o in by_seed(res, f'finetune/{k}')] for k in ('V2', 'VideoMAE', 'scratch', 'V2, equal steps', *others)}
     for k in ('untrained', 'V2', 'VideoMAE', *others):
-        for p in ('linear', 'attentive'): out[f'{k}, frozen, {p} probe'] = _by(res, f'probe/{k}', lambda o: o[p]['test'])
+        for p in ('linear', 'attentive'): out[f'{k}, frozen, {p} probe'] = [o[p]['test'] for o in by_seed(res, f'probe/{k}')]
     return {k: v for k,v in out.items() if v}
 
 # %% ../../nbs/pretrain/04d_videomae_v2_results.ipynb #425ed74b
 def _facts(res, acc, cmp):
     "What the claims ledger looks up"
-    clock,held = res['clock'],{k: _by(res, f'pretrain/{k}', lambda o: o['held']) for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
-    out = {k: _points(cmp[i], f"{text}: fine-tuned V2 {_mean(acc['V2, fine-tuned'])}", f"{b} {_mean(acc[b+', fine-tuned'])}")
+    clock,held = res['clock'],{k: [o['held'] for o in by_seed(res, f'pretrain/{k}')] for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
+    out = {k: fact(cmp[i], f"{text}: fine-tuned V2 {percent(acc['V2, fine-tuned'])}, {b} {percent(acc[b+', fine-tuned'])}")
         for i,(k,b,text) in enumerate((('equal', 'VideoMAE', 'equal pretraining time'), ('scratch', 'scratch', 'pretrained against not')))}
     saved = f"a toy step of V2 takes {clock['time']['V2']:.2f} of VideoMAE's time and keeps {clock['kept']['V2']:.2f} of its bytes for the backward pass"
     out['step'] = dict(text=saved, supports=clock['time']['V2']<1)
     def painted(a, b, how):
         c = compare({a: held[a], b: held[b]}, a, b)
-        text = f"{how}: held-out loss {_mean(held[a], '{:.4f}')} ({a}) and {_mean(held[b], '{:.4f}')} ({b})"
-        if c['low'] is not None: text += f", difference {c['difference']:+.4f} ({c['low']:+.4f} to {c['high']:+.4f})"
-        return dict(text=text, supports=None if c['low'] is None else True if c['high']<0 else False if c['low']>0 else None)
+        x,y = (sum(held[o])/len(held[o]) for o in (a, b))
+        return fact(c, f"{how}: held-out loss {x:.4f} ({a}) and {y:.4f} ({b})", less=True, scale=1, unit='', form='.4f')
     out['loss'] = painted('V2', 'VideoMAE', 'equal time')
     for k in ('V2, equal steps', *others):
         if not held[k]: continue
         a,b = ('V2, equal steps', 'VideoMAE') if k=='V2, equal steps' else ('V2', k)
         out[f'loss {k}'] = painted(a, b, 'equal steps' if k=='V2, equal steps' else 'equal time')
         x,y = (f'{o}, fine-tuned' for o in (a, b))
-        out[f'task {k}'] = _points(compare(acc, x, y), f"{a} {_mean(acc[x])}", f"{b} {_mean(acc[y])}")
+        out[f'task {k}'] = fact(compare(acc, x, y), f"{a} {percent(acc[x])}, {b} {percent(acc[y])}")
     return out
 
 # %% ../../nbs/pretrain/04d_videomae_v2_results.ipynb #96538fea
@@ -82,20 +60,20 @@ def _painted(res, root, s=0):
 def _figures(res, root, acc):
     "The pictures of the study"
     r = Setup2(**res['pretrain/V2/seed0']['setup'])
-    figs = [_save_fig(root, 'painted.png', _painted(res, root), 'Held-out worlds: what the encoder sees, what the two models of equal pretraining time paint, what was there (seed 0).')]
+    figs = [save_figure(root, 'painted.png', _painted(res, root), 'Held-out worlds: what the encoder sees, what the two models of equal pretraining time paint, what was there (seed 0).')]
     def curves(k):
-        c = _by(res, f'pretrain/{k}', lambda o: o['curve'])
+        c = [o['curve'] for o in by_seed(res, f'pretrain/{k}')]
         n = min(len(o[0]) for o in c)
-        return _band(c[0][0][:n], [o[1][:n] for o in c])
+        return band_of([(c[0][0][:n], o[1][:n]) for o in c])
     fig = show_curves({k: curves(k) for k in ('V2', 'VideoMAE')}, 'part of the pretraining time', 'loss', levels={'every patch its mean': 1-1/(2*r.patch**2)})
-    figs.append(_save_fig(root, 'loss.png', fig, 'Training loss over the same processor time: V2 takes more steps in it.'))
-    soon = {k: _by(res, f'finetune/{k}', lambda o: o['curve']) for k in ('V2', 'VideoMAE', 'scratch')}
-    fig = show_curves({k: _band([x for x,_ in v[0]], [[y for _,y in c] for c in v]) for k,v in soon.items()}, 'fine-tuning step', 'validation accuracy', levels={'chance': 1/8})
-    figs.append(_save_fig(root, 'steps.png', fig, 'Validation accuracy while fine-tuning, mean and 95 % interval over seeds.'))
+    figs.append(save_figure(root, 'loss.png', fig, 'Training loss over the same processor time: V2 takes more steps in it.'))
+    soon = {k: [o['curve'] for o in by_seed(res, f'finetune/{k}')] for k in ('V2', 'VideoMAE', 'scratch')}
+    fig = show_curves({k: band_of([tuple(zip(*c)) for c in v]) for k,v in soon.items()}, 'fine-tuning step', 'validation accuracy', levels={'chance': 1/8})
+    figs.append(save_figure(root, 'steps.png', fig, 'Validation accuracy while fine-tuning, mean and 95 % interval over seeds.'))
     arms = {k.removesuffix(', fine-tuned'): v for k,v in acc.items() if k.endswith('fine-tuned')}
     if len(arms)>3:
         fig = show_intervals({k: interval(v) if len(v)>1 else v[0] for k,v in arms.items()}, 'test accuracy, fine-tuned', levels={'chance': 1/8})
-        figs.append(_save_fig(root, 'variants.png', fig, 'All arms at equal pretraining time, mean and 95 % interval over seeds.'))
+        figs.append(save_figure(root, 'variants.png', fig, 'All arms at equal pretraining time, mean and 95 % interval over seeds.'))
     return figs
 
 # %% ../../nbs/pretrain/04d_videomae_v2_results.ipynb #dac48ccf
@@ -108,12 +86,12 @@ def summary2(res:dict, # Results by key
     pairs += [(f'{k}, frozen, {p} probe', f'untrained, frozen, {p} probe') for k in ('V2', 'VideoMAE', *others) for p in ('linear', 'attentive')]
     pairs += [('V2, fine-tuned', f'{k}, fine-tuned') for k in others] + [('V2, equal steps, fine-tuned', 'VideoMAE, fine-tuned')]
     cmp = [compare(acc, a, b, 'test accuracy') for a,b in pairs if a in acc and b in acc]
-    held = {f'{k}, held-out loss': _by(res, f'pretrain/{k}', lambda o: o['held']) for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
+    held = {f'{k}, held-out loss': [o['held'] for o in by_seed(res, f'pretrain/{k}')] for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
     held = {k: v for k,v in held.items() if v}
     cmp += [compare(held, 'V2, held-out loss', k, 'held-out loss') for k in held if k!='V2, held-out loss']
     clock = res['clock']['time'] | res.get('clock/others', {}).get('time', {})
     kept = res['clock']['kept'] | res.get('clock/others', {}).get('kept', {})
-    steps = {k: _by(res, f'pretrain/{k}', lambda o: o['steps']) for k in clock}
+    steps = {k: [o['steps'] for o in by_seed(res, f'pretrain/{k}')] for k in clock}
     rows = arm_rows(acc, 'accuracy') + arm_rows(held, 'loss', 4)
     rows += [{'arm': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2), 'steps in the same time': steps[k][0]} for k in clock]
     facts = _facts(res, acc, cmp)

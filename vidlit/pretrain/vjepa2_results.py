@@ -9,8 +9,8 @@ __all__ = ['vjepa2', 'arms_of', 'shapes_of', 'growth', 'fact_name', 'summary', '
 from pathlib import Path
 from ..core.experiment import Experiment, arm_rows, compare, register
 from ..core.metrics import interval
-from ..core.picture import png_bytes, show_curves, show_intervals
-from ..core.store import atomic_path
+from ..core.picture import show_curves, show_intervals
+from ..core.summary import band_of, by_seed, fact, percent, save_figure
 from ..core.vit import count_params
 from .lab import motions
 from .vjepa2 import VJEPA2, vjepa2_phases
@@ -18,9 +18,6 @@ from .vjepa2_study import other_shapes, setups, study_jobs
 from .vjepa2_variants import variants
 
 # %% ../../nbs/pretrain/08d_vjepa2_results.ipynb #bf05d66e
-def _by(res, stem): # Results whose key is stem/seed..., in the order of seeds
-    return [v for k,v in sorted(res.items()) if k.rsplit('/', 1)[0]==stem]
-
 def arms_of(res:dict, # Results by key
     probe:str='attentive', # or 'linear'
     measure:str='recall@1', # or 'recall@3'
@@ -28,7 +25,7 @@ def arms_of(res:dict, # Results by key
     "Every view of every network, by name"
     out = {}
     for name in ['faithful', 'untrained', *[v for v in variants if v]]:
-        for r in _by(res, f'probe/{name}'):
+        for r in by_seed(res, f'probe/{name}'):
             for view,v in r.items(): out.setdefault(f"{name}: {view}", []).append(v[probe][measure])
     return out
 
@@ -37,7 +34,7 @@ def shapes_of(res:dict # Results by key
 )->dict:               # (positions, shape) to relative errors by seed
     "Relative error of prediction on films of other shapes"
     out = {}
-    for r in _by(res, 'shapes'):
+    for r in by_seed(res, 'shapes'):
         for pos,errors in r.items():
             for shape,e in errors.items(): out.setdefault((pos, shape), []).append(e)
     return out
@@ -49,14 +46,6 @@ def growth(shapes:dict, # As from `shapes_of`
     same = list(other_shapes)[0]
     out = {p: [a/b for a,b in zip(shapes.get((p, shape), []), shapes.get((p, same), []))] for p in ('rotation','fixed positions')}
     return out if all(out.values()) else {}
-
-def _pct(v): return f'{100*sum(v)/len(v):.0f} %'
-
-def _fact(cmp, text, scale=100, unit='points', less=False): # A fact that decides a comparison; `less`: the smaller value is the better one
-    lo,hi = cmp['low'],cmp['high']
-    bounds = f", 95 % interval {scale*lo:+.3g} to {scale*hi:+.3g})" if lo is not None else ', one seed)'
-    side = 0 if lo is None else (lo>0)-(hi<0)
-    return dict(text=f"{text} (difference {scale*cmp['difference']:+.3g} {unit}{bounds}", supports={0: None, 1: not less, -1: less}[side])
 
 # %% ../../nbs/pretrain/08d_vjepa2_results.ipynb #18bd2589
 _both = 'encoder + predictor'
@@ -76,37 +65,26 @@ def _facts(arms, shapes):
     "What the claims ledger looks up"
     facts = {}
     for k,(a,b,text) in _questions.items():
-        if a in arms and b in arms: facts[k] = _fact(compare(arms, a, b), f"{text}: {_pct(arms[a])} and {_pct(arms[b])}")
+        if a in arms and b in arms: facts[k] = fact(compare(arms, a, b), f"{text}: {percent(arms[a])} and {percent(arms[b])}")
     for shape in list(other_shapes)[1:]:
         pair = growth(shapes, shape)
         if pair:
             mean = [sum(v)/len(v) for v in pair.values()]
             text = f"rotation against stretched tables, films {shape}: the error of predicted features, over that on films as trained, is {mean[0]:.2f} and {mean[1]:.2f}"
-            facts[f'rope_{shape.split()[-1]}'] = _fact(compare(pair, *pair), text, 1, 'times', less=True)
+            facts[f'rope_{shape.split()[-1]}'] = fact(compare(pair, *pair), text, less=True, scale=1, unit=' times', form='.3g')
     return facts
 
 # %% ../../nbs/pretrain/08d_vjepa2_results.ipynb #d5f4f990
-def _save_fig(folder, name, fig, caption):
-    "A figure of the summary, and its entry in the list"
-    with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
-    return dict(file=name, caption=caption)
-
-def _band(curves): # [(xs, ys)] of several seeds as a curve with its interval
-    xs = curves[0][0]
-    if len(curves)<2: return xs, curves[0][1]
-    m = [interval([c[1][i] for c in curves]) for i in range(len(xs))]
-    return xs, [o[0] for o in m], [o[1] for o in m], [o[2] for o in m]
-
 def _figures(res, root, arms):
     "The pictures of the study"
     named = {k: interval(v) if len(v)>1 else (v[0],)*3 for k,v in arms.items()}
-    figs = [_save_fig(root, 'recall.png', show_intervals(named, 'recall of one guess', levels={'chance': 1/len(motions)}),
+    figs = [save_figure(root, 'recall.png', show_intervals(named, 'recall of one guess', levels={'chance': 1/len(motions)}),
         'Mean class recall of one guess on held-out textures, attentive probe on frozen tokens; 95 % intervals over seeds.')]
-    runs = {n: _by(res, f'pretrain/{n}') for n in ('faithful', *[v for v in variants if v])}
-    figs.append(_save_fig(root, 'loss.png', show_curves({n: _band([r['curve'] for r in rs]) for n,rs in runs.items() if rs}, 'step', 'loss'),
+    runs = {n: by_seed(res, f'pretrain/{n}') for n in ('faithful', *[v for v in variants if v])}
+    figs.append(save_figure(root, 'loss.png', show_curves({n: band_of([r['curve'] for r in rs]) for n,rs in runs.items() if rs}, 'step', 'loss'),
         'Pretraining loss over seeds. A loss of features has no fixed scale; smooth L1 is another distance.'))
-    spread = {n: _band([([h['step'] for h in r['health']], [h['feature_std'] for h in r['health']]) for r in rs]) for n,rs in runs.items() if rs}
-    figs.append(_save_fig(root, 'spread.png', show_curves(spread, 'step', 'spread of the targets'), 'Spread of the targets between films, by place; 0 would be a collapse.'))
+    spread = {n: band_of([([h['step'] for h in r['health']], [h['feature_std'] for h in r['health']]) for r in rs]) for n,rs in runs.items() if rs}
+    figs.append(save_figure(root, 'spread.png', show_curves(spread, 'step', 'spread of the targets'), 'Spread of the targets between films, by place; 0 would be a collapse.'))
     return figs
 
 # %% ../../nbs/pretrain/08d_vjepa2_results.ipynb #2775499c

@@ -8,15 +8,11 @@ __all__ = ['vjepa', 'probed', 'along', 'first_reach', 'facts_of', 'figures_of', 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #b7942502
 from pathlib import Path
 from ..core.experiment import Experiment, arm_rows, compare, register
-from ..core.metrics import interval
-from ..core.picture import png_bytes, show_curves
-from ..core.store import atomic_path
+from ..core.picture import show_curves
+from ..core.summary import band, by_seed, fact, percent, save_figure
 from .vjepa_study import arms, equal_steps, families, painters, setup_of, setups, step_flops, study_jobs, variants
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #03a1a965
-def _by(res, stem): # Results whose key starts with stem/, in the order of seeds
-    return [v for k,v in sorted(res.items()) if k.rsplit('/', 1)[0]==stem]
-
 def probed(res:dict,      # Results by key
     arm:str,              # Of the study, or 'untrained'
     labels:int,           # Number of labels
@@ -25,13 +21,7 @@ def probed(res:dict,      # Results by key
 )->list:                  # Accuracy, a number per seed
     "What a probe could read"
     where = at if isinstance(at, str) else f'look{at}'
-    return [v[str(labels)][probe] for v in _by(res, f'probe/{where}/{arm}') if str(labels) in v]
-
-def _band(points, hi=float('inf')): # {x: values} as a curve with its interval
-    xs = sorted(points)
-    if len(points[xs[0]])<2: return xs, [points[x][0] for x in xs]
-    m = [interval(points[x]) for x in xs]
-    return xs, [o[0] for o in m], [max(o[1], 0.) for o in m], [min(o[2], hi) for o in m]
+    return [v[str(labels)][probe] for v in by_seed(res, f'probe/{where}/{arm}') if str(labels) in v]
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #e060dff0
 def along(res, arm, labels, probe, looks, steps): # {step of V-JEPA: accuracies}, from the untrained network on
@@ -44,24 +34,20 @@ def first_reach(curve:dict, # Step to accuracies, a number per seed
     return [next((s for s in sorted(curve) if curve[s][i]>=t), None) for i,t in enumerate(target)]
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #12d23358
-def _pct(v): return f'{100*sum(v)/len(v):.1f} %'
-
 def _fact(res, n, a, b, text, probe='attentive'): # A fact that decides a comparison of two arms
     x,y = (probed(res, o, n, probe) for o in (a, b))
-    c = compare({'a': x, 'b': y}, 'a', 'b')
-    bounds = f", 95 % interval {100*c['low']:+.1f} to {100*c['high']:+.1f})" if c['low'] is not None else ', one seed)'
-    return dict(text=f"{text}: {_pct(x)} and {_pct(y)} with {n} labels, {probe} probe (difference {100*c['difference']:+.1f} points" + bounds,
-        supports=True if (c['low'] or 0)>0 else False if (c['high'] or 0)<0 else None)
+    text = f"{text}: {percent(x, 1)} and {percent(y, 1)} with {n} labels, {probe} probe"
+    return fact(compare({'a': x, 'b': y}, 'a', 'b'), text, form='.1f')
 
-def _flags(res, arm): return [v['flagged'] for v in _by(res, f'train/{arm}')]
+def _flags(res, arm): return [v['flagged'] for v in by_seed(res, f'train/{arm}')]
 
 def _collapse(res):
     "Who was flagged, and when"
     said = lambda a: ', '.join('never' if f is None else f'step {f}' for f in _flags(res, a))
-    last = lambda a: ', '.join(f"{v['health'][-1]['feature_std']:.2f}" for v in _by(res, f'train/{a}'))
+    last = lambda a: ', '.join(f"{v['health'][-1]['feature_std']:.2f}" for v in by_seed(res, f'train/{a}'))
     facts = {k: dict(text=f"{a}: flagged as collapsed {said(a)}; spread of the targets at the end {last(a)} (by seed)", supports=None)
         for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop'))}
-    sunk = {a: [next((o['step'] for o in v['health'] if o['feature_std']<v['health'][0]['feature_std']/4), None) for v in _by(res, f'train/{a}')] for a in arms}
+    sunk = {a: [next((o['step'] for o in v['health'] if o['feature_std']<v['health'][0]['feature_std']/4), None) for v in by_seed(res, f'train/{a}')] for a in arms}
     told = '; '.join(f"{a} {', '.join('never' if s is None else f'step {s}' for s in v)}" for a,v in sunk.items())
     facts['quarter'] = dict(text=f"spread of the targets first below a quarter of what it began with: {told} (by seed)", supports=None)
     facts['healthy']['supports'] = all(f is None for f in _flags(res, 'V-JEPA'))
@@ -74,7 +60,7 @@ def _sooner(res, r, rival):
     n = r.labels[-1]
     target = probed(res, rival, n)
     reach = first_reach(along(res, 'V-JEPA', n, 'attentive', r.looks, r.steps), target)
-    mine,theirs = ([(v['steps'], v['seconds']) for v in _by(res, f'train/{a}')] for a in ('V-JEPA', rival))
+    mine,theirs = ([(v['steps'], v['seconds']) for v in by_seed(res, f'train/{a}')] for a in ('V-JEPA', rival))
     said = [f"never (against {t[0]} steps, {t[1]:.0f} s)" if s is None else f"{s} steps, {m[1]*s/m[0]:.0f} s (against {t[0]} steps, {t[1]:.0f} s)"
         for s,m,t in zip(reach, mine, theirs)]
     ok = [s is not None and m[1]*s/m[0]<t[1] for s,m,t in zip(reach, mine, theirs)]
@@ -98,14 +84,9 @@ def facts_of(res, r):
     return f | _collapse(res) | dict(sooner=_sooner(res, r, 'VideoMAE'), sooner_plain=_sooner(res, r, 'plain pixels'))
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #777d6733
-def _save_fig(folder, name, fig, caption):
-    "A figure of the summary, and its entry in the list"
-    with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
-    return dict(file=name, caption=caption)
-
 def _health(res, arm, key): # What the monitor saw, over seeds
-    rows = [v['health'] for v in _by(res, f'train/{arm}')]
-    return _band({o['step']: [h[i][key] for h in rows] for i,o in enumerate(rows[0]) if o.get(key) is not None})
+    rows = [v['health'] for v in by_seed(res, f'train/{arm}')]
+    return band({o['step']: [h[i][key] for h in rows] for i,o in enumerate(rows[0]) if o.get(key) is not None}, 0.)
 
 def _label_curves(res, r): # {arm: {labels: accuracies}}, attentive
     ns = [(n, 'end') for n in r.labels]+[(n, 'more') for n in r.more]
@@ -115,13 +96,13 @@ def figures_of(res, root, r):
     "The pictures of the study"
     n,chance = r.labels[-1],{'chance': 1/len(families)}
     soon = {a: along(res, a, n, 'attentive', r.looks, r.steps) for a in ('V-JEPA', *painters)}
-    took = {a: sum(v['seconds'] for v in _by(res, f'train/{a}'))/len(_by(res, f'train/{a}')) for a in soon}
-    secs = {a: _band({s*took[a]/r.steps: v for s,v in c.items()}, 1.) for a,c in soon.items()}
-    slow = {a: _band(along(res, a, n, 'linear', r.looks, r.steps), 1.) for a in arms}
-    share = {a: _band(c, 1.) for a,c in soon.items()}
-    lab = {a: _band(c, 1.) for a,c in _label_curves(res, r).items()}
+    took = {a: sum(v['seconds'] for v in by_seed(res, f'train/{a}'))/len(by_seed(res, f'train/{a}')) for a in soon}
+    secs = {a: band({s*took[a]/r.steps: v for s,v in c.items()}, 0., 1.) for a,c in soon.items()}
+    slow = {a: band(along(res, a, n, 'linear', r.looks, r.steps), 0., 1.) for a in arms}
+    share = {a: band(c, 0., 1.) for a,c in soon.items()}
+    lab = {a: band(c, 0., 1.) for a,c in _label_curves(res, r).items()}
     health = {k: {a: _health(res, a, k) for a in arms} for k in ('feature_std', 'effective_rank')}
-    return [_save_fig(root, f'{k}.png', fig, caption) for k,fig,caption in (
+    return [save_figure(root, f'{k}.png', fig, caption) for k,fig,caption in (
         ('share', show_curves(share, 'arithmetic, in steps of V-JEPA', 'test accuracy', levels=chance),
             f'Attentive probe on {n} labels of held-out textures against arithmetic; 0 is the untrained network. Bands are 95 % intervals over seeds.'),
         ('seconds', show_curves(secs, 'seconds of training', 'test accuracy', levels=chance), 'The same against seconds.'),
@@ -144,8 +125,8 @@ def summary(res:dict, # Results by key
     root:Path,        # Folder of the experiment
 )->dict:              # Rows, paired comparisons, figures, facts, headline
     "What the study found"
-    r = setup_of(_by(res, 'train/V-JEPA')[0]['setup'])
-    names = ['untrained', *arms, *painters, *[v for v in variants if _by(res, f'train/{v}')]]
+    r = setup_of(by_seed(res, 'train/V-JEPA')[0]['setup'])
+    names = ['untrained', *arms, *painters, *[v for v in variants if by_seed(res, f'train/{v}')]]
     table = {f'{a}, {p}, {n} labels': probed(res, a, n, p) for n in reversed(r.labels) for p in ('attentive', 'linear') for a in names if probed(res, a, n, p)}
     facts = facts_of(res, r)
     told = '; '.join(facts[k]['text'] for k in ('random', 'pixels', 'plain', 'nostop'))

@@ -11,22 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from torch.utils.flop_counter import FlopCounterMode
 from ..core.experiment import Experiment, arm_rows, compare, register
-from ..core.metrics import interval
-from ..core.picture import png_bytes, show_curves
+from ..core.picture import show_curves
 from ..core.show import show_clips
-from ..core.store import atomic_path
+from ..core.summary import band_of, by_seed, fact, save_figure
 from ..core.vit import count_params
 from .world_model import ACPredictor, vjepa2_ac
 from .world_model_study import WorldSetup, load_world, world_jobs, world_setups
 
 # %% ../../nbs/pretrain/09d_world_model_results.ipynb #b9431397
-def _by(res, stem, kind='held'): # Scores of an arm on one split, in the order of seeds
-    return [v[kind] for k,v in sorted(res.items()) if k.rsplit('/', 1)[0] == stem]
-
 _arms = ('told', 'blind', 'random eye', 'document', 'no rollout')
 
 def _values(res, what, kind='held', d='2d'): # {arm: numbers over seeds} for one reading of the scores
-    out = {a: [what(o) for o in _by(res, f'score/{a}/{d}', kind)] for a in _arms}
+    out = {a: [what(v[kind]) for v in by_seed(res, f'score/{a}/{d}')] for a in _arms}
     return {k: v for k,v in out.items() if v and None not in v}
 
 readings = {'one step ahead, features': lambda o: o['forced']/o['still'],
@@ -43,32 +39,21 @@ def _compared(res):
         if 'features' in name: arms['nothing changes'] = [1.]*len(arms['told'])
         if 'ball' in name:
             i = 0 if 'one' in name else -1
-            arms['nothing changes'] = [o['where_still'][i] for o in _by(res, 'score/told/2d')]
-        if 'energy' in name: arms['an action at random'] = [o['action']['random'] for o in _by(res, 'score/told/2d')]
+            arms['nothing changes'] = [v['held']['where_still'][i] for v in by_seed(res, 'score/told/2d')]
+        if 'energy' in name: arms['an action at random'] = [v['held']['action']['random'] for v in by_seed(res, 'score/told/2d')]
         out += [compare(arms, 'told', b, name) for b in arms if b != 'told']
     return out
 
-def _text(c): # A comparison in words
-    said = f", 95 % interval {c['low']:+.3f} to {c['high']:+.3f}" if c['low'] is not None else ', one seed'
-    return f"{c['metric']}: {c['a']} against {c['b']}, difference {c['difference']:+.3f}{said}"
-
 def _fact(c): # Lower is better everywhere here
-    return dict(text=_text(c), supports=True if (c['high'] or 0) < 0 else False if (c['low'] or 0) > 0 else None)
+    return fact(c, f"{c['metric']}: {c['a']} against {c['b']}", less=True, scale=1, unit='', form='.3f')
 
 # %% ../../nbs/pretrain/09d_world_model_results.ipynb #91f33904
-def _band(lists): # Over seeds: x from 1, mean, and interval when there is one
-    xs = list(range(1, len(lists[0])+1))
-    if len(lists) < 2: return xs, lists[0]
-    m = [interval([v[i] for v in lists]) for i in range(len(xs))]
-    return xs, [o[0] for o in m], [max(0., o[1]) for o in m], [o[2] for o in m]
-
-def _keep(folder, name, fig, caption):
-    with atomic_path(Path(folder)/name) as p: Path(p).write_bytes(png_bytes(fig))
-    return dict(file=name, caption=caption)
-
 def _curves(res, key): # Arms over imagined steps
-    out = {a: _band([o[key] for o in _by(res, f'score/{a}/2d')]) for a in _arms if _by(res, f'score/{a}/2d') and (key == 'where' or a != 'random eye')}
-    return out | {'nothing changes': _band([o[f'{"still_rolled" if key == "rolled" else "where_still"}'] for o in _by(res, 'score/told/2d')])}
+    def line(a, key):
+        curves = [v['held'][key] for v in by_seed(res, f'score/{a}/2d')]
+        return curves and band_of([(range(1, len(c)+1), c) for c in curves], low=0.)
+    out = {a: line(a, key) for a in _arms if key == 'where' or a != 'random eye'}
+    return {k: v for k,v in out.items() if v} | {'nothing changes': line('told', 'still_rolled' if key == 'rolled' else 'where_still')}
 
 # %% ../../nbs/pretrain/09d_world_model_results.ipynb #19461fe8
 @torch.no_grad()
@@ -110,11 +95,11 @@ def summary(res:dict, # Results by key
             where = '' if kind == 'held' else ', other textures'
             arms = {f'{k}{where}': v for k,v in _values(res, what, kind).items()}
             rows += [{'reading': name} | o for o in arm_rows(arms, 'value')]
-    figs = [_keep(root, 'where.png', show_curves(_curves(res, 'where'), 'imagined steps', 'metres off'),
+    figs = [save_figure(root, 'where.png', show_curves(_curves(res, 'where'), 'imagined steps', 'metres off'),
         'How far the ball, read from imagined features, is from where it is; bands are 95 % intervals over seeds.'),
-        _keep(root, 'rolled.png', show_curves(_curves(res, 'rolled'), 'imagined steps', 'L1 of features'), 'Error of imagined features.')]
+        save_figure(root, 'rolled.png', show_curves(_curves(res, 'rolled'), 'imagined steps', 'L1 of features'), 'Error of imagined features.')]
     if (Path(root)/'jobs'/'world'/'told'/'2d'/'seed0'/'world.safetensors').exists():
-        figs.append(_keep(root, 'imagined.png', _pictures(root, res), 'True films, and the nearest true frames to what was imagined from the first frame and the actions.'))
+        figs.append(save_figure(root, 'imagined.png', _pictures(root, res), 'True films, and the nearest true frames to what was imagined from the first frame and the actions.'))
     ask = dict(action=('one step ahead, features', 'blind'), still=('one step ahead, features', 'nothing changes'), energy=('action of least energy', 'an action at random'),
         long=('ball after all imagined', 'blind'), eye=('ball after one imagined', 'random eye'), lstm=('ball after one imagined', 'document'),
         lstm_long=('ball after all imagined', 'document'), rollout=('ball after all imagined', 'no rollout'))

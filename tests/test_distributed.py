@@ -1,9 +1,6 @@
 """Two processes on the CPU take the steps that one takes on the joint batch.
 
 As a script, under torchrun or alone, this file trains and writes what happened."""
-import os
-import socket
-import subprocess
 import sys
 from functools import partial
 import torch
@@ -73,29 +70,14 @@ if __name__=='__main__':
 
 
 import pytest  # noqa: E402 - the script above does without
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+from torchrun import two_and_one  # noqa: E402
 
 
 @pytest.fixture(scope='module')
 def ran(tmp_path_factory):
     "The same script under torchrun and alone"
-    out = tmp_path_factory.mktemp('dist')
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'): env.pop(k, None)
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_addr', '127.0.0.1', '--master_port',
-        str(free_port()), __file__, str(out)]
-    alone = tmp_path_factory.mktemp('alone')
-    with subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as p:
-        try:
-            main(alone)  # meanwhile
-            said = p.communicate(timeout=240)[0]
-        finally: p.kill()
-    assert p.returncode==0, said[-4000:]
+    out, alone = tmp_path_factory.mktemp('dist'), tmp_path_factory.mktemp('alone')
+    two_and_one(__file__, main, out, alone)
     return [torch.load(o, weights_only=True) for o in (out/'2-0.pt', out/'2-1.pt', alone/'1-0.pt')]
 
 

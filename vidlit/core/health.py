@@ -47,14 +47,19 @@ class Health(Stepped):
         features=None, # Name of a layer, or function of the model's output; by default its `.pred`
         targets=None, # Function of the model's output; by default its `.targ`
         folder='.', # Where the batch is saved when the loss is not finite
-        min_std:float=1e-4 # Warn below this spread of features
+        min_std:float=1e-4, # Warn below this spread of features
+        shrink:float=.25 # Or below this part of the first spread seen
     ):
         if every<1: raise ValueError(f'every={every} must be at least 1')
-        self.every, self.features, self.targets, self.folder, self.min_std = every, features, targets, Path(folder), min_std
+        self.every, self.features, self.targets, self.folder, self.min_std, self.shrink = every, features, targets, Path(folder), min_std, shrink
         self.rows, self.row, self.hook, self.z = [], {}, None, None
 
     @property
     def due(self): return self.clock.done%self.every==0
+
+    def fallen(self)->int|None: # Step at which the spread first was too small, None while it never was
+        seen = [(o['step'], o['feature_std']) for o in self.rows if 'feature_std' in o]
+        return next((k for k,v in seen if v<max(self.min_std, self.shrink*seen[0][1])), None)
 
 # %% ../../nbs/core/10c_health.ipynb #f76e2cea
 class NonFinite(FloatingPointError):
@@ -107,8 +112,7 @@ def after_step(self:Health):
     for o in self.learn.cbs:
         if isinstance(o, EMA): self.row.update(ema_lag=ema_lag(o.module, o.fast))
     self.rows.append(dict(step=self.clock.done, **self.row))
-    if self.row.get('feature_std', 1)<self.min_std<=max(o.get('feature_std', 1) for o in self.rows):
-        if sum(o.get('feature_std', 1)<self.min_std for o in self.rows)==1: warnings.warn(f'collapse: feature spread {self.row["feature_std"]:.2g} at step {self.clock.done}')
+    if self.fallen()==self.clock.done: warnings.warn(f'collapse: feature spread {self.row["feature_std"]:.2g} at step {self.clock.done}')
 
 # %% ../../nbs/core/10c_health.ipynb #20eab716
 @patch

@@ -49,10 +49,8 @@ def _compared(arms, d): # Paired comparisons of success
 
 # %% ../../nbs/pretrain/10b_planner_results.ipynb #f44ebfeb
 def _curves(res, d): # {search: x, mean, low, high}
-    runs,out = by_seed(res, f'curve/{d}d'),{}
-    for kind in kinds:
-        out[kind] = band_of([(o['budgets'], [c['success'] for c in o['curves'][kind]]) for o in runs], low=0., high=1.)
-    return out
+    runs = by_seed(res, f'curve/{d}d')
+    return {k: band_of([(o['budgets'], [c['success'] for c in o['curves'][k]]) for o in runs], low=0., high=1.) for k in kinds}
 
 def _winner(res, d): # Which search is best at the largest budget, and whether that is decided
     runs = by_seed(res, f'curve/{d}d')

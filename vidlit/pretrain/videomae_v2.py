@@ -129,8 +129,5 @@ def from_official(cls:VideoMAE2Classifier,
 )->VideoMAE2Classifier:
     "The model of an official fine-tuned checkpoint, strictly"
     state = unpack(state)
-    if 'head.weight' not in state: raise ValueError("no head.weight: not a fine-tuned checkpoint")
     heads,attn = _kind(state, '', heads)
-    res = cls(vit_sizes(state, heads=heads), len(state['head.weight']), attn, **kw)
-    load_strict(res, state)
-    return res
+    return super(VideoMAE2Classifier, cls).from_official(state, heads, attn=attn, **kw)

@@ -41,15 +41,22 @@ def _fact(res, n, a, b, text, probe='attentive'): # A fact that decides a compar
 
 def _flags(res, arm): return [v['flagged'] for v in by_seed(res, f'train/{arm}')]
 
+def _sunk(res, stem): # Steps at which the spread first was below a quarter of what it began with, by seed
+    return [next((o['step'] for o in v['health'] if o['feature_std']<v['health'][0]['feature_std']/4), None) for v in by_seed(res, stem)]
+
+def _told(sunk):
+    said = '; '.join(f"{a} {', '.join('never' if s is None else f'step {s}' for s in v)}" for a,v in sunk.items())
+    return f"spread of the targets first below a quarter of what it began with: {said} (by seed)"
+
 def _collapse(res):
     "Who was flagged, and when"
     said = lambda a: ', '.join('never' if f is None else f'step {f}' for f in _flags(res, a))
     last = lambda a: ', '.join(f"{v['health'][-1]['feature_std']:.2f}" for v in by_seed(res, f'train/{a}'))
     facts = {k: dict(text=f"{a}: flagged as collapsed {said(a)}; spread of the targets at the end {last(a)} (by seed)", supports=None)
         for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop'))}
-    sunk = {a: [next((o['step'] for o in v['health'] if o['feature_std']<v['health'][0]['feature_std']/4), None) for v in by_seed(res, f'train/{a}')] for a in arms}
-    told = '; '.join(f"{a} {', '.join('never' if s is None else f'step {s}' for s in v)}" for a,v in sunk.items())
-    facts['quarter'] = dict(text=f"spread of the targets first below a quarter of what it began with: {told} (by seed)", supports=None)
+    facts['quarter'] = dict(text=_told({a: _sunk(res, f'train/{a}') for a in arms}), supports=None)
+    if fresh := {a: _sunk(res, f'fresh/{a}') for a in ('V-JEPA', 'own target') if by_seed(res, f'fresh/{a}')}:
+        facts['fresh'] = dict(text='seeds that the line was not drawn on: '+_told(fresh), supports=not any(fresh['V-JEPA']) and all(fresh['own target']))
     facts['healthy']['supports'] = all(f is None for f in _flags(res, 'V-JEPA'))
     facts['nostop']['supports'] = all(f is not None for f in _flags(res, 'no stop'))
     return facts

@@ -226,7 +226,7 @@ def train_job(ctx, setup:dict, seed:int, data:str, arm:str):
     save_tensors(ctx.path/'encoder.safetensors', getattr(learn.model, asked(arm)).state_dict())
     health = getattr(learn, 'health', None)
     rows = [] if health is None else [{k: o.get(k) for k in ('step', 'feature_std', 'effective_rank')} for o in health.rows]
-    low = [o['step'] for o in rows if o['feature_std']<health.min_std]
+    low = [o['step'] for o in rows if o['feature_std']<health.min_std] # the line that was set before the runs; `fallen` has another
     loss = [o['loss'] for o in learn.history.rows]
     return dict(steps=keep.n, seconds=keep.seconds, looks=sorted(keep.at), curve=curve_of(loss), health=rows, flagged=low[0] if low else None, setup=setup)
 
@@ -300,6 +300,9 @@ def _variants(r, s):
     for a in variants:
         yield _train(r, s, a)
         yield _probe(r, s, a, labels=r.labels[-1:])
+    yield Job(f'data/fresh{s}', f'{here}:data_job', dict(setup=asdict(r), seed=200+s), weight=25)
+    for a in ('V-JEPA', 'own target'): # seeds that the monitor's second line was not drawn on
+        yield Job(f'fresh/{a}/seed{s}', f'{here}:train_job', dict(setup=asdict(r), seed=200+s, data=f'data/fresh{s}', arm=a), (f'data/fresh{s}',), weight=40)
     more = replace(r, labels=r.labels+r.more)
     for a in (None, 'V-JEPA', *painters):
         j = _probe(more, s, a, labels=r.more)

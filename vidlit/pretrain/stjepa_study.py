@@ -40,7 +40,7 @@ class Setup:
     vit:ViTConfig = ViTConfig(dim=64, depth=2, heads=4, patch=(2,4,4)) # The student
     fact:int = 1           # Its factorised blocks
     out:int = 32           # Width of the targets
-    steps:int = 1200       # Of the student's training
+    steps:int = 2000       # Of the student's training
     bs:int = 64            # Clips in a batch
     lr:float = 1e-3        # Peak of the warm-up cosine
     pixel_lr:float = 1e-3  # The same for the student from pixels
@@ -70,11 +70,14 @@ here = 'vidlit.pretrain.stjepa_study'
 
 class _Jobs:
     "Makes the jobs of one seed"
-    def __init__(self, r, s): self.r,self.s,self.rec = r,s,asdict(r)
+    def __init__(self, r, s):
+        self.r,self.s,self.rec = r,s,asdict(r)
+        self.early = asdict(replace(r, steps=0, bs=0, lr=0.)) # what comes before the students does not change with them
     def key(self, name): return f'{name}/seed{self.s}'
     def job(self, name, fn, weight, **kw): # Arguments that name other jobs become their keys, and needs
         refs = {k: self.key(v) for k,v in kw.items() if k in ('data', 'teacher', 'cache', 'of') and v}
-        return Job(self.key(name), f'{here}:{fn}', dict(setup=self.rec, seed=self.s, **{**kw, **refs}), tuple(refs.values()), weight=weight)
+        rec = self.early if fn in ('data_job', 'teacher_job', 'cache_job') else self.rec
+        return Job(self.key(name), f'{here}:{fn}', dict(setup=rec, seed=self.s, **{**kw, **refs}), tuple(refs.values()), weight=weight)
     def cache(self, name, **kw): return self.job(name, 'cache_job', self.r.mae.clips, data='data', teacher='teacher', **kw)
     def student(self, name, times=1, **kw): return self.job(f'student/{name}', 'student_job', times*self.r.steps*self.r.bs*.7, data='data', times=times, **kw)
     def probe(self, name, of=None, **kw): return self.job(f'probe/{name}', 'probe_job', 4000, data='data', of=of, **kw)

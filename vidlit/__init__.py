@@ -9,6 +9,7 @@ _where = {
     'VideoMAE2': 'pretrain.videomae_v2', 'OmniMAE': 'pretrain.omnimae', 'multiblock3d': 'pretrain.block_masking',
     'VJEPA': 'pretrain.vjepa', 'VJEPAConfig': 'pretrain.vjepa_layout', 'VJEPA2': 'pretrain.vjepa2',
     'WorldModel': 'pretrain.world_model', 'Planner': 'pretrain.planner', 'CEM': 'pretrain.planner', 'STJEPA': 'pretrain.stjepa',
+    'DepthMap': 'depth.measure', 'align': 'depth.measure', 'temporal_report': 'depth.stability',
     'VideoReader': 'core.video', 'video_info': 'core.film_index', 'write_video': 'core.film', 'VideoError': 'core.film',
     'DepthReader': 'core.depth_frames', 'DepthWriter': 'core.depth_frames',
     'WorldConfig': 'core.worlds', 'World': 'core.render', 'WorldDataset': 'core.worlds', 'make_worlds': 'core.worlds',
@@ -17,7 +18,7 @@ _where = {
     'Grid': 'core.tokens', 'patchify': 'core.tokens', 'unpatchify': 'core.tokens', 'ViT': 'core.vit', 'ViTConfig': 'core.vit',
     'show_clip': 'core.show', 'show_clips': 'core.show', 'show_depth': 'core.show', 'show_flow': 'core.show', 'hide': 'core.show',
 }
-_wings = ('core', 'pretrain', 'claims', 'reproduce', 'cli')
+_wings = ('core', 'pretrain', 'depth', 'claims', 'reproduce', 'cli')
 __all__ = [*_where, *_wings]
 
 

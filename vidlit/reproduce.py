@@ -11,7 +11,7 @@ import base64, html, importlib, os, re, time
 from pathlib import Path
 from .core.experiment import registered, run_experiment, save_result, read_result, plan, folder_name
 from .core.store import atomic_path
-from .claims import read_claims, measured
+from .claims import measured, read_claims, wings
 
 # %% ../nbs/91_reproduce.ipynb #4d2d59d6
 _pretrain = 'videomae', 'videomae_v2', 'omnimae', 'vjepa', 'vjepa2', 'world_model', 'planner', 'stjepa'
@@ -146,12 +146,12 @@ def _fact(c, runs):
     try: return measured(c)['text'] + (' (recorded)' if c.measure else '')
     except (FileNotFoundError, KeyError): return 'not in this run'
 
-def claims_section(wings:list, # Wings whose ledgers to show
+def claims_section(which:list, # Wings whose ledgers to show
     runs:dict,                 # Metrics by experiment
 )->str:                        # HTML; empty outside a checkout
     "The ledger in the report"
     out = ''
-    for w in wings:
+    for w in which:
         try: cs = read_claims(w)
         except FileNotFoundError: continue
         out += _table([{'section': c.section, 'the document says': f'{c.claim}: {c.document}' if c.document else c.claim,
@@ -162,7 +162,7 @@ def claims_section(wings:list, # Wings whose ledgers to show
 def write_report(runs:list, # Metrics of experiments, in order
     out:Path,               # Folder of all results
     command:str='vidlit reproduce', # What to type to get the same
-    wings:tuple=('pretrain',), # Ledgers to show
+    which:list=None,        # Ledgers to show; all by default
 )->Path:                    # The file
     "Write one self-contained page over all experiments"
     out = Path(out)
@@ -171,7 +171,7 @@ def write_report(runs:list, # Metrics of experiments, in order
     page = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<title>vidlit: what was reproduced</title><style>{_css}</style></head><body><main><h1>vidlit: what was reproduced</h1>'
         '<p class="lead">Trained and measured on this machine, every number below. Nothing was downloaded.</p>'
-        f'<nav>{nav} <a href="#claims">claims</a></nav>{body}{claims_section(wings, {m["experiment"]: m for m in runs})}'
+        f'<nav>{nav} <a href="#claims">claims</a></nav>{body}{claims_section(which or wings(), {m["experiment"]: m for m in runs})}'
         f'<section><h2>The same again</h2><pre>{_esc(command)}</pre><p class="meta">Seeds are fixed; finished jobs are not run twice. '
         'Metrics, figures and weights lie beside this file.</p></section></main></body></html>')
     with atomic_path(out/'report.html') as p: Path(p).write_text(page, encoding='utf-8')

@@ -185,6 +185,7 @@ def run(
             if not wait: break
             note(chunk=None, state='waiting')
             time.sleep(min(1., ttl/10))
+    sweep(job.path) # what killed workers left half written
     note(chunk=None, state='failed' if failed else 'done')
     if failed: raise ChunkError(f"{len(failed)} of {len(mine)} chunks failed, the rest is kept: " + '; '.join(f'chunk {c}: {e}' for c,e in failed.items()))
     return note.row

@@ -93,6 +93,10 @@ def _paint(root, s=0):
     return show_clips(torch.stack([o if o.shape[1]==n else o[:, :1].expand(-1, n, -1, -1) for o in rows]), n=4, titles=['seen', 'painted', 'true']*4)
 
 # %% ../../nbs/pretrain/05c_omnimae_results.ipynb #db47f557
+def _over(curves): # Batches of a kind come at other steps in other seeds: those of the first seed stand for all
+    n = min(len(c[0]) for c in curves)
+    return band_of([(curves[0][0][:n], c[1][:n]) for c in curves], low=0.)
+
 def figures(res:dict, # Results by key
     root:Path,        # Folder of the experiment
 )->list:              # Their files and captions
@@ -100,7 +104,7 @@ def figures(res:dict, # Results by key
     def runs(stem): return [v for k,v in sorted(res.items()) if k.startswith(f'{stem}/seed')]
     figs = [save_figure(root, 'painted.png', _paint(root), 'Two held-out films and two held-out stills under the joint model: what the encoder sees, what it paints, what was there (seed 0).')]
     for kind,name in (('image', 'stills'), ('video', 'films')):
-        own = {arms[a]: band_of([v['curves'][kind] for v in runs(f'pretrain/{a}')]) for a in ('joint', name)}
+        own = {arms[a]: _over([v['curves'][kind] for v in runs(f'pretrain/{a}')]) for a in ('joint', name)}
         figs.append(save_figure(root, f'loss_{name}.png', show_curves(own, 'batch', f'loss on {name}'), f'Pretraining loss on {name}: the joint model sees half as many of them.'))
     return figs
 

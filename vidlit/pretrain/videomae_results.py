@@ -50,7 +50,7 @@ def _pictures(root, res, s=0):
 # %% ../../nbs/pretrain/02d_videomae_results.ipynb #b5a1070b
 def _curves(res, stem): # Loss curves of a pretraining over seeds, as a band
     cs = [v['curve'] for v in by_seed(res, stem)]
-    return band({x: [c[1][i] for c in cs] for i,x in enumerate(cs[0][0])})
+    return band({x: [c[1][i] for c in cs] for i,x in enumerate(cs[0][0])}, low=0.)
 
 def _summary_films(res, root):
     "What was learned from real films"
@@ -93,11 +93,11 @@ def _figures(res, root, n):
     figs = [save_figure(root, 'painted.png', _pictures(root, res),
         'Held-out test worlds: what the encoder sees, what the model paints, what was there (seed 0).')]
     if len(lab['scratch'])>1:
-        fig = show_curves({k: band(v, hi=1.) for k,v in lab.items()}, 'labelled clips', 'test accuracy', levels=chance, logx=True)
+        fig = show_curves({k: band(v, low=0., high=1.) for k,v in lab.items()}, 'labelled clips', 'test accuracy', levels=chance, logx=True)
         figs.append(save_figure(root, 'labels.png', fig,
             'Accuracy on held-out textures against the number of labelled clips; bands are 95 % intervals over seeds.'))
     soon = {a: by_seed(res, f'finetune/{a}/{n}') for a in ('pretrained', 'scratch')}
-    soon = {a: band({x: [v['curve'][i][1] for v in vs] for i,(x,_) in enumerate(vs[0]['curve'])}, hi=1.) for a,vs in soon.items()}
+    soon = {a: band({x: [v['curve'][i][1] for v in vs] for i,(x,_) in enumerate(vs[0]['curve'])}, low=0., high=1.) for a,vs in soon.items()}
     figs.append(save_figure(root, 'steps.png', show_curves(soon, 'fine-tuning step', 'validation accuracy', levels=chance),
         f'How soon: validation accuracy while fine-tuning on {n} labels.'))
     figs.append(save_figure(root, 'loss.png', show_curves({'loss': _curves(res, 'pretrain')}, 'step', 'loss'), 'Pretraining loss over seeds.'))
@@ -106,7 +106,7 @@ def _figures(res, root, n):
     end = Setup(**by_seed(res, 'pretrain')[0]['setup']).steps
     probes[end] = by_seed(res, 'probe/end')
     if len(probes)>2:
-        bands = {k: band({x: [v[k]['test'] for v in vs] for x,vs in probes.items()}, hi=1.) for k in ('linear', 'attentive')}
+        bands = {k: band({x: [v[k]['test'] for v in vs] for x,vs in probes.items()}, low=0., high=1.) for k in ('linear', 'attentive')}
         figs.append(save_figure(root, 'probe.png', show_curves(bands, 'pretraining step', 'test accuracy', levels=chance),
             f'Frozen probes on {n} labels along pretraining; step 0 is the untrained network.'))
     return figs

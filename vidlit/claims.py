@@ -58,6 +58,7 @@ def read_claims(wing:str, # Wing of the house: 'pretrain'
     with open(Path(at or claims_dir())/f'{wing}.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
     want = set(Claim.__dataclass_fields__)
     if rows and set(rows[0])!=want: raise ValueError(f"{wing}.csv: columns {sorted(set(rows[0])^want)} are missing or unknown")
+    if odd := [r['id'] for r in rows if None in (*r, *r.values())]: raise ValueError(f"{wing}.csv: claim {odd[0]!r} has not as many fields as there are columns: is a comma not quoted?")
     if twice := [k for k,n in Counter(r['id'] for r in rows).items() if n>1]: raise ValueError(f"{wing}.csv: claim {twice[0]!r} stands twice")
     return [Claim(**r) for r in rows]
 

@@ -17,7 +17,7 @@ from ..core.vit import Attention, Block, CosineAttention, ViT, ViTConfig, flat_p
 from ..core.weights import load_strict
 from .dual_masking import dual_loss, split_dual
 from .videomae import Decoder, MAEOut, VideoMAE, VideoMAEClassifier, target
-from .videomae_layout import VideoMAEConfig, unpack, videomae_b, videomae_l, videomae_s, vit_sizes
+from .videomae_layout import VideoMAEConfig, unpack, videomae_b, videomae_l, videomae_s
 
 # %% ../../nbs/pretrain/04_videomae_v2.ipynb #326ea34b
 videomae2_s,videomae2_b,videomae2_l = videomae_s,videomae_b,videomae_l
@@ -117,9 +117,7 @@ def from_official(cls:VideoMAE2,
     "The model of an official pretraining checkpoint, strictly"
     state = unpack(state)
     (heads,attn),(dec_heads,_) = _kind(state, 'encoder.', heads),_kind(state, 'decoder.', dec_heads)
-    res = cls(VideoMAEConfig(vit_sizes(state, 'encoder.', heads), vit_sizes(state, 'decoder.', dec_heads)), attn=attn, **kw)
-    load_strict(res, state)
-    return res
+    return super(VideoMAE2, cls).from_official(state, heads, dec_heads, attn=attn, **kw)
 
 @patch(cls_method=True)
 def from_official(cls:VideoMAE2Classifier,

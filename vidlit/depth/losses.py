@@ -102,13 +102,14 @@ def affine_loss(
 # %% ../../nbs/depth/01a_losses.ipynb #3bce1efe
 def cutmix_loss(
     pred:Tensor, # Student's disparity of the mixed picture [..., t, 1, h, w]
-    targ_a:Tensor, # Teacher's disparity of picture a
-    targ_b:Tensor, # Teacher's disparity of picture b
+    targ_a:Tensor, # Teacher's disparity of picture a; nan where it is not to be used
+    targ_b:Tensor, # The same of picture b
     region:Tensor, # Bool [..., t, 1, h, w], True where the mixed picture shows a
 )->Tensor: # Scalar
     "Affine-invariant loss in two regions, weighted by their areas (eq. 3)"
     share = region.to(pred.dtype).expand_as(pred).flatten(-3).mean(-1)
-    return (share*affine_errors(pred, targ_a, region) + (1-share)*affine_errors(pred, targ_b, ~region)).mean()
+    a,b = (affine_errors(pred, t, r & t.isfinite()) for t,r in ((targ_a, region), (targ_b, ~region)))
+    return (share*a + (1-share)*b).mean()
 
 # %% ../../nbs/depth/01a_losses.ipynb #54744188
 def silog_loss(

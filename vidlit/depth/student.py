@@ -21,7 +21,7 @@ from ..core.transforms import colour_jitter, crop_box, grayscale
 from ..core.weights import load_strict
 from .depth_anything import DepthAnything, DepthAnythingConfig, relative_loss
 from .dinov2 import DINOv2
-from .losses import affine_errors, feature_loss, silog_loss
+from .losses import cutmix_loss, feature_loss, silog_loss
 from .measure import valid_depth
 
 # %% ../../nbs/depth/04a_student.ipynb #a81b7be0
@@ -86,9 +86,7 @@ def region_loss(
     pseudo:Pseudo, # Labels of both pictures, and where they hold
 )->Tensor: # Scalar
     "Affine-invariant loss in two regions (eq. 2), where labels are to be used"
-    share = pseudo.region.to(pred.dtype).mean((1,2,3))
-    pairs = (share, pseudo.targ_a, pseudo.region),(1-share, pseudo.targ_b, ~pseudo.region)
-    return sum(w*affine_errors(pred[:,None], t, r & t.isfinite()) for w,t,r in pairs).mean()
+    return cutmix_loss(pred[:,None], pseudo.targ_a, pseudo.targ_b, pseudo.region)
 
 # %% ../../nbs/depth/04a_student.ipynb #0be961b7
 @dataclass

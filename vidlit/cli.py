@@ -62,17 +62,16 @@ def run_app(app:typer.Typer, # The commands
 )->int:                      # Exit code
     "Run the command line: errors are one clear line"
     warnings.filterwarnings('ignore', message='.*torch.jit')  # fastai's import, nothing a user could do about
-    try: return app(args=args, standalone_mode=False) or 0
+    try: code = app(args=args, standalone_mode=False) or 0
     except typer.Exit as e: return e.exit_code
-    except KeyboardInterrupt:
-        print('interrupted: what is finished is kept, the same command goes on', file=sys.stderr)
-        return 130
+    except KeyboardInterrupt: code = 130 # else typer has caught it, and says only this number
     except Exception as e:
         if hasattr(e, 'format_message'): code,text = 2,e.format_message() + _given(e, args)  # typer's own usage errors
         else: code,text = _fault(e),' '.join(str(e).split()) or type(e).__name__
         if code is None or os.environ.get('VIDLIT_TRACEBACK'): raise
         print(f'vidlit: {text}', file=sys.stderr)
-        return code
+    if code==130: print('interrupted: what is finished is kept, the same command goes on', file=sys.stderr)
+    return code
 
 # %% ../nbs/92_cli.ipynb #04c66a63
 def _app(help): return typer.Typer(help=help, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -175,5 +174,5 @@ def reproduce(names:list=None, # Experiments (see --list); none for the headline
 # %% ../nbs/92_cli.ipynb #79696902
 def main(): # What the shell calls
     "Entry point of `vidlit`"
-    importlib.import_module('vidlit.cli_stjepa')  # its commands put themselves into `app`
+    for o in 'stjepa depth chunks tracks'.split(): importlib.import_module(f'vidlit.cli_{o}')  # their commands put themselves into `app`
     sys.exit(run_app(app))

@@ -15,7 +15,8 @@ from .claims import measured, read_claims, wings
 
 # %% ../nbs/91_reproduce.ipynb #4d2d59d6
 _pretrain = 'videomae', 'videomae_v2', 'omnimae', 'vjepa', 'vjepa2', 'world_model', 'planner', 'stjepa'
-modules = *(f'vidlit.pretrain.{n}_results' for n in _pretrain),'vidlit.depth.pseudo_labels_results' # wings add theirs here
+_depth = 'pseudo_labels', 'video_depth', 'chunks'
+modules = *(f'vidlit.pretrain.{n}_results' for n in _pretrain),*(f'vidlit.depth.{n}_results' for n in _depth) # wings add theirs here
 
 def experiments()->dict: # Experiment by name
     "Import every module that registers experiments"

@@ -8,7 +8,7 @@ __all__ = ['DepthError', 'DepthMeta', 'step16', 'max_error', 'to_stored', 'from_
 
 # %% ../../nbs/core/05a_depth_frames.ipynb #1caf709c
 import hashlib, json, os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 import numpy as np, torch, zarr
@@ -42,6 +42,7 @@ class DepthMeta:
     offset:float=None # uint16 only: value at integer 0 (itself never used)
     source:dict=None # What the depth is of, see `source_id`
     frames:int=None # Number of frames, once known
+    made:dict=field(default_factory=dict) # What made it: model, fingerprint, settings, precision; plain values
 
     def __post_init__(self):
         _one_of('kind', self.kind, _kinds)
@@ -50,6 +51,7 @@ class DepthMeta:
             if getattr(self, k) is None: object.__setattr__(self, k, v)
         object.__setattr__(self, 'fps', as_fps(self.fps))
         _one_of(f'dtype of {self.storage}', self.dtype, _dtypes[self.storage])
+        if not isinstance(self.made, dict): raise ValueError(f"made must be a dict, got {self.made!r}")
         if self.height < 1 or self.width < 1: raise ValueError(f"size must be positive, got {self.height}x{self.width}")
         if self.dtype=='uint16' and not (self.scale or 0) > 0: raise ValueError("16-bit integers need the range of the values: pass lo and hi")
 
@@ -104,6 +106,8 @@ def _exr():
     except ImportError as e: raise ImportError("EXR files need OpenEXR: pip install 'vidlit[exr]'") from e
     return OpenEXR
 
+_keys = 'value','depth','depths' # of an npz file; written is the first
+
 def _save(path, a, storage):
     "Write one frame file"
     if storage=='png16': Image.fromarray(a).save(path, compress_level=3)
@@ -115,7 +119,9 @@ def _load(path, storage):
     "Read one frame file"
     if storage=='png16': return np.array(Image.open(path))
     if storage=='npz':
-        with np.load(path, allow_pickle=False) as f: return f['value']
+        with np.load(path, allow_pickle=False) as f:
+            a = f[next((k for k in _keys if k in f), _keys[0])]
+            return a[0] if a.ndim==3 and len(a)==1 else a
     with _exr().File(str(path)) as f: return np.array(f.channels()['Z'].pixels)
 
 # %% ../../nbs/core/05a_depth_frames.ipynb #e2b14a2d
@@ -176,11 +182,12 @@ class DepthWriter:
         hi:float=None, # uint16: largest value, in `units`
         units:str=None, # None is 'm', for disparity '1/m'; 'relative' where the scale is unknown
         source=None, # The film (path), or a label: see `source_id`
-        frames:int=None # How many there will be, where known
+        frames:int=None, # How many there will be, where known
+        made:dict=None # What makes it, plain values: model, fingerprint, settings
     ):
         s,o = (None,None) if lo is None and hi is None else step16(lo, hi)
         self.path,self._z = Path(path),None
-        self.meta = DepthMeta(kind, *map(int, size), fps, storage, dtype, units, s, o, source_id(source), frames)
+        self.meta = DepthMeta(kind, *map(int, size), fps, storage, dtype, units, s, o, source_id(source), frames, json.loads(json.dumps(made or {})))
         if storage=='exr': _exr()
         self._claim()
 
@@ -189,6 +196,10 @@ class DepthWriter:
         if kind is None: self.close()
 
 # %% ../../nbs/core/05a_depth_frames.ipynb #fab06f6e
+def _same_maker(path, a, b):
+    "Refuse to go on with what something else made"
+    for k in [k for k in {**a, **b} if a.get(k)!=b.get(k)]: raise DepthError(path, f"the folder was made by another {k}: {a.get(k)!r}, not {b.get(k)!r}")
+
 @patch
 def _claim(self:DepthWriter):
     "Make the folder, or check that the one there is this one"
@@ -199,7 +210,8 @@ def _claim(self:DepthWriter):
     old = _read_meta(self.path)
     for k,a in asdict(old).items():
         b = getattr(self.meta, k)
-        if a != b and not (k=='frames' and None in (a, b)): raise DepthError(self.path, f"the folder is of another {k}: {a}, not {b}")
+        if k=='made': _same_maker(self.path, a, b)
+        elif a != b and not (k=='frames' and None in (a, b)): raise DepthError(self.path, f"the folder is of another {k}: {a}, not {b}")
     if self.meta.frames is None: self.meta = replace(self.meta, frames=old.frames)
 
 @patch

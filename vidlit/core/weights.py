@@ -214,7 +214,11 @@ def to_ours(self:KeyMap,
     for k,(rule,m,pieces) in todo.items():
         gone = [t.format(**m) for n,t in enumerate(rule.theirs) if n not in pieces]
         if gone: raise WeightsError(f"{k} is made of several tensors; missing: {_some(gone)}")
-    return {k:rule.join([pieces[n] for n in sorted(pieces)]) for k,(rule,m,pieces) in todo.items()}
+    return {k:_joined(rule, k, [pieces[n] for n in sorted(pieces)]) for k,(rule,m,pieces) in todo.items()}
+
+def _joined(rule, name, pieces):
+    try: return rule.join(pieces)
+    except (RuntimeError, IndexError, TypeError) as e: raise WeightsError(f"{name} cannot be made of {_some(str(tuple(p.shape)) for p in pieces)}: {e}") from e
 
 # %% ../../nbs/core/13_weights.ipynb #f508930a
 @patch

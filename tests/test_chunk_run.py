@@ -1,0 +1,224 @@
+"""Worker processes: shared, killed, hung up, asked to leave; through the command line and from Python."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+import chunk_toys
+import pytest
+import torch
+from vidlit.core.depth_frames import DepthReader
+from vidlit.core.film import numbered_frame, write_video
+from vidlit.depth import chunk_run as R
+from vidlit.depth.chunk_merge import merge
+from vidlit.depth.chunk_run import Plan, depth_in_chunks, make_plan, run_workers, work_on
+from vidlit.depth.chunk_worker import run, status
+from vidlit.depth.chunks import ChunkError, make_job
+from vidlit.depth.windows import n_windows
+
+HERE, VIDLIT = Path(__file__).parent, str(Path(sys.executable).parent/'vidlit')
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(HERE), str(HERE.parent)])}
+
+
+def contents(path): return {o.relative_to(path).as_posix(): o.read_bytes() for o in sorted(path.glob('chunk_*/*')) if o.suffix!='.lock'}
+def pictures(path): return {o.name: o.read_bytes() for o in sorted(path.glob('[!.]*.*'))}
+def calls(log): return log.stat().st_size if log.exists() else 0
+def windows(job): return sum(n_windows(job.length(c)) for c in range(len(job.chunks)))
+def done(job): return sum(len(job.work(c).done) for c in range(len(job.chunks)))
+
+
+def until(f, seconds=120):
+    end = time.monotonic()+seconds
+    while not (got := f()):
+        assert time.monotonic()<end, 'too late'
+        time.sleep(.02)
+    return got
+
+
+def command(*args, **env):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([VIDLIT, 'chunks', *map(str, args)], env={**ENV, **env}, **pipes)
+
+
+def pids(job): return [o['pid'] for o in status(job.path)['workers'] if o['state'] in ('working', 'waiting')]
+
+
+def gone(pid):
+    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]=='Z'
+    except OSError: return True
+
+
+@pytest.fixture(scope='module')
+def film(tmp_path_factory): return write_video(tmp_path_factory.mktemp('film')/'film.mp4', (numbered_frame(i) for i in range(300)), 25)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(film, tmp_path_factory):
+    "A job done in one go by one worker, and its merged film"
+    path = tmp_path_factory.mktemp('whole')
+    job = make_job(path/'job', film, 6, 12)
+    make_plan(job.path, Plan('chunk_toys:moody'))
+    work_on(job.path, threads=1)
+    merge(job.path, path/'out')
+    return contents(job.path), pictures(path/'out')
+
+
+@pytest.fixture
+def job(film, tmp_path):
+    job = make_job(tmp_path/'job', film, 6, 12)
+    make_plan(job.path, Plan('chunk_toys:moody'))
+    return job
+
+
+def test_ten_kills_through_the_command_line(job, undisturbed, tmp_path):
+    "Workers and those who watch them die at random moments; the same command goes on each time"
+    rng, log, kills, killed = random.Random(3), tmp_path/'calls', 0, 0
+    def start(): return command('run', job.path, '--workers', 2, '--device', 'cpu', '--quiet', TOY_LOG=str(log), TOY_SLOW='.25')
+    def kill(pid):
+        nonlocal kills
+        os.kill(pid, signal.SIGKILL)
+        kills += 1
+    for _ in range(3):
+        p, before = start(), done(job)
+        two = until(lambda b=before: len(o := pids(job))==2 and done(job)>b and o)
+        rng.shuffle(two)
+        for pid in (two[0], p.pid, two[1]):
+            time.sleep(rng.uniform(0, .15))
+            kill(pid)
+            killed += pid!=p.pid
+            if pid==p.pid: p.wait()
+        for o in pids(job): os.kill(o, signal.SIGKILL) # one that came for the first, when the watcher was quick enough
+        killed += len(pids(job))
+    p, before = start(), done(job)
+    kill(rng.choice(until(lambda: done(job)>before and pids(job))))
+    out, err = p.communicate(timeout=120)
+    assert p.returncode==0 and kills==10, err
+    assert contents(job.path)==undisturbed[0]
+    assert windows(job)<=calls(log)<=windows(job)+killed+1, 'done twice beyond the windows in flight'
+    assert not list(job.path.rglob('.tmp-*'))
+    merge(job.path, tmp_path/'out')
+    assert pictures(tmp_path/'out')==undisturbed[1]
+
+
+def test_two_workers_with_a_real_network_are_one(film, tmp_path):
+    import vidlit.depth.video_depth_layout  # noqa: F401 (save_pretrained)
+    from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig
+    from vidlit.depth.dinov2 import dinov2_s
+    from vidlit.depth.dpt import DPTConfig
+    from vidlit.depth.temporal_head import add_time
+    gen = torch.Generator().manual_seed(0)
+    small = DepthAnythingConfig(replace(dinov2_s, dim=48, depth=4, heads=4, patch=(1, 8, 8)), DPTConfig(48, 16, (16, 16, 32, 32), 8, 8), (0, 1, 2, 3), 4)
+    net = add_time(DepthAnything(small, gen, 'xavier'), gen, heads=8, groups=16)
+    for m in net.time.values(): torch.nn.init.normal_(m.proj_out.weight, std=.2, generator=gen)
+    net.save_pretrained(tmp_path/'net')
+    clip = write_video(tmp_path/'clip.mp4', (numbered_frame(i) for i in range(80)), 25)
+    got = depth_in_chunks(clip, tmp_path/'two', tmp_path/'net', 2, 8, workers=2, device='cpu')
+    one = make_job(tmp_path/'one', clip, 2, 8)
+    make_plan(one.path, Plan(str(tmp_path/'net')))
+    threads = torch.get_num_threads()
+    work_on(one.path, threads=1)
+    merge(one.path, tmp_path/'want')
+    assert pictures(tmp_path/'two')==pictures(tmp_path/'want') and len(got)==80
+    assert got[:].std()>0 and not list((tmp_path/'two.chunks').glob('chunk_*'))
+    from vidlit.depth.video_depth import video_depth
+    go = make_job(tmp_path/'go', clip, 1)
+    make_plan(go.path, Plan(str(tmp_path/'net')))
+    work_on(go.path, threads=1)
+    whole = merge(go.path, tmp_path/'whole', storage='npz')
+    video_depth(clip, tmp_path/'straight', tmp_path/'net', device='cpu', storage='npz')
+    off = (whole[:]-DepthReader(tmp_path/'straight')[:]).abs().max()
+    assert off<1e-5*whole[:].max(), f'one chunk is the film in one go, but for {off}'
+    torch.set_num_threads(threads)
+
+
+def test_the_terminal_closes(job, undisturbed, tmp_path):
+    "The command runs on a terminal of its own; the terminal goes; the job gets done, and the watcher goes home"
+    master, slave = os.openpty()
+    typed = ['vidlit', 'chunks', 'run', str(job.path), '--workers', '1', '--device', 'cpu']
+    code = f'import os, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv({VIDLIT!r}, {typed!r})'
+    p = subprocess.Popen([sys.executable, '-c', code], stdin=slave, stdout=slave, stderr=slave, env={**ENV, 'TOY_SLOW': '.1'})
+    os.close(slave)
+    until(lambda: done(job)>0)
+    was = done(job)
+    os.close(master) # the kernel sends SIGHUP to everybody there
+    until(lambda: p.poll() is not None)
+    assert was<windows(job)==done(job) and contents(job.path)==undisturbed[0]
+    assert not pids(job)
+
+
+def test_asked_to_leave_it_takes_its_workers_along(job, undisturbed):
+    p = command('run', job.path, '--workers', 2, '--device', 'cpu', TOY_SLOW='.3')
+    two = until(lambda: done(job)>0 and pids(job))
+    p.terminate()
+    err = p.communicate(timeout=60)[1]
+    assert p.returncode==130 and 'same command goes on' in err and err.count('\n')==1
+    until(lambda: all(gone(o) for o in two), 10)
+    assert 0<done(job)<windows(job)
+    now = run_workers(job.path, 1, 'cpu')
+    assert now['deaths']==0 and contents(job.path)==undisturbed[0]
+
+
+def test_detached(job, undisturbed):
+    p = command('run', job.path, '--workers', 1, '--device', 'cpu', '--detach', '--json')
+    out, err = p.communicate(timeout=120)
+    said = json.loads(out)
+    assert p.returncode==0 and Path(said['log']).exists(), err
+    until(lambda: done(job)==windows(job))
+    until(lambda: gone(said['process']), 60)
+    assert contents(job.path)==undisturbed[0]
+
+
+def test_status_while_it_runs(job):
+    w = command('status', job.path, '--watch', '--json', '--every', .2)
+    lines = [json.loads(w.stdout.readline())]
+    p = command('run', job.path, '--workers', 1, '--device', 'cpu', '--quiet', TOY_SLOW='.2')
+    lines += [json.loads(o) for o in w.communicate(timeout=120)[0].splitlines()]
+    assert p.wait(60)==0 and w.returncode==0
+    assert lines[0]['done']==0 and lines[0]['left'] is None and lines[-1]['done']==300 and lines[-1]['left']==0
+    mid = next(o for o in lines if o['done'] and o['workers'][0]['state']=='working')
+    row = mid['workers'][0]
+    assert row['memory']>1e7 and 0<row['busy']<3 and row['device'].startswith('cpu x ') and row['rate']>0 and mid['left']>0
+
+
+def test_a_part_for_each_task_of_an_array(job, undisturbed, monkeypatch):
+    monkeypatch.setenv('SLURM_ARRAY_TASK_COUNT', '2')
+    for i in (1, 0):
+        monkeypatch.setenv('SLURM_ARRAY_TASK_ID', str(i))
+        run_workers(job.path, 1, 'cpu')
+        if i: assert [not job.work(c).missing for c in range(6)]==[False, True]*3
+    assert contents(job.path)==undisturbed[0]
+
+
+def test_a_full_disk_says_so(film, undisturbed, tmp_path, monkeypatch):
+    job = make_job(tmp_path/'job', film, 6, 12)
+    make_plan(job.path, Plan('chunk_toys:full'))
+    with pytest.raises(ChunkError, match=r'6 of 6 chunks are not done, the rest is kept.*No space left.*same command'): run_workers(job.path, 1, 'cpu')
+    assert done(job)==1
+    run(job.path, lambda w: chunk_toys.Moody().infer(w), 'moody') # the same model, with room
+    assert contents(job.path)==undisturbed[0]
+
+
+@pytest.mark.parametrize('fits', [2, 1])
+def test_as_many_as_fit(job, undisturbed, monkeypatch, fits):
+    "The first worker shows what it takes; then the second comes, or the first makes room for one with both cores"
+    monkeypatch.setattr(R, 'cores', lambda: 2)
+    monkeypatch.setattr(R, 'fitting', lambda peak: fits)
+    monkeypatch.setenv('TOY_SLOW', '.3')
+    start, begun = R.Crew.start, []
+    monkeypatch.setattr(R.Crew, 'start', lambda self, i: begun.append((i, self.threads, done(job)>0)) or start(self, i))
+    run_workers(job.path, device='cpu')
+    assert begun==[(0, 1, False), (1, 1, True) if fits==2 else (0, 2, True)] and contents(job.path)==undisturbed[0]
+
+
+def test_other_depth_is_left_alone(film, tmp_path):
+    args = dict(film=film, model='chunk_toys:moody', chunks=2, workers=1, device='cpu')
+    (tmp_path/'full').mkdir()
+    (tmp_path/'full'/'letter.txt').write_text('dear')
+    with pytest.raises(ChunkError, match='holds other things'): depth_in_chunks(out=tmp_path/'full', **args)
+    with pytest.raises(ChunkError, match='no model|not done'): depth_in_chunks(out=tmp_path/'out', **{**args, 'model': 'chunk_toys:nobody'})
+    with pytest.raises(ChunkError, match="another model: 'chunk_toys:nobody'"): depth_in_chunks(out=tmp_path/'out', **args)
+    assert [o.name for o in (tmp_path/'full').iterdir()]==['letter.txt']

@@ -73,4 +73,4 @@ def summary(res:dict, # Results by key
     return dict(rows=arm_rows(table, 'AbsRel'), paired=pairs, figures=figures_of(res, root), facts=facts, headline=f'Light, fog and textures that no label described: {told}.')
 
 depth_anything = register(Experiment('depth_anything', 'Does a student learn more from a teacher\'s labels than from few true ones?', 'seeds/000, Depth Anything', study_jobs, summary,
-    dict(toy=5, small=2000)))
+    dict(toy=5, small=2000), headline=False))

@@ -130,4 +130,4 @@ def summary(res:dict, # Results by key
     return dict(rows=rows, paired=pairs, figures=figures_of(res, root), facts=facts, headline=f'A cheap camera in the mist: {told}.')
 
 video_depth = register(Experiment('video_depth', 'Is depth calmer when frames talk, and is it still right?', 'seeds/000, Video Depth Anything', study_jobs, summary,
-    dict(toy=6, small=1500)))
+    dict(toy=6, small=1500), headline=False))

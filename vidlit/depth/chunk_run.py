@@ -127,12 +127,12 @@ def _worker(): # What a worker process runs
         if os.environ.get('VIDLIT_TRACEBACK'): raise
         sys.exit(f'vidlit: {" ".join(str(e).split())}')
 
-def _spawn(code, args, log, threads, **env): # A process with a life of its own
+def _spawn(code, args, log, threads, **env): # A process with a life of its own; -P: nothing is imported from the folder it happens to run in
     log.parent.mkdir(parents=True, exist_ok=True)
     one = {k: str(threads) for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')}
     env = {**os.environ, **one, 'PYTHONPATH':os.pathsep.join(o for o in sys.path if o), **env}
     with log.open('ab') as f:
-        return subprocess.Popen([sys.executable, '-c', code, args], stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+        return subprocess.Popen([sys.executable, '-P', '-c', code, args], stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
 # %% ../../nbs/depth/08c_chunk_run.ipynb #2079a3d3
 class Crew:

@@ -119,8 +119,9 @@ def next_part(
 # %% ../../nbs/depth/07b_depth_parts.ipynb #8d8d5c23
 def _tensors(p):
     "What a point remembers, by name"
-    if isinstance(p.state, StreamState): return {f'{k}.{i}': torch.cat(row, 1) for k,two in p.state.past.items() for i,row in enumerate(two)}
-    return {} if p.state is None else dict(anchor=p.state.anchor, key=p.state.key, tail=p.tail)
+    if p.state is None: return {}
+    if isinstance(p.state, WindowState): return dict(anchor=p.state.anchor, key=p.state.key, tail=p.tail)
+    return {f'{k}.{i}': torch.cat(row, 1) for k,two in p.state.past.items() for i,row in enumerate(two)}
 
 def save_point(
     p:Point, # Where the film stands
@@ -131,7 +132,7 @@ def save_point(
     folder,s = Path(folder),p.state
     row = dict(n=p.n, at=p.at, start=p.start, real=p.real, held=[i for i,_ in p.held], file=None, more=more)
     if isinstance(s, WindowState): row['fit'] = list(s.fit)
-    if isinstance(s, StreamState): row['stream'] = dict(n=s.n, shape=list(s.shape), ids=list(s.ids))
+    elif s is not None: row['stream'] = dict(n=s.n, shape=list(s.shape), ids=list(s.ids))
     if s is not None:
         row['file'] = f'state_{p.n:07d}.safetensors'
         _write(_tensors(p), folder/row['file'])

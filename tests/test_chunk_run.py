@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,13 @@ def test_a_full_disk_says_so(film, undisturbed, tmp_path, monkeypatch):
     assert done(job)==1
     run(job.path, lambda w: chunk_toys.Moody().infer(w), 'moody') # the same model, with room
     assert contents(job.path)==undisturbed[0]
+
+
+def test_who_fails_reads_no_further(film, tmp_path):
+    "A thread that decodes while the film is closed, or while Python ends, takes the process with it"
+    job, before = make_job(tmp_path/'job', film, 2, 12), threading.active_count()
+    with pytest.raises(ChunkError, match='No space left') as held: run(job.path, chunk_toys.Full().infer, 'moody')
+    assert threading.active_count()<=before and done(job)==1 and held.tb
 
 
 @pytest.mark.parametrize('fits', [2, 1])

@@ -8,7 +8,7 @@ __all__ = ['LeaseLost', 'Lease', 'state_at', 'ahead', 'run_chunk', 'Note', 'run'
 # %% ../../nbs/depth/08a_chunk_worker.ipynb #0b24b4e1
 import json, os, queue, resource, shutil, socket, threading, time, torch
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
@@ -143,14 +143,14 @@ def run_chunk(
     if not work.missing: return
     state,ids = state_at(work, k),window_frames(k, n)[:len(KEYS)] if k else []
     held = [prep(f) for f in film.frames([a+i for i in ids])]
-    new = map(prep, ahead(film.stream(a+(k and STEP*k+len(KEYS)), b)))
-    for k,(win,real) in enumerate(slide(new, held, k and min(len(KEYS), n-STEP*k)), k):
-        raw = run_window(model, win)
-        fit = fit_window(raw, state, metric)
-        check()
-        save_window(work, k, raw[:real], fit)
-        state = next_state(raw, fit, state)
-        yield k+1,real-(k and min(len(KEYS), real))
+    with closing(ahead(film.stream(a+(k and STEP*k+len(KEYS)), b))) as new: # whatever happens, nobody reads on
+        for k,(win,real) in enumerate(slide(map(prep, new), held, k and min(len(KEYS), n-STEP*k)), k):
+            raw = run_window(model, win)
+            fit = fit_window(raw, state, metric)
+            check()
+            save_window(work, k, raw[:real], fit)
+            state = next_state(raw, fit, state)
+            yield k+1,real-(k and min(len(KEYS), real))
 
 # %% ../../nbs/depth/08a_chunk_worker.ipynb #09ad5621
 def _memory():
@@ -181,9 +181,9 @@ def _fail(job, c, e):
 
 def _work(job, c, model, prep, metric, film, lease, note, report):
     "One chunk under a lease"
-    with lease.kept():
+    with lease.kept(), closing(run_chunk(job, c, model, prep, metric, film, lease.check)) as steps:
         at = time.perf_counter()
-        for k,new in run_chunk(job, c, model, prep, metric, film, lease.check):
+        for k,new in steps:
             now = time.perf_counter()
             row = note(chunk=c, window=k, windows=note.row['windows']+1, frames=note.row['frames']+new, seconds=note.row['seconds']+now-at, state='working')
             at = now

@@ -29,9 +29,8 @@ from vidlit.core.experiment import machine
 from vidlit.core.film import numbered_frame, write_video
 from vidlit.core.video import VideoReader
 from vidlit.depth.chunk_merge import merge
-from vidlit.depth.chunk_run import cores
 from vidlit.depth.chunk_worker import run
-from vidlit.depth.chunks import make_job
+from vidlit.depth.chunks import cores, make_job
 
 H, W = 478, 848
 GOALS = dict(overhead=.8, workers=1.3)

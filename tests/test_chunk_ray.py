@@ -7,8 +7,8 @@ import pytest
 
 ray = pytest.importorskip('ray', reason="Ray is not installed: pip install 'vidlit[ray]'")
 from vidlit.core.film import numbered_frame, write_video  # noqa: E402
+from vidlit.depth.chunk_crew import Plan, make_plan, work_on  # noqa: E402
 from vidlit.depth.chunk_ray import run_on_ray  # noqa: E402
-from vidlit.depth.chunk_run import Plan, make_plan, work_on  # noqa: E402
 from vidlit.depth.chunk_worker import status  # noqa: E402
 from vidlit.depth.chunks import ChunkError, make_job  # noqa: E402
 from vidlit.depth.windows import n_windows  # noqa: E402

@@ -14,9 +14,10 @@ import pytest
 import torch
 from vidlit.core.depth_frames import DepthReader
 from vidlit.core.film import numbered_frame, write_video
-from vidlit.depth import chunk_run as R
+from vidlit.depth import chunk_crew as R
+from vidlit.depth.chunk_crew import Crew, Plan, make_plan, work_on
 from vidlit.depth.chunk_merge import merge
-from vidlit.depth.chunk_run import Plan, depth_in_chunks, make_plan, run_workers, work_on
+from vidlit.depth.chunk_run import depth_in_chunks, run_workers
 from vidlit.depth.chunk_worker import run, status
 from vidlit.depth.chunks import ChunkError, make_job
 from vidlit.depth.windows import n_windows
@@ -216,8 +217,8 @@ def test_as_many_as_fit(job, undisturbed, monkeypatch, fits):
     monkeypatch.setattr(R, 'cores', lambda: 2)
     monkeypatch.setattr(R, 'fitting', lambda peak: fits)
     monkeypatch.setenv('TOY_SLOW', '.3')
-    start, begun = R.Crew.start, []
-    monkeypatch.setattr(R.Crew, 'start', lambda self, i: begun.append((i, self.threads, done(job)>0)) or start(self, i))
+    start, begun = Crew.start, []
+    monkeypatch.setattr(Crew, 'start', lambda self, i: begun.append((i, self.threads, done(job)>0)) or start(self, i))
     run_workers(job.path, device='cpu')
     assert begun==[(0, 1, False), (1, 1, True) if fits==2 else (0, 2, True)] and contents(job.path)==undisturbed[0]
 

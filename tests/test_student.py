@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 from vidlit.core.experiment import Context, plan, run_jobs
 from vidlit.core.train import fit
-from vidlit.depth import pseudo_labels_study as S
+from vidlit.depth import lab as L, pseudo_labels_study as S
 from vidlit.depth.depth_anything import DepthAnythingConfig
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
@@ -191,15 +191,15 @@ def test_interrupted(done, tmp_path, monkeypatch):
     "A student stopped in the middle ends with the same weights and the same curve"
     root, jobs, res = done
     class Stop(Exception): pass
-    real = S.Checkpoint
-    monkeypatch.setattr(S, 'Checkpoint', lambda folder, every, keep: real(folder, every=2, keep=keep))
+    real = L.Checkpoint
+    monkeypatch.setattr(L, 'Checkpoint', lambda folder, every, keep: real(folder, every=2, keep=keep))
     d, at = load_file(root/'jobs/data/seed0/data.safetensors'), root/'jobs'
     def run(stop=None):
         def report(key, share, text):
             if stop and share >= stop: raise Stop('now')
         job = next(j for j in jobs if j.key == 'train/student/seed0')
         return S.train_student(Context(tmp_path, at, job, report=report), MINI, d, 0, 'student', at/'prior/slim/seed0', at/'labels/plain/seed0/labels')
-    monkeypatch.setattr(S, 'Progress', lambda report: real_progress(report, every=0.))
+    monkeypatch.setattr(L, 'Progress', lambda report: real_progress(report, every=0.))
     with pytest.raises(Stop): run(.6)
     assert [*(tmp_path/'ckpt').glob('*')]
     said, model = run()
@@ -209,7 +209,7 @@ def test_interrupted(done, tmp_path, monkeypatch):
         torch.testing.assert_close(torch.tensor(said['parts'][k][1]), torch.tensor(v), rtol=1e-4, atol=1e-5)
 
 
-real_progress = S.Progress
+real_progress = L.Progress
 
 
 def test_truth_of_the_pool_is_not_trained_on(done, monkeypatch):

@@ -67,7 +67,8 @@ def split(film:str,      # A film
     as_json:bool=False,  # Print JSON
 ):
     "Write down which frames each piece has; the film is not cut unless asked for"
-    from vidlit.depth.chunk_run import devices_for, split_job
+    from vidlit.depth.chunk_crew import devices_for
+    from vidlit.depth.chunk_run import split_job
     got = split_job(Path(job), film, _number(chunks), overlap, len(devices_for()) if chunks=='auto' else 1)
     clips = [str(got.extract(c, got.path/'clips'/f'chunk_{c:03d}.mkv', codec='ffv1')) for c in range(len(got.chunks))] if extract else []
     rows = [f'{a} to {b-1}' for a,b in got.chunks]
@@ -77,7 +78,7 @@ def split(film:str,      # A film
 # %% ../nbs/92c_cli_chunks.ipynb #cbf12fde
 def _plan(job, model, precision, max_res): # What is asked for, over what the job began with
     from dataclasses import replace
-    from vidlit.depth.chunk_run import Plan, make_plan, open_plan
+    from vidlit.depth.chunk_crew import Plan, make_plan, open_plan
     was = open_plan(job) if (Path(job)/'plan.json').exists() else Plan()
     new = {k: v for k,v in dict(model=model, precision=precision, max_res=max_res).items() if v is not None}
     return make_plan(job, replace(was, **new))
@@ -109,7 +110,8 @@ def run(job:str,         # Folder made by `vidlit chunks split`
     as_json:bool=False,  # Print JSON
 ):
     "Work on the pieces until all are done; give it again after whatever happened"
-    from vidlit.depth.chunk_run import run_workers, task_of
+    from vidlit.depth.chunk_crew import task_of
+    from vidlit.depth.chunk_run import run_workers
     from vidlit.depth.chunks import open_job
     open_job(job)
     part = task_of(task) if task else None

@@ -10,7 +10,7 @@ import importlib.util, os, socket, sys, time
 from collections.abc import Callable
 from pathlib import Path
 from ..core.store import read_json, write_json
-from .chunk_run import work_on
+from .chunk_crew import work_on
 from .chunk_worker import status
 from .chunks import ChunkError, open_job
 

@@ -20,7 +20,7 @@ measures = dict(abs_rel='AbsRel', tae='TAE, %', tae_published='TAE as published,
 def found(res:dict, arm:str)->list: # Reports by kind of camera, one a seed
     "What was measured of an arm"
     if arm in ('no noise, stills', 'no noise, video'): return [o['arms'][arm[10:]] for o in by_seed(res, 'no noise/test')]
-    name,_,how = arm.partition(', ')
+    name,_,how = arm.partition(', ') # 'no TGM, stream'
     if name in (arms|variants) and name!='video': return [o[how or 'offline'] for o in by_seed(res, f'train/{name}')]
     return [o['arms'][arm] for o in by_seed(res, 'test') if arm in o['arms']]
 
@@ -69,7 +69,7 @@ _pairs = dict( # Arm, rival, what is asked
     fair=('video', 'head alone', 'temporal head against a model of stills whose head had the same films, loss and steps'),
     modules=('modules alone', 'stills', 'modules trained alone against the model of stills'),
     head=('video', 'modules alone', 'head and modules trained against modules alone'),
-    tgm=('video', 'no TGM', 'with the loss over time against without'), rotary=('rotary', 'video', 'rotary positions against a table'),
+    tgm=('video', 'no TGM', 'with the loss over time against without'), rotary=('rotary', 'video', 'rotary positions against a table'), rotary_stream=('rotary, stream', 'stream', 'as streams, rotary positions against a table'),
     motion=('motion loss', 'video', "with the document's motion loss against without"), document=('document', 'stills', "the document's losses, without truth, against the model of stills"), clear=('no noise, video', 'no noise, stills', 'temporal head against its stills, no noise'))
 
 def facts_of(res:dict)->dict: # Name to text and whether it supports
@@ -78,8 +78,9 @@ def facts_of(res:dict)->dict: # Name to text and whether it supports
     for k,(a,b,text) in _pairs.items():
         if have(a) and have(b): out |= {f'{k}_{m}': _against(res, a, b, text, m) for m in ('flicker', 'tae', 'abs_rel')}
     bars = dict(flicker=.7, tae=.7, tae_published=.7, abs_rel=1.01)
-    for b,name,text in (('stills', 'bar', 'temporal head and its model of stills'), ('head alone', 'fair_bar', 'temporal head and the head trained alone')):
-        out |= {f'{name}_{m}': _share(res, 'video', b, m, v, text) for m,v in bars.items() if values(res, 'video', m) and found(res, b)}
+    for a,b,name,text in (('video', 'stills', 'bar', 'temporal head and its model of stills'), ('video', 'head alone', 'fair_bar', 'temporal head and the head trained alone'),
+        ('modules alone', 'stills', 'modules_bar', 'modules trained alone and the model of stills')):
+        out |= {f'{name}_{m}': _share(res, a, b, m, v, text) for m,v in bars.items() if found(res, a) and found(res, b)}
     return out
 
 # %% ../../nbs/depth/07d_video_depth_results.ipynb #c5fbe9a2

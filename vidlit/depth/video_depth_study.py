@@ -4,33 +4,28 @@
 
 # %% auto #0
 __all__ = ['setups', 'motions', 'cameras', 'arms', 'variants', 'here', 'VideoSetup', 'setup_of', 'network', 'world_config',
-           'misty', 'video_data', 'keep_tensors', 'data_job', 'cheap_camera', 'Sensor', 'AsStill', 'loaders', 'going',
-           'curve_of', 'run_training', 'stills_job', 'Calm', 'steady', 'still_model', 'train_time', 'test_films',
-           'first_noise', 'one_by_one', 'offline', 'streamed', 'average', 'metres_of', 'document_smooth',
-           'quick_report', 'report_of', 'judge', 'judge_video', 'slice_of', 'replace_depth', 'test_job', 'ask_still',
-           'video_model', 'time_job', 'study_jobs']
+           'misty', 'video_data', 'data_job', 'cheap_camera', 'Sensor', 'AsStill', 'stills_job', 'Calm', 'steady',
+           'still_model', 'train_time', 'test_films', 'first_noise', 'one_by_one', 'offline', 'streamed', 'average',
+           'metres_of', 'document_smooth', 'quick_report', 'report_of', 'judge', 'judge_video', 'slice_of',
+           'replace_depth', 'test_job', 'ask_still', 'video_model', 'time_job', 'study_jobs']
 
 # %% ../../nbs/depth/07c_video_depth_study.ipynb #fe88a47d
-import time, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from dataclasses import asdict, dataclass, replace
 from fastai.callback.core import Callback
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
 from functools import partial
 from pathlib import Path
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import TensorDataset
 from types import SimpleNamespace
-from ..core.checkpoint import Checkpoint, Seeded
 from ..core.experiment import Job
 from ..core.pixels import normalise
-from ..core.store import atomic_path
-from ..core.train import Progress, as_gen, fit
+from ..core.train import as_gen
 from ..core.worlds import WorldConfig, make_worlds
 from .depth_anything import DepthAnything, DepthAnythingConfig, depth_learner
 from .dinov2 import dinov2_s
 from .dpt import DPTConfig
+from .lab import going, keep_tensors, loaders, run_training
 from .measure import align, fit_spread, frame_errors
 from .stability import flicker, static_pixels, tae, temporal_report
 from .streaming_variants import motion_loss, motion_weight, smooth
@@ -101,10 +96,6 @@ def video_data(r:VideoSetup, seed:int)->dict: # 'stills', 'films' and '..._z', t
     (x,z),(clip,depth) = misty(r, range(base, base+r.stills), 1),misty(r, range(base+10**8, base+10**8+r.films), r.length)
     return dict(stills=x, stills_z=z, films=clip, films_z=depth)
 
-def keep_tensors(path, tensors):
-    "Write tensors, whole or not at all"
-    with atomic_path(path) as p: save_file({k: v.detach().cpu().contiguous() for k,v in tensors.items()}, p)
-
 def data_job(ctx, setup:dict, seed:int):
     "Make the worlds of one seed"
     out = video_data(setup_of(setup), seed)
@@ -150,24 +141,6 @@ arms = {'video': {}, 'head alone': dict(silent=True)}
 variants = {'modules alone': dict(head=False), 'no TGM': dict(stable=0.), 'rotary': dict(pos='rotary'), 'motion loss': dict(motion=.5),
     'document': dict(motion=.5, loss='steady')}
 
-def loaders(device, bs, *tensors): # Of a training set
-    return DataLoaders(DataLoader(TensorDataset(*tensors), bs=bs, shuffle=True, drop_last=True, device=torch.device(device)), device=torch.device(device))
-
-def going(ctx, seed, total): # Callbacks that make a training go on after a kill, and tell how far it is
-    told = Progress(lambda o: ctx.tick(o['done'], o['total'], f"loss {o['loss']:.3f}"))
-    return [Seeded(seed), Checkpoint(Path(ctx.path)/'ckpt', every=max(50, total//4), keep=1), told]
-
-def curve_of(values, n=40)->list: # Steps, means over about n parts
-    v = torch.tensor(values)
-    k = max(1, len(v)//n)
-    v = v[:len(v)//k*k].view(-1, k).mean(1)
-    return [[(i+1)*k for i in range(len(v))], v.tolist()]
-
-def run_training(learn, steps):
-    "Fit, and say how it went"
-    began = time.perf_counter()
-    fit(learn, steps=steps, validate=False)
-    return dict(loss=curve_of(learn.history.curve()[1]), seconds=time.perf_counter()-began)
 
 # %% ../../nbs/depth/07c_video_depth_study.ipynb #9dc6a634
 def stills_job(ctx, setup:dict, seed:int, data:str):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['to_clip', 'resize', 'resize_short', 'centre_crop', 'fit_square', 'item_gen', 'VideoSource', 'TensorSource',
-           'ItemSource', 'BadFile', 'ClipSet', 'epoch_order', 'TooManyBad', 'ClipLoader', 'as_source', 'clip_dls',
+           'ItemSource', 'ClipSet', 'epoch_order', 'BadFile', 'TooManyBad', 'ClipLoader', 'as_source', 'clip_dls',
            'VideoFolder']
 
 # %% ../../nbs/core/06_clips.ipynb #2bbbd546
@@ -32,11 +32,10 @@ def to_clip(
     if frames.dtype!=torch.uint8 or frames.ndim!=4: raise ValueError(f"frames must be uint8 [t, h, w, c], not {frames.dtype} {list(frames.shape)}")
     return rearrange(frames, 't h w c -> c t h w').float()/255
 
-# %% ../../nbs/core/06_clips.ipynb #70335621
+# %% ../../nbs/core/06_clips.ipynb #f6177b69
 def _frames(clip): return rearrange(clip, 'c t h w -> t c h w')
 def _clip(frames): return rearrange(frames, 't c h w -> c t h w')
 
-# %% ../../nbs/core/06_clips.ipynb #f6177b69
 def resize(
     clip:Tensor, # [c, t, h, w]
     h:int, # New height
@@ -132,13 +131,6 @@ class ItemSource:
     def __len__(self): return len(self.ds)
     def __call__(self, i, gen=None): return self.ds[i]
 
-# %% ../../nbs/core/06_clips.ipynb #8138f6ed
-@dataclass(frozen=True)
-class BadFile:
-    "A file that could not be read"
-    path:str # Which
-    why:str # What the reader said
-
 # %% ../../nbs/core/06_clips.ipynb #fb70fb1f
 class ClipSet:
     "Items `(clip, label)` whose randomness comes from `(seed, epoch, index)`"
@@ -181,6 +173,12 @@ def epoch_order(
     return torch.randperm(n, generator=item_gen(seed, epoch, -1)).tolist()
 
 # %% ../../nbs/core/06_clips.ipynb #3ab53a52
+@dataclass(frozen=True)
+class BadFile:
+    "A file that could not be read"
+    path:str # Which
+    why:str # What the reader said
+
 @dataclass
 class _Batches:
     "Whole batches as items, for torch's loader: `batches[epoch, indices]`"
@@ -203,11 +201,10 @@ class _Batches:
         if self.flat and clip.ndim==6: clip,label = clip.flatten(0,1),label.repeat_interleave(clip.shape[1])
         return self.batch_tfm(clip, label, item_gen(self.items.seed, epoch, *idxs)) if self.batch_tfm else (clip,label)
 
-# %% ../../nbs/core/06_clips.ipynb #cfc3ce90
+# %% ../../nbs/core/06_clips.ipynb #9118821e
 class TooManyBad(RuntimeError):
     "More files could not be read than the limit allows"
 
-# %% ../../nbs/core/06_clips.ipynb #9118821e
 class ClipLoader(DataLoader):
     "A fastai loader of `(clip, label)` batches, the same whatever the number of workers"
     _own = 'flat batch_tfm seed bad_limit context epoch'.split()

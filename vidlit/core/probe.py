@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['extract', 'standardise', 'knn_probe', 'ridge_probe', 'logistic_probe', 'linear_probe', 'accuracy', 'CrossAttention',
-           'AttentiveProbe', 'attentive_probe', 'Arm', 'Choice', 'tune', 'with_random_arm', 'feature_arms',
-           'tune_table']
+           'AttentiveProbe', 'attentive_probe', 'Arm', 'Choice', 'tune', 'with_random_arm', 'tune_table',
+           'feature_arms']
 
 # %% ../../nbs/core/11_probe.ipynb #69dc202c
 import itertools,math
@@ -19,13 +19,12 @@ from .finetune import _device,_eval
 from .schedule import param_groups
 from .train import fit
 
-# %% ../../nbs/core/11_probe.ipynb #ce9e7776
+# %% ../../nbs/core/11_probe.ipynb #7fcacdbe
 def _views(out, b, v, how):
     out = out.unflatten(0, (b,v))
     if how=='cat' and out.ndim==4: return out.flatten(1,2)
     return out.mean(1)
 
-# %% ../../nbs/core/11_probe.ipynb #7fcacdbe
 @torch.no_grad()
 def extract(
     model_fn, # clip [b, c, t, h, w] -> [b, d] or [b, k, d]; a module is put in evaluation mode meanwhile
@@ -205,7 +204,7 @@ def attentive_probe(
     predict.model = model
     return predict
 
-# %% ../../nbs/core/11_probe.ipynb #bbccfea8
+# %% ../../nbs/core/11_probe.ipynb #b513fa41
 @dataclass(frozen=True)
 class Arm:
     "What one competitor brings: anything that `fit` and `score` understand, usually `Feats`"
@@ -213,7 +212,6 @@ class Arm:
     valid:object # To choose with
     test:object # To report
 
-# %% ../../nbs/core/11_probe.ipynb #19d5dd14
 @dataclass(frozen=True)
 class Choice:
     "What tuning found for one arm"
@@ -224,7 +222,6 @@ class Choice:
     tried:tuple # Of (point, validation score), all of them
     predict:object = None # What `fit` made of it
 
-# %% ../../nbs/core/11_probe.ipynb #b513fa41
 def tune(
     arms:dict, # Name -> `Arm`; one must be called `random`
     fit, # `fit(train, **point)` gives a predictor
@@ -256,6 +253,14 @@ def with_random_arm(
         torch.manual_seed(seed)
         return {**models, name:build()}
 
+# %% ../../nbs/core/11_probe.ipynb #813bb039
+def tune_table(
+    res:dict, # Of `tune`
+    random:str='random', # Name of the arm that has learned nothing
+)->list: # Of dicts, one per arm
+    "Choices as rows, each beside the random arm"
+    return [dict(arm=k, **c.point, valid=round(c.valid,3), test=round(c.test,3), over_random=round(c.test-res[random].test,3)) for k,c in res.items()]
+
 # %% ../../nbs/core/11_probe.ipynb #f6ac18b6
 def feature_arms(
     models:dict, # Name -> model_fn
@@ -267,11 +272,3 @@ def feature_arms(
 )->dict: # Name -> `Arm` of standardised `Feats`
     "Frozen, standardised features of every model on the same clips"
     return {k:Arm(*standardise(*[extract(m, dl, device, views) for dl in (train,valid,test)])) for k,m in models.items()}
-
-# %% ../../nbs/core/11_probe.ipynb #813bb039
-def tune_table(
-    res:dict, # Of `tune`
-    random:str='random', # Name of the arm that has learned nothing
-)->list: # Of dicts, one per arm
-    "Choices as rows, each beside the random arm"
-    return [dict(arm=k, **c.point, valid=round(c.valid,3), test=round(c.test,3), over_random=round(c.test-res[random].test,3)) for k,c in res.items()]

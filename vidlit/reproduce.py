@@ -65,7 +65,7 @@ _css = """
 img{background:#fff;border-radius:4px}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 "Source Sans 3","Segoe UI",system-ui,sans-serif}
 main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}h1{font-size:2.1rem;line-height:1.15;margin:0 0 .3rem}
-h2{margin:3rem 0 .4rem;font-size:1.45rem}h3{margin:2rem 0 .4rem;font-size:1.1rem}
+h2{margin:3rem 0 .4rem;font-size:1.45rem}h3{margin:2rem 0 .4rem;font-size:1.1rem}h4{margin:1.4rem 0 .2rem;font-size:.98rem;color:var(--soft)}
 .lead{font-size:1.15rem;color:var(--soft);margin:.2rem 0 1rem}.meta{color:var(--soft);font-size:.9rem}
 .box{background:var(--tint);border-left:4px solid var(--accent);padding:.8rem 1.1rem;margin:1rem 0;border-radius:0 6px 6px 0}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.93rem;font-variant-numeric:tabular-nums;margin:.6rem 0}
@@ -109,7 +109,7 @@ def interval_svg(paired:list, # Comparisons as `compare` makes them
     w,row,left = 900,28,500
     def x(v): return left + (v+top)/(2*top)*(w-left-20)
     def one(i, p):
-        y,col = 20+i*row, 'var(--good)' if p['low']>0 else 'var(--bad)' if p['high']<0 else 'var(--open)'
+        y,col = 20+i*row, 'var(--accent)' if p['low']>0 or p['high']<0 else 'var(--open)'
         name = html.escape(f"{p['a']} − {p['b']}")
         return (f'<text x="{left-12}" y="{y+4}" text-anchor="end" fill="var(--ink)" font-size="{min(12, 900/len(name)):.1f}">{name}</text>'
             f'<line x1="{x(p["low"]):.1f}" x2="{x(p["high"]):.1f}" y1="{y}" y2="{y}" stroke="{col}" stroke-width="3"/>'
@@ -131,11 +131,12 @@ def section(m:dict, # Metrics of an experiment
     "One experiment in the report"
     m_,figs = m['machine'],''.join(_figure(folder, f) for f in m.get('figures', []))
     notes = ''.join(f'<p>{_esc(t)}</p>' for t in m.get('notes', []))
-    paired = m.get('paired', [])
-    comps = ('<h3>Paired comparisons</h3><p class="meta">Difference seed by seed, 95 % interval; a ranking is claimed only where it excludes zero.</p>'
-        f'{interval_svg(paired)}{_table(_said(paired))}') if paired else ''
+    paired = {}
+    for p in m.get('paired', []): paired.setdefault(p['metric'] or 'difference', []).append(p) # each measure on its own axis
+    comps = ''.join(f'<h4>{_esc(k)}</h4>{interval_svg(v)}{_table(_said(v))}' for k,v in paired.items())
+    if comps: comps = '<h3>Paired comparisons</h3><p class="meta">Difference seed by seed, 95 % interval; a ranking is claimed only where it excludes zero.</p>'+comps
     return (f'<section id="{m["experiment"]}"><h2>{_esc(m["title"])}</h2><p class="meta">{_esc(m["section"])} · scale {m["scale"]} · '
-        f'{m["seeds"]} seed{"s"*(m["seeds"]!=1)} · {m["seconds"]/60:.1f} min · {_esc(m_["cpu"])}, {m_["cores"]} cores'
+        f'{m["seeds"]} seed{"s"*(m["seeds"]!=1)} · {m.get("job_seconds", m["seconds"])/60:.1f} min of work · {_esc(m_["cpu"])}, {m_["cores"]} cores'
         f'{" · " + ", ".join(m_["gpus"]) if m_["gpus"] else ""} · torch {m_["torch"]} · vidlit {m["vidlit"]}</p>'
         f'<div class="box">{_esc(m["headline"])}</div>{notes}{_table(m.get("rows"))}{comps}{figs}</section>')
 

@@ -297,6 +297,9 @@ def folder_name(e:Experiment, # An experiment
     return '-'.join([e.name] + [scale]*(scale!='toy') + ['films']*(data is not None))
 
 # %% ../../nbs/core/15_experiment.ipynb #a7244ec0
+def _spent(jobs, root): # Seconds of all jobs together, those of earlier calls too
+    return round(sum(json.loads((root/j.key/'result.json').read_text())['seconds'] for j in jobs), 1)
+
 def run_experiment(e:Experiment, # What to run
     out:Path,                    # Folder of all results
     scale:str='toy',             # 'toy', 'small' or 'paper'
@@ -315,10 +318,12 @@ def run_experiment(e:Experiment, # What to run
     name = folder_name(e, scale, data)
     root = Path(out)/name
     start = time.time()
-    results = run_jobs(e.jobs(scale, range(n), variants=variants, data=data), root/'jobs', workers, device, report)
+    jobs = e.jobs(scale, range(n), variants=variants, data=data)
+    results = run_jobs(jobs, root/'jobs', workers, device, report)
     when = datetime.now(timezone.utc).isoformat(timespec='seconds')
     m = dict(experiment=name, title=e.title, section=e.section, scale=scale, seeds=n, data=data is not None, variants=variants,
-        vidlit=code_version(), machine=machine(), finished=when, seconds=round(time.time()-start, 1), **e.summarise(results, root))
+        vidlit=code_version(), machine=machine(), finished=when, seconds=round(time.time()-start, 1),
+        job_seconds=_spent(jobs, root/'jobs'), **e.summarise(results, root))
     _keep(root/'metrics.json', m)
     return m
 

@@ -80,7 +80,7 @@ def facts_of(res:dict)->dict: # Name to text and whether it supports
     bars = dict(flicker=.7, tae=.7, tae_published=.7, abs_rel=1.01)
     for a,b,name,text in (('video', 'stills', 'bar', 'temporal head and its model of stills'), ('video', 'head alone', 'fair_bar', 'temporal head and the head trained alone'),
         ('modules alone', 'stills', 'modules_bar', 'modules trained alone and the model of stills')):
-        out |= {f'{name}_{m}': _share(res, a, b, m, v, text) for m,v in bars.items() if found(res, a) and found(res, b)}
+        out |= {f'{name}_{m}': _share(res, a, b, m, v, text) for m,v in bars.items() if values(res, a, m) and values(res, b, m)}
     return out
 
 # %% ../../nbs/depth/07d_video_depth_results.ipynb #c5fbe9a2

@@ -19,8 +19,8 @@ from vidlit.core.video import VideoReader
 from vidlit.depth import chunks as C
 from vidlit.depth.chunk_merge import Depths, chunk_fits, load_depths, merge, merge_files, merge_frames, robust_fit
 from vidlit.depth.chunk_worker import Lease, forget, run, status
-from vidlit.depth.chunks import ChunkError, auto_chunks, make_job, open_job, split
-from vidlit.depth.windows import infer_windows, n_windows
+from vidlit.depth.chunks import ChunkError, auto_chunks, deal, make_job, open_job, split
+from vidlit.depth.windows import infer_windows, n_windows, window_frames
 
 fork = mp.get_context('fork')
 quick = settings(max_examples=80, deadline=None, derandomize=True)
@@ -166,6 +166,56 @@ def test_ten_random_kills(film, undisturbed, tmp_path):
         p.join()
     merge(job.path, tmp_path/'out')
     assert pictures(tmp_path/'out')==undisturbed[1]
+
+
+@quick
+@given(sizes[0], sizes[1])
+def test_windows_dealt_out(n, chunks):
+    "Every window of the film once, every frame in the piece that makes it, nothing shared but the fade"
+    r = deal(n, chunks)
+    first = [(a-2)//22 if a else 0 for a, _ in r]+[n_windows(n)]
+    each = [b-a for a, b in zip(first, first[1:])]
+    assert len(r)==min(chunks, n_windows(n)) and r[0][0]==0 and r[-1][1]==n and max(each)-min(each)<=1
+    for (a, b), k, end in zip(r, first, first[1:]): assert all(a<=i<b for j in range(k, end) for i in window_frames(j, n)[2:] if k or i)
+    assert all(b-a<=8 for (_, b), (a, _) in zip(r, r[1:]))
+
+
+def test_ten_kills_of_dealt_windows(film, tmp_path):
+    "Three pieces, killed ten times: the film in one go, to the bit, and no window asked for twice but those in flight"
+    job, log, rng, kills = make_job(tmp_path/'job', film, 3), tmp_path/'calls', random.Random(2), 0
+    work = partial(run, job.path, Moody(log, slow=.03), 'moody', ttl=5)
+    while kills<10 and any(job.work(c).missing for c in range(3)):
+        p = started(work)
+        time.sleep(rng.uniform(.02, .35))
+        os.kill(p.pid, signal.SIGKILL)
+        p.join()
+        kills += 1
+    work()
+    assert n_windows(150)<=calls(log)<=n_windows(150)+kills and status(job.path)['done']==150
+    with job.read() as v: straight = torch.stack(list(infer_windows(v.stream(), Moody())))
+    assert torch.equal(merge(job.path, tmp_path/'out', storage='npz')[:][:, 0], straight)
+    with pytest.raises(ChunkError, match='no frames to discard'): merge(job.path, tmp_path/'no', how='discard')
+
+
+def test_dealt_windows_of_a_metric_model(film, tmp_path):
+    job = make_job(tmp_path/'job', film, 4)
+    run(job.path, Moody(), 'moody', kind='depth', units='m', metric=True)
+    with job.read() as v: straight = torch.stack(list(infer_windows(v.stream(), Moody(), metric=True)))
+    assert torch.equal(merge(job.path, tmp_path/'out', storage='npz')[:][:, 0], straight)
+
+
+@pytest.mark.parametrize('what', ['gone', 'changed'])
+def test_a_damaged_dealt_window_is_noticed(film, tmp_path, what):
+    job = make_job(tmp_path/'job', film, 3)
+    run(job.path, Moody(), 'moody')
+    f = job.box(1)/'window_00001.npy'
+    data = bytearray(f.read_bytes())
+    data[-1] ^= 1
+    f.unlink() if what=='gone' else f.write_bytes(data)
+    with pytest.raises(ChunkError, match='forget its chunk'): merge(job.path, tmp_path/'out')
+    forget(job.path, 1)
+    run(job.path, Moody(), 'moody')
+    assert len(merge(job.path, tmp_path/'out'))==150
 
 
 def dies_at(k, job, log):

@@ -62,7 +62,7 @@ def _number(chunks): # 'auto', or a number
 def split(film:str,      # A film
     job:str,             # Folder of the job; made when missing
     chunks:str='auto',   # How many pieces; auto: by length and by the workers that this machine would have
-    overlap:int=32,      # Frames that neighbours share
+    overlap:int=None,    # Frames that neighbours share, each piece a film of its own; left out: the film's windows are dealt out, borders leave no trace
     extract:bool=False,  # Also cut the pieces out, as films of their own in JOB/clips (lossless FFV1)
     as_json:bool=False,  # Print JSON
 ):
@@ -134,7 +134,7 @@ def _again(workers, device, task, ray, ttl): # The options, as they were typed
 @command(chunks_app)
 def merge(job:str,       # Folder of a job that is done
     out:str,             # Folder of depth frames; gone on with when it is there
-    how:str='blend',     # blend (aligned on the overlap first, unless the model is metric) or discard (the earlier piece has the overlap)
+    how:str='blend',     # Where pieces overlap: blend (aligned first, unless the model is metric) or discard (the earlier piece has the overlap)
     format:str='png16',  # png16, npz, exr or zarr
     clean:bool=False,    # Remove the job's windows afterwards
     as_json:bool=False,  # Print JSON

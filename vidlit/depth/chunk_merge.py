@@ -19,6 +19,7 @@ from PIL import Image
 from ..core.depth_frames import DepthReader, DepthWriter
 from ..core.store import read_json, writer
 from .chunks import ChunkError, ChunkFrames, Job, cores, open_job
+from .dealt_windows import FilmFrames
 from .dpt import to_source
 from .windows import apply_fit
 
@@ -130,7 +131,9 @@ def made_by(out)->dict: # out: folder of depth frames
     old = read_json(f) if f.exists() else {}
     return dict(old, fingerprint=old.get('model')) if old else DepthReader(out, partial=True).meta.made
 
-def _how(info, how): return how or ('blend' if info['metric'] else 'align')
+def _how(job, how):
+    if job.dealt() and how: raise ChunkError(f"{job.path}: its pieces share no frames to {how}, the film's windows were dealt out: split with an overlap")
+    return 'deal' if job.dealt() else how or ('blend' if job.bound()['metric'] else 'align')
 
 def is_merge_of(
     job, # A `Job`
@@ -139,7 +142,7 @@ def is_merge_of(
 )->bool: # True, or a `ChunkError` that says what it is of
     "Is this the merged film of a job, whose own windows may be gone?"
     old,want = made_by(out),dict(_plan(job.path), chunks=[list(o) for o in job.chunks], **({'how':how} if how else {}))
-    if (job.path/'model.json').exists(): want |= dict(fingerprint=job.bound()['model'], how=_how(job.bound(), how))
+    if (job.path/'model.json').exists(): want |= dict(fingerprint=job.bound()['model'], how=_how(job, how))
     for k,v in want.items():
         if old.get(k)!=v: raise ChunkError(f"{out} was made by another {k}: {old.get(k)!r}, not {v!r}")
     return True
@@ -164,26 +167,30 @@ def side_by_side(
         for o in due: o.result()
 
 # %% ../../nbs/depth/08b_chunk_merge.ipynb #e5a95a29
+def _pieces(job, info, how):
+    "Readers, ranges, fits"
+    if job.dealt(): return [FilmFrames(job, info['metric'])],[(0, job.frames)],[None]
+    readers = [ChunkFrames(job, c) for c in range(len(job.chunks))]
+    return readers,job.chunks,chunk_fits(readers, job.chunks, how)
+
 def merge(
     path, # Folder of a finished job
     out, # Folder of depth frames to be; gone on with when it is of the same film, model and form
     storage:str='png16', # 'png16', 'npz', 'exr' or 'zarr'
     dtype:str=None, # 'float32', 'float16' or 'uint16'; None is the first the storage has
-    how:str=None, # 'align', 'blend' or 'discard'; None aligns unless the model is metric
+    how:str=None, # Where pieces overlap: 'align', 'blend' or 'discard'; None aligns unless the model is metric
     clean:bool=False # Remove the job's windows afterwards?
 )->DepthReader:
     "One film of depth from all chunks of a job"
     job = open_job(path)
-    info = job.bound()
-    how = _how(info, how)
-    readers = [ChunkFrames(job, c) for c in range(len(job.chunks))]
-    fits = chunk_fits(readers, job.chunks, how)
+    info,how = job.bound(),_how(job, how)
+    readers,ranges,fits = _pieces(job, info, how)
     whole = (storage=='png16' and dtype is None) or dtype=='uint16'
     lo,hi = _span(readers, fits) if whole else (None, None)
     made = dict(_plan(path), fingerprint=info['model'], mode='chunks', how=how, chunks=job.chunks, fits=fits, inside=readers[0].shape)
     kw = dict(fps=job.fps, storage=storage, dtype=dtype, lo=lo, hi=hi, units=info['units'], source=job.source, frames=job.frames, made=made)
     with writer(out), DepthWriter(out, info['kind'], (job.height, job.width), **kw) as w:
-        frames = merge_frames(readers, job.chunks, fits, how=='discard', w.missing())
+        frames = merge_frames(readers, ranges, fits, how=='discard', w.missing())
         side_by_side(lambda i, d: w.__setitem__(i, _hole(_whole(d, w.meta, lo, hi), info['kind'])), frames, 1 if storage=='zarr' else min(8, cores()))
     if clean: drop_windows(job)
     return DepthReader(out)

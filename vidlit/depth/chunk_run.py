@@ -86,7 +86,7 @@ def split_job(
     path, # Folder of the job
     film, # Path of a film
     chunks='auto', # How many, or 'auto': as many as there are in the job that is there, or by length and workers
-    overlap:int=None, # Frames that neighbours share; None: 32
+    overlap:int=None, # Frames that neighbours share; None: the film's windows are dealt out, see `make_job`
     workers:int=1 # Processes that will share the work
 ):
     "The job that is there, or a new one"
@@ -96,7 +96,7 @@ def split_job(
         if job.source!=(new := source_id(Path(film))): raise ChunkError(f"{path} is of another film: {job.source}, not {new}")
         return job
     with VideoReader(film) as v: n = auto_chunks(len(v), workers) if chunks=='auto' else int(chunks)
-    return make_job(path, film, n, 32 if overlap is None else overlap)
+    return make_job(path, film, n, overlap)
 
 # %% ../../nbs/depth/08c_chunk_run.ipynb #8169ce71
 def as_how(how:str)->str: # What `merge` calls 'blend' (None: aligned unless metric), 'align' or 'discard'
@@ -121,18 +121,19 @@ def depth_in_chunks(
     out, # Folder of depth frames to be
     model:str='toy', # See `Plan`
     chunks='auto', # How many, or 'auto': by length and workers
-    overlap:int=None, # Frames that neighbours share; None: 32
+    overlap:int=None, # Frames that neighbours share; None: the film's windows are dealt out, no border is left
     workers:int=None, # Processes; None: one a GPU, or one a core, as far as memory goes
     device:str='auto', # See `devices_for`
     precision:str='fp32', # 'fp32', 'bf16' or 'fp16'
     max_res:int=None, # Longer side inside the model, at most
     storage:str='png16', # 'png16', 'npz', 'exr' or 'zarr'
-    how:str='blend', # 'blend' (aligned first, unless metric) or 'discard' (the document)
+    how:str='blend', # Where pieces overlap: 'blend' (aligned first, unless metric) or 'discard' (the document, with 32 frames unless said)
     work=None, # Folder of the job; None: `out` with '.chunks' added
     report:Callable=None # Gets `status` about once a second
 )->DepthReader:
     "Depth of a film by several workers; the same call again goes on"
     put = as_how(how)
+    if put=='discard' and overlap is None: overlap = 32
     path = Path(work or f'{out}.chunks')
     job = split_job(path, film, chunks, overlap, len(devices_for(device, workers)))
     whole = _free_for(out, job, storage)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from fastcore.basics import patch
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from ..core.store import StoreBusy, atomic_path, read_json, sweep, write_json
 from ..core.video import VideoReader
 from .chunks import ChunkError, Job, load_window, open_job, patient, save_window
-from .windows import KEYS, STEP, WindowState, fit_window, n_windows, next_state, run_window, slide, window_frames
+from .windows import KEYS, STEP, WindowState, fit_window, next_state, run_window, slide, window_frames
 
 # %% ../../nbs/depth/08a_chunk_worker.ipynb #c04977b9
 def _alive(pid):
@@ -138,19 +139,21 @@ def run_chunk(
     check:Callable=lambda: None # Called before a window is put on disk; raises to stop
 )->Iterator: # (windows done, frames that are new in this one) after each window
     "Do what is left of a chunk, window by window"
-    (a,b),work,prep,film = job.chunks[c],job.work(c),prep or (lambda f: f),film or job.read()
-    n,k = b-a,len(work.done)
+    work,prep,film,begun = job.work(c),prep or (lambda f: f),film or job.read(),job.first(c)
+    (a,b),k = job.chunks[c],begun+len(work.done)
     if not work.missing: return
-    state,ids = state_at(work, k),window_frames(k, n)[:len(KEYS)] if k else []
+    a,n = (0, job.frames) if job.dealt() else (a, b-a) # windows of the film, or of a film of its own
+    state,ids = None if begun else state_at(work, k),window_frames(k, n)[:len(KEYS)] if k else []
     held = [prep(f) for f in film.frames([a+i for i in ids])]
     with closing(ahead(film.stream(a+(k and STEP*k+len(KEYS)), b))) as new: # whatever happens, nobody reads on
-        for k,(win,real) in enumerate(slide(map(prep, new), held, k and min(len(KEYS), n-STEP*k)), k):
+        windows = slide(map(prep, new), held, k and min(len(KEYS), n-STEP*k))
+        for k,(win,real) in enumerate(islice(windows, len(work.missing)), k):
             raw = run_window(model, win)
-            fit = fit_window(raw, state, metric)
+            fit = None if begun else fit_window(raw, state, metric) # what came before is another worker's: the merge will know
             check()
-            save_window(work, k, raw[:real], fit)
-            state = next_state(raw, fit, state)
-            yield k+1,real-(k and min(len(KEYS), real))
+            save_window(work, k-begun, raw[:real], fit)
+            state = None if begun else next_state(raw, fit, state)
+            yield k-begun+1,real-(k and min(len(KEYS), real))
 
 # %% ../../nbs/depth/08a_chunk_worker.ipynb #09ad5621
 def _memory():
@@ -253,7 +256,7 @@ def _try(job, c, ttl, failed, **kw):
 def _seen(job, c):
     "Frames of a chunk that are in windows on disk"
     k,n = len(job.work(c).done) if job.box(c).exists() else 0,job.length(c)
-    return n if k==n_windows(n) else min(n-1, k and STEP*k+len(KEYS)) # the whole chunk only with its last window
+    return n if k==job.windows(c) else min(n-1, k and STEP*k+len(KEYS)-2*bool(job.first(c))) # the whole chunk only with its last window
 
 def _notes(job):
     for f in sorted((job.path/'workers').glob('[!.]*.json')):

@@ -70,6 +70,7 @@ def facts(res:dict # Results by key
             if not (got := by_arm(res, how, task)): continue
             tag = '' if how=='attentive' else f'_{how}'
             asked = [('joint', own, 'specialist'), ('joint', 'not pretrained', 'pretrained'), (own, 'not pretrained', 'own'), (other, 'not pretrained', 'other')]
+            if 'twice the batches' in got: asked.append(('twice the batches', own, 'equal_each')) # as much of its own kind as the specialist had
             for a,b,k in asked + [(v, 'joint', k) for v,k in _short.items() if v in got]: out[f'{task}_{k}{tag}'] = told(got, a, b, f'{task}, {hows[how]}')
     for kind,own,name in (('image', 'stills only', 'stills'), ('video', 'films only', 'films')):
         got = held(res, kind)
@@ -119,7 +120,7 @@ def summary(res:dict, # Results by key
         rows.extend(arm_rows(named, metric))
         cmp.extend(compare(named, f'{label}: {a}', f'{label}: {b}', metric) for a,b in pairs if a in got and b in got)
     for task,(own,other) in _pairs.items():
-        pairs = [('joint', own), ('joint', other), ('joint', 'not pretrained'), (own, 'not pretrained'), *[(v, 'joint') for v in _short]]
+        pairs = [('joint', own), ('joint', other), ('joint', 'not pretrained'), (own, 'not pretrained'), ('twice the batches', own), *[(v, 'joint') for v in _short]]
         for how,name in hows.items(): add(by_arm(res, how, task), 'test accuracy', f'{task}, {name}', pairs)
     for kind,own,name in (('image', 'stills only', 'stills'), ('video', 'films only', 'films')):
         add(held(res, kind), 'held-out loss', f'loss on {name}', [('joint', own), *[(v, 'joint') for v in _short]])

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.depth_frames import source_id
 from ..core.store import StoreBusy, StoreError, WorkList, atomic_path, read_json, write_json, writer
 from ..core.video import VideoReader, write_video
-from .windows import KEYS, STEP, WINDOW, apply_fit, frame_parts, n_windows, window_frames
+from .windows import KEYS, STEP, apply_fit, frame_parts, n_windows
 
 # %% ../../nbs/depth/08_chunks.ipynb #3b3c71f2
 def split(
@@ -96,7 +96,9 @@ class Job:
     def length(self, c): return self.chunks[c][1]-self.chunks[c][0]
     def dealt(self): return self.overlap is None
     def first(self, c): return (self.chunks[c][0]-2)//STEP if c and self.dealt() else 0 # which window of the film is the chunk's first
-    def windows(self, c): return n_windows(self.length(c)) if not self.dealt() else (self.first(c+1) if c+1<len(self.chunks) else n_windows(self.frames))-self.first(c)
+    def windows(self, c): # how many a chunk has
+        if not self.dealt(): return n_windows(self.length(c))
+        return (self.first(c+1) if c+1<len(self.chunks) else n_windows(self.frames))-self.first(c)
     def work(self, c): return WorkList(self.box(c), range(self.windows(c)))
 
 # %% ../../nbs/depth/08_chunks.ipynb #75dc590e
@@ -123,7 +125,8 @@ def make_job(
     "Split a film: write down the ranges, touch nothing else"
     path = Path(path)
     with VideoReader(film) as v: n,i = len(v),v.info
-    job = Job(str(Path(film).resolve()), source_id(Path(film)), n, i.height, i.width, str(i.fps), overlap, tuple(deal(n, chunks) if overlap is None else split(n, chunks, overlap)), path)
+    ranges = deal(n, chunks) if overlap is None else split(n, chunks, overlap)
+    job = Job(str(Path(film).resolve()), source_id(Path(film)), n, i.height, i.width, str(i.fps), overlap, tuple(ranges), path)
     if (path/'job.json').exists(): return _same(open_job(path), job)
     if path.is_dir() and any(path.iterdir()): raise ChunkError(f"{path} holds other things")
     write_json(path/'job.json', _plain(job))

@@ -72,7 +72,8 @@ def split(film:str,      # A film
     got = split_job(Path(job), film, _number(chunks), overlap, len(devices_for()) if chunks=='auto' else 1)
     clips = [str(got.extract(c, got.path/'clips'/f'chunk_{c:03d}.mkv', codec='ffv1')) for c in range(len(got.chunks))] if extract else []
     rows = [f'{a} to {b-1}' for a,b in got.chunks]
-    row = dict(job=job, film=got.film, frames=got.frames, overlap=got.overlap, chunks=got.chunks if as_json else rows)
+    share = got.overlap if as_json or got.overlap is not None else 'none: windows are dealt out'
+    row = dict(job=job, film=got.film, frames=got.frames, overlap=share, chunks=got.chunks if as_json else rows)
     _show(row | ({'clips':clips} if clips else {}), as_json)
 
 # %% ../nbs/92c_cli_chunks.ipynb #cbf12fde

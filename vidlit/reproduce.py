@@ -242,7 +242,7 @@ def reproduce(names:list=None, # Experiments; none for the headline ones
         done = [j.key for j in jobs if read_result(j, Path(out)/folder_name(e, scale, data)/'jobs') is not None]
         with Bars(jobs, done, quiet) as b:
             runs.append(run_experiment(e, out, scale, seeds, workers or n_workers(device), device, variants, data, b.report))
-        if record: save_result(runs[-1]['experiment'], out)
+        if record: save_result(runs[-1]['experiment'], out, seeds=e.seeds)
         write_report(runs, out, _command(names, scale, seeds, variants, all, data))
     return runs
 

@@ -339,11 +339,13 @@ def results_dir()->Path: # data/results of the checkout
 def save_result(name:str, # Experiment
     out:Path,             # Folder that `run_experiment` wrote to
     to:Path=None,         # Results folder; the checkout's by default
+    seeds:int=None,       # The experiment's default: a run over more or fewer is kept beside it, as NAME-6-seeds, not over it
 )->Path:                  # Where it was kept
     "Record an experiment's metrics and figures (not its weights)"
-    src,to = Path(out)/name, Path(to or results_dir())/name
+    src = Path(out)/name
     if not (src/'metrics.json').exists(): raise FileNotFoundError(f"{name!r} has no metrics.json: run it first")
     m = json.loads((src/'metrics.json').read_text())
+    to = Path(to or results_dir())/(name if seeds in (None, m['seeds']) else f"{name}-{m['seeds']}-seeds")
     to.mkdir(parents=True, exist_ok=True)
     for f in m.get('figures', []): shutil.copy2(src/f['file'], to/f['file'])
     _keep(to/'metrics.json', m)

@@ -128,7 +128,7 @@ def workers(tmp, rounds, n, size):
     film, took = write_video(tmp/'small.mp4', (numbered_frame(i%1024) for i in range(n)), 25), dict(one=[], two=[])
     for r in range(rounds):
         for k, (count, threads) in dict(one=(1, 2), two=(2, 1)).items():
-            job = make_job(tmp/f'{k}_{r}', film, 4, 12)
+            job = make_job(tmp/f'{k}_{r}', film, 4)
             took[k].append(crew(job.path, count, threads, size))
             shutil.rmtree(job.path)
     best = {k: min(v) for k, v in took.items()}

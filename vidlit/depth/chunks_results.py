@@ -25,7 +25,9 @@ def _bar(res, m):
 def _dealt(res, m):
     "Does dealing out windows leave a trace?"
     got = [o['ways']['dealt'] for o in by_seed(res, m)]
-    text = f"{m}, windows dealt out to {len(by_seed(res, m)[0]['ranges'])} pieces: largest difference from one go, by seed: {', '.join(format(o['off'], 'g') for o in got)}; the worst border against the same steps without it {', '.join(format(o['worst'], '.2f') for o in got)}"
+    text = f"{m}, windows dealt out to {len(by_seed(res, m)[0]['ranges'])} pieces: largest difference from one go, by seed: {', '.join(format(o['off'], 'g') for o in got)}; the worst border against the same steps without it {', '.join(format(o['worst'], '.2f') for o in got)}; "
+    said = lambda i: ', '.join(format(o['fades'][i], '.2f') for o in got)
+    text += f"step at borders over the rest of the film {', '.join(format(o['seam'], '.2f') for o in got)}, over the other fades between windows {said(0)}, where those fades step {said(1)} times as far as the frames between"
     return dict(text=text, supports=max(o['worst'] for o in got)<=1.1)
 
 def facts_of(res)->dict: # Name to text and whether it supports

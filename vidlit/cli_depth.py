@@ -55,7 +55,7 @@ def depth(video:str,       # Film
     cut:bool=False,        # Start anew where a cut is seen
     partial:bool=False,    # Take a damaged film as far as it is good
     upto:int=None,         # Only so many frames
-    chunks:str=None,       # In so many pieces by several workers, or auto
+    chunks:str=None,       # In so many pieces by several workers, or auto; the depth is that of one go
     quiet:bool=False,      # No progress
     as_json:bool=False,    # Print JSON
 ):

@@ -19,7 +19,7 @@ from vidlit.core.video import VideoReader
 from vidlit.depth import chunks as C
 from vidlit.depth.chunk_merge import Depths, chunk_fits, load_depths, merge, merge_files, merge_frames, robust_fit
 from vidlit.depth.chunk_worker import Lease, forget, run, status
-from vidlit.depth.chunks import ChunkError, auto_chunks, deal, make_job, open_job, split
+from vidlit.depth.chunks import ChunkError, auto_chunks, deal, first_windows, make_job, open_job, split
 from vidlit.depth.windows import infer_windows, n_windows, window_frames
 
 fork = mp.get_context('fork')
@@ -146,9 +146,9 @@ def test_auto_chunks(): assert auto_chunks(6553)==1 and auto_chunks(6553, 3)==6 
 
 # kills
 
-def test_ten_random_kills(film, undisturbed, tmp_path):
-    job, log, rng, kills = make_job(tmp_path/'job', film, 3, 12), tmp_path/'calls', random.Random(1), 0
-    work = partial(run, job.path, Moody(log, slow=.03), 'moody', ttl=5)
+def killed(job, log, rng):
+    "Kill the worker at ten random moments, then let it finish: how often it was killed"
+    work, kills = partial(run, job.path, Moody(log, slow=.03), 'moody', ttl=5), 0
     while kills<10 and any(job.work(c).missing for c in range(3)):
         p = started(work)
         time.sleep(rng.uniform(.02, .35))
@@ -156,6 +156,12 @@ def test_ten_random_kills(film, undisturbed, tmp_path):
         p.join()
         kills += 1
     work()
+    return kills
+
+
+def test_ten_random_kills(film, undisturbed, tmp_path):
+    job, log, rng = make_job(tmp_path/'job', film, 3, 12), tmp_path/'calls', random.Random(1)
+    kills = killed(job, log, rng)
     assert contents(job.path)==undisturbed[0]
     assert sum(n_windows(job.length(c)) for c in range(3))<=calls(log)<=sum(n_windows(job.length(c)) for c in range(3))+kills
     assert status(job.path)['done']==150 and not list(tmp_path.rglob('.tmp-*'))
@@ -173,7 +179,7 @@ def test_ten_random_kills(film, undisturbed, tmp_path):
 def test_windows_dealt_out(n, chunks):
     "Every window of the film once, every frame in the piece that makes it, nothing shared but the fade"
     r = deal(n, chunks)
-    first = [(a-2)//22 if a else 0 for a, _ in r]+[n_windows(n)]
+    first = first_windows(n, chunks)
     each = [b-a for a, b in zip(first, first[1:])]
     assert len(r)==min(chunks, n_windows(n)) and r[0][0]==0 and r[-1][1]==n and max(each)-min(each)<=1
     for (a, b), k, end in zip(r, first, first[1:]): assert all(a<=i<b for j in range(k, end) for i in window_frames(j, n)[2:] if k or i)
@@ -182,15 +188,8 @@ def test_windows_dealt_out(n, chunks):
 
 def test_ten_kills_of_dealt_windows(film, tmp_path):
     "Three pieces, killed ten times: the film in one go, to the bit, and no window asked for twice but those in flight"
-    job, log, rng, kills = make_job(tmp_path/'job', film, 3), tmp_path/'calls', random.Random(2), 0
-    work = partial(run, job.path, Moody(log, slow=.03), 'moody', ttl=5)
-    while kills<10 and any(job.work(c).missing for c in range(3)):
-        p = started(work)
-        time.sleep(rng.uniform(.02, .35))
-        os.kill(p.pid, signal.SIGKILL)
-        p.join()
-        kills += 1
-    work()
+    job, log = make_job(tmp_path/'job', film, 3), tmp_path/'calls'
+    kills = killed(job, log, random.Random(2))
     assert n_windows(150)<=calls(log)<=n_windows(150)+kills and status(job.path)['done']==150
     with job.read() as v: straight = torch.stack(list(infer_windows(v.stream(), Moody())))
     assert torch.equal(merge(job.path, tmp_path/'out', storage='npz')[:][:, 0], straight)

@@ -11,10 +11,11 @@ import torch
 from ..core.experiment import Job
 from ..core.worlds import WorldConfig, make_worlds
 from .chunk_merge import chunk_fits, merge_frames
-from .chunks import deal, split
+from .chunks import deal, first_windows, split
+from .dealt_windows import fit_chain
 from .measure import accuracy, align
 from .stability import static_pixels
-from .windows import STEP, apply_fit, fit_window, frame_parts, infer_windows, n_windows, next_state, run_window, window_frames
+from .windows import STEP, apply_fit, frame_parts, infer_windows, n_windows, run_window, window_frames
 
 # %% ../../nbs/depth/08d_chunks_study.ipynb #0e2f7e2b
 def still_film(seed, n, side): # `World` of one film of `n` frames
@@ -42,13 +43,11 @@ ways = dict(aligned='align', faded='blend', discarded='discard')
 
 def dealt(frames, model, prep, chunks): # Disparity [n, h, w]
     "Windows of the film, piece by piece from the last to the first, fitted when all are there"
-    n,raws,fits,state,prep = len(frames),{},[],None,prep or (lambda f: f)
-    first = [(a-2)//STEP if a else 0 for a,_ in deal(n, chunks)]+[n_windows(n)]
+    n,raws,prep = len(frames),{},prep or (lambda f: f)
+    first = first_windows(n, chunks)
     for a,b in reversed([*zip(first, first[1:])]):
         for k in range(a, b): raws[k] = run_window(model, [prep(frames[i]) for i in window_frames(k, n)])
-    for k in range(len(raws)):
-        fits.append(fit_window(raws[k], state))
-        state = next_state(raws[k], fits[k], state)
+    fits = list(fit_chain(raws[k] for k in range(len(raws))))
     at = lambda k, j: apply_fit(raws[k][j], fits[k])
     return torch.stack([sum(w*at(k, j) for k,j,w in p) if len(p)>1 else at(*p[0][:2]) for p in map(frame_parts, range(n))])
 

@@ -4,13 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 import pytest
-
-VIDLIT = str(Path(sys.executable).parent/'vidlit')
-
-
-def run(*args, **kw): return subprocess.run([VIDLIT, *map(str, args)], capture_output=True, text=True, timeout=120, **kw)
+from shell import here, vidlit as run
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +19,8 @@ def film(tmp_path_factory):
 
 def test_import_is_light():
     code = 'import time; t=time.perf_counter(); import vidlit, sys; print(time.perf_counter()-t, "torch" in sys.modules, "fastai" in sys.modules)'
-    runs = (subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.split() for _ in range(3))
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPYCACHEPREFIX'} | dict(PYTHONDONTWRITEBYTECODE='1')  # no bytecode that tests kept
+    runs = (subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env).stdout.split() for _ in range(3))
     t, torch, fastai = min(runs, key=lambda o: float(o[0]))
     assert float(t) < .1 and torch == fastai == 'False'
 
@@ -56,20 +52,34 @@ def test_film_info(film):
     assert 'h264' in run('video', 'info', film).stdout
 
 
-@pytest.mark.parametrize('args, word', [(('video', 'info', 'gone.mp4'), 'gone.mp4'), (('reproduce', 'nothing'), 'videomae'),
-    (('reproduce', '--scale', 'huge'), 'huge'), (('reproduce', '--data', 'nowhere'), 'nowhere'), (('reproduce', '--seeds', '0'), '0'),
-    (('reproduce', '--seeds', 'two'), 'two'), (('fly',), 'fly'), (('reproduce', '--device', 'tpu'), 'tpu')])
-def test_bad_input_is_one_line_and_two(args, word, tmp_path):
-    r = run(*args, cwd=tmp_path)
+def refused(r, word):
     assert r.returncode == 2 and word in r.stderr and 'Traceback' not in r.stderr and r.stdout == ''
     assert len([l for l in r.stderr.splitlines() if l.startswith('vidlit:')]) == 1
 
 
-def test_list_and_cost():
-    rows = json.loads(run('reproduce', '--list', '--json').stdout)
+@pytest.mark.parametrize('args, word', [(('video', 'info', 'gone.mp4'), 'gone.mp4'), (('reproduce', 'nothing'), 'videomae'),
+    (('reproduce', '--seeds', 'two'), 'two'), (('fly',), 'fly')])
+def test_bad_input_is_one_line_and_two(args, word, tmp_path): refused(run(*args, cwd=tmp_path), word)
+
+
+@pytest.mark.parametrize('args, word', [(('reproduce', 'nothing'), 'videomae'), (('reproduce', '--scale', 'huge'), 'huge'),
+    (('reproduce', '--data', 'nowhere'), 'nowhere'), (('reproduce', '--seeds', '0'), '0'), (('reproduce', '--device', 'tpu'), 'tpu')])
+def test_bad_input_to_an_experiment_is_one_line_and_two(args, word, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    refused(here(monkeypatch, capfd, *args), word)
+
+
+def costs(r):
+    assert r.returncode == 0
+    return json.loads(r.stdout)
+
+
+def test_list_and_cost(monkeypatch, capfd):
+    rows = json.loads(here(monkeypatch, capfd, 'reproduce', '--list', '--json').stdout)
     assert any(r['name'] == 'videomae' and r['takes_data'] for r in rows)
-    cost = json.loads(run('reproduce', '--scale', 'paper', '--dry-run', '--json').stdout)
-    assert any(abs(c['params']-94.2) < .1 for c in cost), 'ViT-B with its decoder has 94.2 M parameters'
+    alone, same = (f('reproduce', '--scale', 'paper', '--dry-run', '--json') for f in (run, lambda *args: here(monkeypatch, capfd, *args)))
+    assert any(abs(c['params']-94.2) < .1 for c in costs(alone)), 'ViT-B with its decoder has 94.2 M parameters'
+    assert costs(same) == costs(alone), 'a command here is what it is in a process of its own'
 
 
 def test_a_bug_is_shown_whole(tmp_path):

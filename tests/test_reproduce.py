@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import pytest
 import torch
@@ -20,7 +21,9 @@ SMALL = dict(clips=48, steps=24, bs=8, labels=(8, 16), more=(), ft_steps=6, ft_b
 def shrink():
     "The registered study, at a size of seconds"
     import vidlit.pretrain.videomae_study as st
+    from vidlit.pretrain.lab import probe_frozen
     st.setups['toy'] = replace(st.setups['toy'], **SMALL)
+    st.probe_frozen = partial(probe_frozen, epochs=100)  # of 16 clips; by itself it would take 1200, most of the test
     st.films_setup = replace(st.films_setup, size=32, dim=32, depth=1, heads=2, dec_dim=32, dec_heads=2, steps=12, bs=4)
     torch.set_num_threads(1)
 
@@ -39,6 +42,15 @@ def go(out, **kw):
     from vidlit.reproduce import reproduce
     shrink()
     return reproduce(['videomae'], out, device='cpu', workers=1, quiet=True, **kw)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def as_it_was():
+    "Tests of other files in this process find the study at its own size again"
+    import vidlit.pretrain.videomae_study as st
+    was = st.setups['toy'], st.films_setup, st.probe_frozen
+    yield
+    st.setups['toy'], st.films_setup, st.probe_frozen = was
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,11 @@
+"Bytecode is kept where the environment keeps none: tests start many processes, and without it each compiles torch and fastai again, for fifteen seconds."
+import os
+import sys
+
+
+def pytest_configure(config):
+    "In pytest's cache, which `make clean` removes; not beside the sources, since somebody asked for that"
+    if not sys.dont_write_bytecode or not hasattr(config, 'cache'): return
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(config.cache.mkdir('bytecode'))
+    os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+    os.environ['PYTHONPYCACHEPREFIX'] = sys.pycache_prefix # processes that xdist and tests start

@@ -30,6 +30,16 @@ def test_summary(done):
     assert all(0<=o['accuracy']<=1 for o in out['rows'])
 
 
+def test_summary_of_the_headline_alone(done):
+    "Without --variants: three trained arms and the untrained network, each comparison still made; nothing said of what did not run"
+    root, jobs, res = done
+    plain = {j.key for j in S._headline(MINI, 0)}
+    out = summary({k: v for k,v in res.items() if k in plain}, root)
+    assert {o['arm'].split(',')[0] for o in out['rows']} == {'untrained', 'V-JEPA', 'VideoMAE', 'plain pixels'}
+    assert {'random', 'pixels', 'plain', 'healthy', 'labels'} <= set(out['facts']) and not {'own', 'nostop', 'sooner'} & set(out['facts'])
+    assert len(out['paired'])==9 and {p['b'].split(',')[0] for p in out['paired']} == {'untrained', 'VideoMAE', 'plain pixels'}
+
+
 def test_second_run_does_nothing(done):
     root, jobs, res = done
     before = {j.key: (root/'jobs'/j.key/'result.json').stat().st_mtime_ns for j in jobs}
@@ -84,4 +94,7 @@ def test_walls():
 
 def test_reach():
     assert first_reach({0: [.1], 4: [.5]}, [.6]) == [None]
-    assert list(along({}, 'V-JEPA', 8, 'linear', (5,), 9)) == [0, 5, 9]
+    res = {f'probe/{k}/seed0': {'8': {'linear': .5}} for k in ('end/untrained', 'look5/V-JEPA', 'end/V-JEPA')}
+    assert along(res, 'V-JEPA', 8, 'linear', (5,), 9) == {0: [.5], 5: [.5], 9: [.5]}
+    del res['probe/look5/V-JEPA/seed0']
+    assert list(along(res, 'V-JEPA', 8, 'linear', (5,), 9)) == [0, 9]  # a look that was not taken is not on the curve

@@ -9,7 +9,7 @@ __all__ = ['modules', 'experiments', 'listing', 'choose', 'pick_device', 'n_work
 # %% ../nbs/91_reproduce.ipynb #e5e8cd09
 import base64, html, importlib, os, re, time
 from pathlib import Path
-from .core.experiment import registered, run_experiment, save_result, read_result, plan, folder_name
+from .core.experiment import registered, run_experiments, save_result, read_result, place
 from .core.store import atomic_path
 from .claims import measured, read_claims, wings
 
@@ -236,15 +236,15 @@ def reproduce(names:list=None, # Experiments; none for the headline ones
         if not Path(data).is_dir(): raise ValueError(f"--data {data}: no such folder")
         data,es = str(Path(data).resolve()),[e for e in es if e.takes_data or names]
     device = pick_device(device)
-    runs = []
-    for e in es:
-        jobs = plan(e.jobs(scale, range(seeds or e.seeds), variants=variants, data=data)) if scale in e.minutes else []
-        done = [j.key for j in jobs if read_result(j, Path(out)/folder_name(e, scale, data)/'jobs') is not None]
-        with Bars(jobs, done, quiet) as b:
-            runs.append(run_experiment(e, out, scale, seeds, workers or n_workers(device), device, variants, data, b.report))
-        if record: save_result(runs[-1]['experiment'], out, seeds=e.seeds)
-        write_report(runs, out, _command(names, scale, seeds, variants, all, data))
-    return runs
+    placed = place(es, out, scale, seeds, variants, data)
+    jobs,by_name,runs = [p for *_,ps in placed for p in ps],{root.name: e for e,root,_ in placed},{}
+    def each(m): # an experiment is through
+        runs[m['experiment']] = m
+        if record: save_result(m['experiment'], out, seeds=by_name[m['experiment']].seeds)
+        write_report([runs[n] for n in by_name if n in runs], out, _command(names, scale, seeds, variants, all, data))
+    with Bars(jobs, [p.key for p in jobs if read_result(p.job, p.root) is not None], quiet) as b:
+        return run_experiments(es, out, scale, seeds, workers or n_workers(device), device, variants, data, b.report, each)
+
 
 # %% ../nbs/91_reproduce.ipynb #e0e3db16
 def _command(names, scale, seeds, variants, all, data):

@@ -148,10 +148,22 @@ class CrossAttention(nn.Module):
         self.heads,self.q,self.kv = heads,nn.Linear(dim, dim),nn.Linear(dim, 2*dim)
 
     def forward(self, query, tok):
-        b,n,d = tok.shape
         q = self.q(query).unflatten(-1, (self.heads,-1)).transpose(1,2)
+        few = 2*self.heads*query.shape[1] <= tok.shape[-1]
+        return (self.folded if few else self.plain)(q, tok).transpose(1,2).flatten(2)
+
+    def plain(self, q, tok):
+        "Keys and values of every token"
         k,v = self.kv(tok).unflatten(-1, (2,self.heads,-1)).permute(2,0,3,1,4)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1,2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def folded(self, q, tok):
+        "The maps of keys and values go to the few queries instead of the many tokens"
+        (wk,wv),(_,bv) = (o.unflatten(0, (2,self.heads,-1)) for o in (self.kv.weight, self.kv.bias))
+        ask = torch.einsum('bhmc,hcd->bhmd', q, wk)*q.shape[-1]**-.5
+        w = (ask.flatten(1,2)@tok.mT).softmax(-1)
+        return torch.einsum('bhmd,hcd->bhmc', (w@tok).unflatten(1, q.shape[1:3]), wv)+bv[:,None]
+
 
 # %% ../../nbs/core/11_probe.ipynb #239eebac
 class AttentiveProbe(nn.Module):

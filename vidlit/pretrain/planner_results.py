@@ -117,15 +117,16 @@ def summary(res:dict, # Results by key
 )->dict:              # Rows, paired comparisons, figures, facts, headline
     "What the study found"
     rows,cmp,figs,facts = [],[],[],{}
-    for d in (2, 6):
+    dims = [d for d in (2, 6) if by_seed(res, f'ride/{d}d')]
+    for d in dims:
         arms = _arms(res, d)
         rows += [_row(k, d, v) for k,v in arms.items()]
         cmp += _compared(arms, d)
         figs += _figures(res, root, d)
         facts |= _facts(res, d)
     return dict(rows=rows, paired=cmp, figures=figs, facts=facts,
-        headline='; '.join(facts[f'{k}{d}']['text'] for d in (2, 6) for k in ('reach', 'search')) + '.')
+        headline='; '.join(facts[f'{k}{d}']['text'] for d in dims for k in ('reach', 'search')) + '.')
 
 # %% ../../nbs/pretrain/10b_planner_results.ipynb #1b16e55b
 planner = register(Experiment('planner', 'Does planning with a learned world model reach goals that it is only shown?', 'seeds/000, V-JEPA 2', planner_jobs, summary,
-    dict(toy=5.5, small=600), headline=False))
+    dict(toy=4, small=600), headline=False))

@@ -259,14 +259,14 @@ here = 'vidlit.pretrain.planner_study'
 def planner_jobs(
     scale:str, # 'toy' or 'small'
     seeds, # Which
-    variants:bool=False, # Other planners too
+    variants:bool=False, # Six numbers and other planners too
     data=None, # Not used
 )->list: # Jobs
     "Everything the study runs"
     r,jobs = plan_setups[scale],[]
     rec = asdict(r)
     for s in seeds:
-        for d in (2, 6):
+        for d in (2, 6) if variants else (2,):
             jobs += world_jobs_of(r.worlds(d), s)
             world = jobs[-1].key
             args = dict(setup=rec, dims=d, seed=s, world=world)

@@ -258,15 +258,15 @@ def _headline(j):
     yield j.job('teacher', 'teacher_job', m.steps*m.bs+m.ft_steps*m.ft_bs, data='data')
     yield j.cache('cache')
     yield j.student('cached', cache='cache')
-    yield j.student('pixels')
     yield j.probe('random student')
     yield j.probe('student', 'student/cached')
-    yield j.probe('student from pixels', 'student/pixels')
     yield j.probe('teacher', 'teacher', kind='finetuned')
     yield j.job('clock', 'clock_job', j.r.timed*j.r.bs*4, data='data', teacher='teacher', cache='cache')
 
 def _variants(j):
-    "Jobs of one seed that only variants need"
+    "Jobs of one seed that only variants need: pixels for targets, other caches, other students"
+    yield j.student('pixels')
+    yield j.probe('student from pixels', 'student/pixels')
     yield j.cache('cache pretrained', kind='pretrained')
     yield j.cache('cache orthogonal', projection='orthogonal')
     yield j.student('pretrained teacher', cache='cache pretrained')

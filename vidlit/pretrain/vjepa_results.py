@@ -25,7 +25,8 @@ def probed(res:dict,      # Results by key
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #e060dff0
 def along(res, arm, labels, probe, looks, steps): # {step of V-JEPA: accuracies}, from the untrained network on
-    return {0: probed(res, 'untrained', labels, probe)} | {s: probed(res, arm, labels, probe, s) for s in looks} | {steps: probed(res, arm, labels, probe)}
+    there = {0: probed(res, 'untrained', labels, probe)} | {s: probed(res, arm, labels, probe, s) for s in looks} | {steps: probed(res, arm, labels, probe)}
+    return {s: v for s,v in there.items() if v} # looks are seen with `--variants`
 
 def first_reach(curve:dict, # Step to accuracies, a number per seed
     target:list,            # Accuracy to reach, a number per seed
@@ -53,12 +54,12 @@ def _collapse(res):
     said = lambda a: ', '.join('never' if f is None else f'step {f}' for f in _flags(res, a))
     last = lambda a: ', '.join(f"{v['health'][-1]['feature_std']:.2f}" for v in by_seed(res, f'train/{a}'))
     facts = {k: dict(text=f"{a}: flagged as collapsed {said(a)}; spread of the targets at the end {last(a)} (by seed)", supports=None)
-        for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop'))}
-    facts['quarter'] = dict(text=_told({a: _sunk(res, f'train/{a}') for a in arms}), supports=None)
+        for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop')) if _flags(res, a)}
+    facts['quarter'] = dict(text=_told({a: _sunk(res, f'train/{a}') for a in arms if _flags(res, a)}), supports=None)
     if fresh := {a: _sunk(res, f'fresh/{a}') for a in ('V-JEPA', 'own target') if by_seed(res, f'fresh/{a}')}:
         facts['fresh'] = dict(text='seeds that the line was not drawn on: '+_told(fresh), supports=not any(fresh['V-JEPA']) and all(fresh['own target']))
     facts['healthy']['supports'] = all(f is None for f in _flags(res, 'V-JEPA'))
-    facts['nostop']['supports'] = all(f is not None for f in _flags(res, 'no stop'))
+    if 'nostop' in facts: facts['nostop']['supports'] = all(f is not None for f in _flags(res, 'no stop'))
     return facts
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #5b6471cf
@@ -85,10 +86,11 @@ _questions = dict( # Arm, the arm it is held against, what is asked
 def facts_of(res, r):
     "What the claims ledger looks up"
     lo,n = r.labels[0],r.labels[-1]
-    f = {k: _fact(res, n, *q) for k,q in _questions.items() if probed(res, q[0], n)}
+    f = {k: _fact(res, n, *q) for k,q in _questions.items() if probed(res, q[0], n) and probed(res, q[1], n)}
     f['labels'] = _fact(res, lo, 'V-JEPA', 'VideoMAE', 'V-JEPA against VideoMAE with few labels')
     f['linear'] = _fact(res, n, 'V-JEPA', 'VideoMAE', 'V-JEPA against VideoMAE', 'linear')
-    return f | _collapse(res) | dict(sooner=_sooner(res, r, 'VideoMAE'), sooner_plain=_sooner(res, r, 'plain pixels'))
+    if probed(res, 'V-JEPA', n, at=r.looks[0]): f |= dict(sooner=_sooner(res, r, 'VideoMAE'), sooner_plain=_sooner(res, r, 'plain pixels'))
+    return f | _collapse(res)
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #777d6733
 def _health(res, arm, key): # What the monitor saw, over seeds
@@ -101,23 +103,22 @@ def _label_curves(res, r): # {arm: {labels: accuracies}}, attentive
 
 def figures_of(res, root, r):
     "The pictures of the study"
-    n,chance = r.labels[-1],{'chance': 1/len(families)}
+    n,chance,run = r.labels[-1],{'chance': 1/len(families)},[a for a in arms if by_seed(res, f'train/{a}')]
     soon = {a: along(res, a, n, 'attentive', r.looks, r.steps) for a in ('V-JEPA', *painters)}
     took = {a: sum(v['seconds'] for v in by_seed(res, f'train/{a}'))/len(by_seed(res, f'train/{a}')) for a in soon}
     secs = {a: band({s*took[a]/r.steps: v for s,v in c.items()}, 0., 1.) for a,c in soon.items()}
-    slow = {a: band(along(res, a, n, 'linear', r.looks, r.steps), 0., 1.) for a in arms}
+    slow = {a: band(along(res, a, n, 'linear', r.looks, r.steps), 0., 1.) for a in run}
     share = {a: band(c, 0., 1.) for a,c in soon.items()}
     lab = {a: band(c, 0., 1.) for a,c in _label_curves(res, r).items()}
-    health = {k: {a: _health(res, a, k) for a in arms} for k in ('feature_std', 'effective_rank')}
+    health = {k: {a: _health(res, a, k) for a in run} for k in ('feature_std', 'effective_rank')}
     return [save_figure(root, f'{k}.png', fig, caption) for k,fig,caption in (
         ('share', show_curves(share, 'arithmetic, in steps of V-JEPA', 'test accuracy', levels=chance),
             f'Attentive probe on {n} labels of held-out textures against arithmetic; 0 is the untrained network. Bands are 95 % intervals over seeds.'),
         ('seconds', show_curves(secs, 'seconds of training', 'test accuracy', levels=chance), 'The same against seconds.'),
         ('labels', show_curves(lab, 'labelled clips', 'test accuracy', levels=chance, logx=True), 'Attentive probe against the number of labelled clips.'),
-        ('spread', show_curves(health['feature_std'], 'step', 'feature spread', levels={'warning': .05}),
-            'Spread of the targets over films at the same place, four arms.'),
+        ('spread', show_curves(health['feature_std'], 'step', 'feature spread', levels={'warning': .05}), 'Spread of the targets over films at the same place.'),
         ('rank', show_curves(health['effective_rank'], 'step', 'effective rank'), 'Effective rank of the same.'),
-        ('arms', show_curves(slow, 'step', 'test accuracy', levels=chance), f'Linear probe on {n} labels along the training of the four arms.'))]
+        ('arms', show_curves(slow, 'step', 'test accuracy', levels=chance), f'Linear probe on {n} labels along the training.'))]
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #53300636
 def _pairs(table, r):
@@ -125,7 +126,7 @@ def _pairs(table, r):
     n,lo = r.labels[-1],r.labels[0]
     rivals = [('attentive', n, b) for b in ('untrained', 'VideoMAE', 'plain pixels')] + [('linear', n, b) for b in ('untrained', 'VideoMAE', 'plain pixels')]
     rivals += [('attentive', lo, b) for b in ('untrained', 'VideoMAE', 'plain pixels')] + [('attentive', n, b) for b in arms if b!='V-JEPA']
-    out = [compare(table, f'V-JEPA, {p}, {k} labels', f'{b}, {p}, {k} labels', 'test accuracy') for p,k,b in rivals]
+    out = [compare(table, f'V-JEPA, {p}, {k} labels', f'{b}, {p}, {k} labels', 'test accuracy') for p,k,b in rivals if f'{b}, {p}, {k} labels' in table]
     return out + [compare(table, f'{v}, attentive, {n} labels', f'V-JEPA, attentive, {n} labels', 'test accuracy') for v in variants if f'{v}, attentive, {n} labels' in table]
 
 def summary(res:dict, # Results by key
@@ -136,7 +137,7 @@ def summary(res:dict, # Results by key
     names = ['untrained', *arms, *painters, *[v for v in variants if by_seed(res, f'train/{v}')]]
     table = {f'{a}, {p}, {n} labels': probed(res, a, n, p) for n in reversed(r.labels) for p in ('attentive', 'linear') for a in names if probed(res, a, n, p)}
     facts = facts_of(res, r)
-    told = '; '.join(facts[k]['text'] for k in ('random', 'pixels', 'plain', 'nostop'))
+    told = '; '.join(facts[k]['text'] for k in ('random', 'pixels', 'plain', 'nostop') if k in facts)
     return dict(rows=arm_rows(table, 'accuracy'), paired=_pairs(table, r), figures=figures_of(res, root, r), facts=facts,
         headline=f"Families of held-out textures in films full of noise, chance {100/len(families):.0f} %: {told}.")
 
@@ -150,4 +151,4 @@ def cost(scale:str # 'toy', 'small' or 'paper'
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #393104fb
 vjepa = register(Experiment('vjepa', 'Do features of hidden parts teach more than pixels, and what prevents the collapse?', 'seeds/000, V-JEPA', study_jobs, summary,
-    dict(toy=6.5, small=900, paper=1e7), headline=False, cost=cost))
+    dict(toy=4, small=900, paper=1e7), headline=False, cost=cost))

@@ -308,6 +308,6 @@ def world_jobs(scale, seeds, variants=False, data=None): # Jobs of the experimen
     r,out = world_setups[scale],[]
     for s in seeds:
         out += world_jobs_of(r, s)[:2]
-        out += [*_world(r, s, 'told'), *_world(r, s, 'blind'), *_world(r, s, 'random eye', eye=False)]
-        if variants: out += [*_world(r, s, 'document', kind='document'), *_world(r, s, 'no rollout', auto_steps=1)]
+        out += [*_world(r, s, 'told'), *_world(r, s, 'blind')]
+        if variants: out += [*_world(r, s, 'random eye', eye=False), *_world(r, s, 'document', kind='document'), *_world(r, s, 'no rollout', auto_steps=1)]
     return out

@@ -10,12 +10,13 @@ __all__ = ['Job', 'Context', 'read_result', 'run_job', 'plan', 'JobError', 'Plac
 # %% ../../nbs/core/15_experiment.ipynb #f715aaa0
 import fcntl, hashlib, importlib, json, os, platform, shutil, subprocess, time, traceback, warnings
 import multiprocessing as mp
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from concurrent.futures import ProcessPoolExecutor, wait, FIRST_COMPLETED
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from queue import Empty
+from threading import Thread
 from .metrics import interval, paired_interval
 from .store import atomic_path, write_json
 
@@ -134,9 +135,14 @@ class Placed:
 _waits = 'a job it needs failed'
 _queue = None
 
+def _follow(parent): # Nobody goes on in the dark when the caller is killed
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
 def _start(queue, threads):
     "In each worker process, once"
     global _queue
+    if parent := mp.parent_process(): Thread(target=_follow, args=(parent,), daemon=True).start()
     warnings.filterwarnings('ignore', message='.*torch.jit')  # fastai's import, nothing a user could do about
     import torch
     _queue = queue

@@ -1,0 +1,20 @@
+"Jobs that say when they ran, and in which process"
+import os
+import time
+from pathlib import Path
+
+
+def nap(ctx, seconds):
+    start = time.time()
+    (ctx.path/'pid').write_text(str(os.getpid()))
+    time.sleep(seconds)
+    return dict(start=start, end=time.time(), pid=os.getpid(), malloc=os.environ.get('GLIBC_TUNABLES', ''))
+
+
+def fail(ctx): raise ValueError('no such film')
+
+
+if __name__ == '__main__':
+    import sys
+    from vidlit.core.experiment import Job, run_jobs
+    run_jobs([Job(f'nap/{i}', 'experiment_toys:nap', dict(seconds=120)) for i in range(2)], Path(sys.argv[1]), workers=2)

@@ -1,0 +1,96 @@
+"Several experiments in one pool of processes: who waits for whom, what is told when, and what is left when the caller is killed"
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+import pytest
+from vidlit.core.experiment import Experiment, Job, JobError, run_experiments
+
+HERE = Path(__file__).parent
+
+
+def experiment(name, *jobs):
+    def summary(res, root): return dict(rows=[], paired=[], figures=[], headline=name, facts={k: v['start'] for k, v in res.items()})
+    return Experiment(name, f'What about {name}?', 'none', lambda *a, **kw: list(jobs), summary, dict(toy=.1))
+
+
+def nap(key, seconds, *needs): return Job(key, 'experiment_toys:nap', dict(seconds=seconds), needs, weight=seconds)
+
+
+@pytest.fixture(scope='module')
+def ran(tmp_path_factory):
+    "Two experiments on two workers: the first ends with one long job, which leaves a worker to the second"
+    out, told, said = tmp_path_factory.mktemp('out'), [], []
+    es = [experiment('first', nap('a', .1), nap('b', 2., 'a')), experiment('second', nap('a', .1), nap('c', .1, 'a'))]
+    runs = run_experiments(es, out, workers=2, report=lambda *o: said.append(o), each=lambda m: told.append(m['experiment']))
+    return out, runs, told, said
+
+
+def test_nobody_waits_for_the_last_job_of_another(ran):
+    out, runs, told, said = ran
+    assert told == ['second', 'first'] and [m['experiment'] for m in runs] == ['first', 'second']
+    assert all((out/n/'metrics.json').exists() for n in told)
+
+
+def test_keys_are_told_apart(ran):
+    out, runs, told, said = ran
+    assert {k for k, f, _ in said if f == 1} == {'first: a', 'first: b', 'second: a', 'second: c'}
+    assert set(runs[0]['facts']) == {'a', 'b'} and runs[0]['facts']['b'] >= runs[0]['facts']['a']
+
+
+def test_workers_are_others_and_the_caller_keeps_its_memory(ran):
+    out, *_ = ran
+    pids = {int(p.read_text()) for p in out.rglob('pid')}
+    assert os.getpid() not in pids and 'GLIBC_TUNABLES' not in os.environ
+
+
+def test_one_that_breaks_takes_no_other_along(tmp_path):
+    bad = experiment('bad', Job('x', 'experiment_toys:fail'), nap('y', .1, 'x'))
+    told = []
+    with pytest.raises(JobError, match='bad: x: ValueError: no such film .1 more wait') as e:
+        run_experiments([bad, experiment('good', nap('a', .1))], tmp_path, workers=2, each=lambda m: told.append(m['experiment']))
+    assert told == ['good'] and set(e.value.failed) == {'bad: x', 'bad: y'}
+
+
+def test_more_is_not_asked_than_can_be(tmp_path):
+    with pytest.raises(ValueError, match='no scale'): run_experiments([experiment('e', nap('a', 9.))], tmp_path, scale='huge')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_run_reads(ran):
+    out, runs, *_ = ran
+    es = [replace(experiment('first', nap('a', .1), nap('b', 2., 'a')))]
+    start = time.time()
+    assert run_experiments(es, out, workers=2)[0]['facts'] == runs[0]['facts'] and time.time()-start < 2
+
+
+def gone(pid):
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return True
+    return Path(f'/proc/{pid}/stat').read_text().split()[2] == 'Z'
+
+
+def wait_for(what, seconds=60):
+    end = time.time()+seconds
+    while time.time() < end:
+        if what(): return True
+        time.sleep(.05)
+    return False
+
+
+def test_workers_die_with_their_caller(tmp_path):
+    "kill -9: nobody goes on in the dark, holding locks and memory"
+    p = subprocess.Popen([sys.executable, str(HERE/'experiment_toys.py'), str(tmp_path)], stderr=subprocess.DEVNULL)
+    try:
+        assert wait_for(lambda: len([o for o in tmp_path.rglob('pid') if o.read_text()]) == 2)
+        pids = [int(o.read_text()) for o in tmp_path.rglob('pid')]
+        assert not any(gone(i) for i in pids)
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        assert wait_for(lambda: all(gone(i) for i in pids), 20)
+    finally:
+        p.kill()
+        p.wait()

@@ -33,7 +33,7 @@ test-nbs: $(STAMP)
 	$(ONE) $(BIN)/nbdev_test --n_workers 2 --timing
 
 test-py: $(STAMP)
-	$(ONE) $(BIN)/python -m pytest tests -n 2 --dist loadfile -q --timeout 300 --durations 12
+	$(ONE) $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -q --timeout 300 --durations 12
 
 check: $(STAMP)  ## Seconds: export in sync, notebooks clean, chkstyle quiet, layers, ruff
 	$(BIN)/python tests/check.py

@@ -9,3 +9,11 @@ def pytest_configure(config):
     sys.dont_write_bytecode, sys.pycache_prefix = False, str(config.cache.mkdir('bytecode'))
     os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
     os.environ['PYTHONPYCACHEPREFIX'] = sys.pycache_prefix # processes that xdist and tests start
+
+
+LONG = 'test_reproduce', 'test_chunk_run', 'test_docs', 'test_sharding', 'test_video_depth_study', 'test_distributed', 'test_cli', 'test_stjepa'
+
+
+def pytest_collection_modifyitems(items):
+    "Long files first, so that no process ends alone with one of them (`--no-loadscope-reorder` keeps this order)"
+    items.sort(key=lambda i: LONG.index(i.path.stem) if i.path.stem in LONG else len(LONG))

@@ -9,7 +9,7 @@ __all__ = ['modules', 'experiments', 'listing', 'choose', 'pick_device', 'n_work
 # %% ../nbs/91_reproduce.ipynb #e5e8cd09
 import base64, html, importlib, os, re, time
 from pathlib import Path
-from .core.experiment import registered, run_experiments, save_result, read_result, place
+from .core.experiment import folder_name, place, read_result, registered, run_experiments, save_result
 from .core.store import atomic_path
 from .claims import measured, read_claims, wings
 
@@ -236,14 +236,16 @@ def reproduce(names:list=None, # Experiments; none for the headline ones
         if not Path(data).is_dir(): raise ValueError(f"--data {data}: no such folder")
         data,es = str(Path(data).resolve()),[e for e in es if e.takes_data or names]
     device = pick_device(device)
-    placed = place(es, out, scale, seeds, variants, data)
-    jobs,by_name,runs = [p for *_,ps in placed for p in ps],{root.name: e for e,root,_ in placed},{}
+    by_name,runs = {folder_name(e, scale, data): e for e in es},{}
+    es = sorted(es, key=lambda e: -e.minutes.get(scale, 0)) # short ones last: they fill up the end
+    jobs = [p for *_,ps in place(es, out, scale, seeds, variants, data) for p in ps]
     def each(m): # an experiment is through
         runs[m['experiment']] = m
         if record: save_result(m['experiment'], out, seeds=by_name[m['experiment']].seeds)
         write_report([runs[n] for n in by_name if n in runs], out, _command(names, scale, seeds, variants, all, data))
     with Bars(jobs, [p.key for p in jobs if read_result(p.job, p.root) is not None], quiet) as b:
-        return run_experiments(es, out, scale, seeds, workers or n_workers(device), device, variants, data, b.report, each)
+        run_experiments(es, out, scale, seeds, workers or n_workers(device), device, variants, data, b.report, each)
+    return [runs[n] for n in by_name]
 
 
 # %% ../nbs/91_reproduce.ipynb #e0e3db16

@@ -144,4 +144,4 @@ def cost(scale:str # 'toy', 'small' or 'paper'
 
 # %% ../../nbs/pretrain/05c_omnimae_results.ipynb #53573ab4
 omnimae = register(Experiment('omnimae', 'One network for stills and films, or one for each?', 'seeds/000, OmniMAE', study_jobs, summary,
-    dict(toy=3, small=600, paper=1e7), headline=False, cost=cost))
+    dict(toy=5.4, small=600, paper=1e7), headline=False, cost=cost))

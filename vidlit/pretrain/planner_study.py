@@ -259,7 +259,7 @@ here = 'vidlit.pretrain.planner_study'
 def planner_jobs(
     scale:str, # 'toy' or 'small'
     seeds, # Which
-    variants:bool=False, # Six numbers and other planners too
+    variants:bool=False, # Six numbers, curves over rollouts and other planners too
     data=None, # Not used
 )->list: # Jobs
     "Everything the study runs"
@@ -270,6 +270,7 @@ def planner_jobs(
             jobs += world_jobs_of(r.worlds(d), s)
             world = jobs[-1].key
             args = dict(setup=rec, dims=d, seed=s, world=world)
-            jobs += [Job(f'{k}/{d}d/seed{s}', f'{here}:{k}_job', args, (world,), w) for k,w in dict(ride=20*d/2, curve=20, land=3).items()]
+            todo = dict(ride=20*d/2, land=3) | (dict(curve=20) if variants else {})
+            jobs += [Job(f'{k}/{d}d/seed{s}', f'{here}:{k}_job', args, (world,), w) for k,w in todo.items()]
             if variants: jobs += [Job(f'variant {v}/{d}d/seed{s}', f'{here}:variant_job', args | dict(name=v), (world,), 15) for v in _variants(r, d)]
     return jobs

@@ -119,4 +119,4 @@ def cost(scale:str # 'toy', 'small' or 'paper'
 
 # %% ../../nbs/pretrain/08d_vjepa2_results.ipynb #63e095d3
 vjepa2 = register(Experiment('vjepa2', 'What do predicted tokens add to foresight, and does rotation carry to other films?', 'seeds/000, V-JEPA 2', study_jobs, summary,
-    dict(toy=4, small=600, paper=1e7), headline=False, cost=cost))
+    dict(toy=2.9, small=600, paper=1e7), headline=False, cost=cost))

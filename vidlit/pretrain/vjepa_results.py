@@ -151,4 +151,4 @@ def cost(scale:str # 'toy', 'small' or 'paper'
 
 # %% ../../nbs/pretrain/07c_vjepa_results.ipynb #393104fb
 vjepa = register(Experiment('vjepa', 'Do features of hidden parts teach more than pixels, and what prevents the collapse?', 'seeds/000, V-JEPA', study_jobs, summary,
-    dict(toy=4, small=900, paper=1e7), headline=False, cost=cost))
+    dict(toy=3.2, small=900, paper=1e7), headline=False, cost=cost))

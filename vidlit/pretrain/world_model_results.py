@@ -122,4 +122,4 @@ def cost(scale:str # 'toy', 'small' or 'paper'
 
 # %% ../../nbs/pretrain/09d_world_model_results.ipynb #baf0603c
 world_model = register(Experiment('world_model', 'Does it know what an action will do?', 'seeds/000, V-JEPA 2', world_jobs, summary,
-    dict(toy=5, small=900), headline=False, cost=cost))
+    dict(toy=3, small=900), headline=False, cost=cost))

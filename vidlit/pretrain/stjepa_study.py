@@ -40,10 +40,9 @@ class Setup:
     vit:ViTConfig = ViTConfig(dim=64, depth=2, heads=4, patch=(2,4,4)) # The student
     fact:int = 1           # Its factorised blocks
     out:int = 32           # Width of the targets
-    steps:int = 2000       # Of the student's training
+    steps:int = 1200       # Of the student's training
     bs:int = 64            # Clips in a batch
-    lr:float = 1e-3        # Peak of the warm-up cosine
-    pixel_lr:float = 1e-3  # The same for the student from pixels
+    lr:float = 2e-3        # Peak of the warm-up cosine
     ratio:float = .5       # Fraction hidden, in tubes
     ft_lr:float = 3e-3     # Of fine-tuning the teacher
     probe_epochs:int = 40  # Of the attentive probe
@@ -193,7 +192,7 @@ def pixel_learner(r, clips, seed, device='cpu', cbs=()):
     "The same student, told the pixels instead"
     dls = clip_dls(clips, bs=r.bs, tfm=coloured, valid_tfm=plain, seed=seed, device=torch.device(device))
     net = fresh_student(r, seed, out=3*r.vit.patch[0]*r.vit.patch[1]*r.vit.patch[2]).to(device)
-    learn = pretrainer(dls, net, ratio=r.ratio, lr=r.pixel_lr, gen=seed, loss=nn.MSELoss(), cbs=cbs)
+    learn = pretrainer(dls, net, ratio=r.ratio, lr=r.lr, gen=seed, loss=nn.MSELoss(), cbs=cbs)
     learn.remove_cb(next(o for o in learn.cbs if isinstance(o, HiddenTargets)))
     return learn.add_cb(PixelTargets(r.vit.patch))
 

@@ -152,7 +152,7 @@ def fresh(r:JepaSetup, # Setup
 
 def fresh_mae(r:JepaSetup, seed:int, **parts)->VideoMAE:
     "The painter of pixels; its encoder starts as V-JEPA's"
-    mae = _start(VideoMAE(VideoMAEConfig(r.enc, r.pred), pos=sincos_3d, **parts), seed)
+    mae = _start(VideoMAE(VideoMAEConfig(r.enc, r.pred), pos=sincos_3d, gen=torch.Generator().manual_seed(seed), **parts), seed)
     mae.encoder.load_state_dict(fresh(r, seed).encoder.state_dict(), strict=False) # V-JEPA also keeps its positions
     return mae
 

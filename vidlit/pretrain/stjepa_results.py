@@ -95,4 +95,4 @@ def cost(scale:str # 'toy', 'small' or 'paper'
 
 # %% ../../nbs/pretrain/11e_stjepa_results.ipynb #e28e791f
 stjepa = register(Experiment('stjepa', "Is a teacher's cached opinion a better target than pixels?", 'seeds/004', study_jobs, summary,
-    dict(toy=8, small=900, paper=1e6), headline=False, cost=cost))
+    dict(toy=7.3, small=900, paper=1e6), headline=False, cost=cost))

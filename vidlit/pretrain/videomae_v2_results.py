@@ -107,4 +107,4 @@ def cost2(scale:str # 'toy', 'small' or 'paper'
     return [recipe_cost(Recipe(f'{scale}, all painted', r.model, (r.frames, r.size, r.size), ratio=r.ratio, **how))]
 
 videomae_v2 = register(Experiment('videomae_v2', 'What does dual masking buy in the same time?', 'seeds/000, VideoMAE V2', v2_jobs, summary2,
-    dict(toy=3.7, small=600, paper=1e7), headline=False, cost=cost2))
+    dict(toy=4.3, small=600, paper=1e7), headline=False, cost=cost2))

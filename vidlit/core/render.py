@@ -42,7 +42,7 @@ def _paint_room(s, x, y, hit):
     "Colour of the room [b,3,t or 1,h,w]: each face's brightness times the texture."
     z,pt,sgn,on,d = hit
     cos = on[0]*d[0].abs()+on[1]*d[1].abs()+on[2]*d[2].abs()
-    foot = z*(x*x+(y*y+1)).sqrt()/(cos*s.K[:, 0, 0].to(z.dtype)[:, None, None, None])  # eq. 1, d has length |d|
+    foot = z*(x*x+(y*y+1)).sqrt()/(cos*s.K[:, 0, 0].to(z.dtype)[:, None, None, None])  # eq. 1, left
     lo,hi = (per_pixel(s.tint[:, None, i].to(z.dtype)) for i in (0, 1))
     tint = sum(n*((a+b)/2+g*((b-a)/2)) for n,g,a,b in zip(on, sgn, lo, hi))
     rgb = texture(pt, foot, [v[:, None, None, None] for v in s.tex[:, 0].to(z.dtype).unbind(-1)])
@@ -65,7 +65,7 @@ def _paint_objects(s, r, z, q, d, nu):
     size = torch.stack(gather(lookup(s.size, 2, q.dtype), obj))
     pt,n,d = q*size,nu/size,d*size
     length = _sum3(n*n).sqrt()
-    foot = z*_sum3(d*d)*length/(s.K[:, 0, 0].to(q.dtype)[item]*_sum3(n*d).abs().clamp(min=1e-6))  # eq. 1
+    foot = z*_sum3(d*d)*length/(s.K[:, 0, 0].to(q.dtype)[item]*_sum3(n*d).abs().clamp(min=1e-6))  # eq. 1, right
     rgb = texture(pt, foot, gather(lookup(s.tex[:, 1:], 2, q.dtype), obj))
     return torch.stack(rgb), pt, n/length
 

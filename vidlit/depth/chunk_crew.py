@@ -175,6 +175,7 @@ def stop(self:Crew,
         try: p.wait(max(.1, end-time.monotonic()))
         except subprocess.TimeoutExpired: p.kill()
     for p in live: p.wait()
+    self.procs = {i: p for i,p in self.procs.items() if p not in live} # whom it ended did not die
 
 # %% ../../nbs/depth/08c_chunk_crew.ipynb #b9684296
 @patch
@@ -184,22 +185,23 @@ def look(self:Crew,
     "See who ended, and how; replace the dead"
     for i,p in list(self.procs.items()):
         if (code := p.poll()) is None: continue
+        del self.procs[i]
         if code>=0: self._heard(i, p, code)
-        elif self.left(): self._died(i, code, patience)
-    return any(p.poll() is None for p in self.procs.values())
+        else: self._died(i, code, patience)
+    return bool(self.procs)
 
 @patch
 def _heard(self:Crew, i, p, code):
     "Keep the last words of a worker that ended by itself"
-    del self.procs[i]
     lines = self.log(i).read_text(errors='replace').split('\n') if code else []
     if lines: self.said.append(next((o.removeprefix('vidlit: ') for o in reversed(lines) if o.strip()), f'exit code {code}'))
 
 @patch
 def _died(self:Crew, i, code, patience):
-    "Replace worker `i`, or give up"
+    "Count it; replace worker `i` if there is work left, or give up"
     now = self._windows()
     self.deaths,self.row,self.done = self.deaths+1,1 if now>self.done else self.row+1,now
+    if not self.left(): return
     if self.row>=patience:
         name = signal.Signals(-code).name
         raise ChunkError(f"{self.path}: workers died {self.row} times in a row by {name} and no window was done in between; not enough memory? Try fewer workers or a smaller --max-res. "

@@ -63,7 +63,7 @@ def run_workers(
     ttl:float=60., # Seconds after which a silent worker's chunk is free
     report:Callable=None, # Gets `status(path)` about once a second
     every:float=1. # Seconds between reports
-)->dict: # `status(path)`, with `deaths`: how many workers had to be replaced
+)->dict: # `status(path)`, with `deaths`: how many workers died on the way
     "Keep workers at work until a job is done"
     crew = _crew(path, devices_for(device, workers), task or slurm_task(), ttl)
     if not crew.left(): return {**status(path), 'deaths':0}

@@ -101,6 +101,8 @@ def _series(v):
     v = v if isinstance(v, tuple) else (range(len(v)), v)
     if len(v) not in (2, 4): raise ValueError(f"a curve is y, (x, y) or (x, y, low, high), not {len(v)} parts")
     out = [arr(a) for a in map(lambda a: list(a) if isinstance(a, range) else a, v)]
+    bad = [list(a.shape) for a in out if a.ndim != 1]
+    if bad: raise ValueError(f"a part of a curve is a row of numbers, not an array {bad[0]}; x and y go together in a tuple")
     if len({len(a) for a in out}) > 1: raise ValueError(f"parts of a curve differ in length: {[len(a) for a in out]}")
     return out + [None]*(4-len(out))
 
@@ -140,7 +142,8 @@ def show_intervals(
     best:str|None=None, # Name drawn in colour; default: all
 )->Picture:
     "A dot and its interval for every name, to compare arms"
-    fig = Picture(figsize=(6.4, .75+.34*len(values)), layout='constrained')
+    width = max(6.4, 3.2+.075*max((len(str(k)) for k in values), default=0)) # long names widen the picture, they do not squeeze the axes
+    fig = Picture(figsize=(width, .75+.34*len(values)), layout='constrained')
     ax = _tidy(fig.add_subplot(), xlabel, '', title)
     ax.grid(False, axis='y')
     for i, (name, v) in enumerate(values.items()):

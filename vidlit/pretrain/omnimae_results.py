@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ..core.clips import denormalise
 from ..core.experiment import Experiment, arm_rows, compare, register
 from ..core.picture import show_curves
-from ..core.show import hide, show_clips
+from ..core.show import frames, hide, sheet
 from ..core.store import read_json
 from ..core.summary import band_of, fact, percent, save_figure
 from ..core.tokens import Grid, grid_of
@@ -80,18 +80,17 @@ def facts(res:dict # Results by key
 
 # %% ../../nbs/pretrain/05c_omnimae_results.ipynb #36c56cb5
 def _paint(root, s=0):
-    "Stills and films of test worlds under the joint model"
+    "Films (first and last frame) and stills of test worlds under the joint model"
     jobs = Path(root)/'jobs'
     d,w = load_file(jobs/f'data/seed{s}'/'data.safetensors'),jobs/f'pretrain/joint/seed{s}'/'model.safetensors'
     r = Setup(**read_json(w.parent/'result.json')['result']['setup'])
-    mae,rows,size = network(r, s, weights=w).eval(),[],r.model.enc.patch
-    for x in (to_input(d['motion_test'][:2]), to_input(d['place_test'][:2])):
+    mae,cols,size = network(r, s, weights=w).eval(),[],r.model.enc.patch
+    for x,at in ((to_input(d['motion_test'][:2]), [0, -1]), (to_input(d['place_test'][:2]), [0])):
         m = omni_mask(x if x.shape[2]>1 else x[:,:,0], size, r.ratio, torch.Generator().manual_seed(1))
         clip = x if x.shape[2]>1 else x.expand(-1, -1, size[0], -1, -1)
         made,true = mae.reconstruct(clip, m),denormalise(clip)
-        rows += [o[i].expand(-1, r.frames, -1, -1) if o.shape[2]==1 else o[i] for i in range(2) for o in (hide(true, m, grid_of(clip, size)), made, true)]
-    n = r.frames
-    return show_clips(torch.stack([o if o.shape[1]==n else o[:, :1].expand(-1, n, -1, -1) for o in rows]), n=4, titles=['seen', 'painted', 'true']*4)
+        cols += [torch.stack([o[i, :, at] for o in (hide(true, m, grid_of(clip, size)), made, true)]) for i in range(2)]
+    return sheet([frames(o) for o in torch.cat(cols, 2)], [*['t=0', f't={r.frames-1}']*2, 'still', 'still'], ['seen', 'painted', 'true'])
 
 # %% ../../nbs/pretrain/05c_omnimae_results.ipynb #db47f557
 def _over(curves): # Batches of a kind come at other steps in other seeds: those of the first seed stand for all

@@ -166,9 +166,15 @@ def _serial(order, device, report):
         yield p.key, r, why
 
 # %% ../../nbs/core/15_experiment.ipynb #95a21834
-def _submit(pool, left, done, running, devices, room):
-    "Start the heaviest jobs that are ready, of the first experiments first, as many as there is room for"
-    ready = sorted((p for p in left if done.issuperset(p.needs)), key=lambda p: (p.turn, -p.weight))
+def _chains(order):
+    "What each job weighs together with the heaviest chain of jobs that wait for it"
+    got = {}
+    for p in reversed(order): got[p.key] = p.weight+max((got[q.key] for q in order if p.key in q.needs), default=0.)
+    return got
+
+def _submit(pool, left, done, running, devices, room, chain):
+    "Start the jobs that are ready, of the first experiments first, then by the chain behind them, as many as there is room for"
+    ready = sorted((p for p in left if done.issuperset(p.needs)), key=lambda p: (p.turn, -chain[p.key]))
     for p in ready[:max(0, room-len(running))]:
         left.remove(p)
         running[pool.submit(_work, p, devices[len(done)%len(devices)])] = p
@@ -200,20 +206,20 @@ def _context(modules):
 # %% ../../nbs/core/15_experiment.ipynb #573555c8
 def _parallel(order, devices, report, workers):
     "Run jobs in a pool of processes as their needs are met; gives (key, result, traceback of a failure)"
-    done,running,left = set(),{},list(order)
+    done,running,left,chain = set(),{},list(order),_chains(order)
     ctx = _context({p.job.fn.split(':')[0] for p in order} - {'__main__'})
     threads = max(1, (os.cpu_count() or 1)//workers)
     with ctx.Manager() as man:
         queue = man.Queue()
         with ProcessPoolExecutor(workers, mp_context=ctx, initializer=_start, initargs=(queue, threads)) as pool:
-            _submit(pool, left, done, running, devices, workers)
+            _submit(pool, left, done, running, devices, workers, chain)
             while running:
                 ended,_ = wait(running, timeout=.2, return_when=FIRST_COMPLETED)
                 _drain(queue, report)
                 for f in ended:
                     p,e = running.pop(f),f.exception()
                     if not e: done.add(p.key)
-                    _submit(pool, left, done, running, devices, workers) # before anything else: workers must not wait
+                    _submit(pool, left, done, running, devices, workers, chain) # before anything else: workers must not wait
                     yield p.key, None if e else f.result(), ''.join(traceback.format_exception(e)) if e else None
     yield from ((p.key, None, _waits) for p in left)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['setups2', 'arms', 'headline', 'others', 'here', 'Setup2', 'arm', 'fresh2', 'trainer', 'clock_job', 'data2_job',
-           'pretrain2_job', 'start', 'tune2_job', 'probe2_job', 'v2_jobs']
+           'pretrain2_job', 'start', 'classifier2', 'tune2_job', 'probe2_job', 'v2_jobs']
 
 # %% ../../nbs/pretrain/04c_videomae_v2_study.ipynb #14e93267
 import statistics, time, torch
@@ -156,13 +156,19 @@ def start(name:str,   # Arm
     if weights: mae.load_state_dict(load_file(weights))
     return mae.to(device).eval()
 
+def classifier2(mae:VideoMAE2, # Its encoder becomes the body
+    r:Setup2,                  # Setup
+    seed:int,                  # Of the head
+)->Classifier:                 # Of the eight motions
+    "An encoder under a fresh head"
+    with global_seed(seed): return Classifier(mae.encoder, r.dim, 8, init=1.)
+
+# %% ../../nbs/pretrain/04c_videomae_v2_study.ipynb #84ba0d4e
 def tune2_job(ctx, setup:dict, seed:int, name:str, data:str, pre:str=None):
     "Fine-tune an arm, or its architecture from scratch, and test it once"
     r,d = Setup2(**setup),load_file(ctx.folder(data)/'data.safetensors')
     mae = start(name, r, seed, ctx.folder(pre)/'model.safetensors' if pre else None)
-    with torch.random.fork_rng(devices=[]):
-        global_seed(seed)
-        model = Classifier(mae.encoder, r.dim, 8, init=1.).to(ctx.device)
+    model = classifier2(mae, r, seed).to(ctx.device)
     dls = clip_dls((d['label'], d['label_y']), bs=r.ft_bs, tfm=coloured, seed=seed, device=torch.device(ctx.device))
     watch = Watch(d['valid'], d['valid_y'], max(1, r.ft_steps//8), ctx.device)
     fit(classifier_learner(model, dls, r.ft_lr, cbs=[watch]), steps=r.ft_steps, validate=False)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.core.experiment import run_jobs
+from vidlit.core.jobs import run_jobs
 from vidlit.pretrain.planner import CEM, ActionSpace, Descent, Obs, Planner, Shooting, droid, l1_energy
 from vidlit.pretrain.planner_study import PlanSetup, arenas, at_random, make_tasks, oracle, planned, planner_jobs, ride, score
 from vidlit.pretrain.world_model_study import new_world

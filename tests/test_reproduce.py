@@ -115,7 +115,7 @@ def test_real_films(tmp_path):
 def test_too_many_bad_films_fail_loudly(tmp_path):
     films(tmp_path/'films')
     for i in (1, 2): (tmp_path/'films'/f'film{i}.mp4').write_bytes(b'no film at all')
-    from vidlit.core.experiment import JobError
+    from vidlit.core.jobs import JobError
     with pytest.raises(JobError, match='3 of 4 films'): go(tmp_path/'out', seeds=1, data=str(tmp_path/'films'))
 
 

@@ -8,7 +8,7 @@ from fastai.data.core import DataLoaders
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
-from vidlit.core.experiment import Context, plan, run_jobs
+from vidlit.core.jobs import Context, plan, run_jobs
 from vidlit.core.train import fit
 from vidlit.depth import lab as L, pseudo_labels_study as S
 from vidlit.depth.depth_anything import DepthAnythingConfig

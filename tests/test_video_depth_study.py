@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from vidlit.core.experiment import read_result, run_job
+from vidlit.core.jobs import read_result, run_job
 from vidlit.core.pixels import normalise
 from vidlit.depth import video_depth_results as R, video_depth_study as S
 from vidlit.depth.temporal_head import VideoDepth

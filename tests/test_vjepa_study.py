@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from vidlit.core.experiment import plan, run_jobs
+from vidlit.core.jobs import plan, run_jobs
 from vidlit.core.worlds import WorldConfig, make_scene
 from vidlit.pretrain import vjepa_study as S
 from vidlit.pretrain.vjepa_results import along, first_reach, summary, vjepa

@@ -43,7 +43,7 @@ class Refused(ValueError): "Bad input to a command: one line, exit code 2"
 
 def _fault(e)->int: # Exit code for an exception, or None when it is a bug and should be seen whole
     "What an exception means to the shell"
-    from vidlit.core.experiment import JobError
+    from vidlit.core.jobs import JobError
     if isinstance(e, JobError): return 1
     if isinstance(e, (ValueError, OSError)): return 2
     from vidlit.core.checkpoint import CheckpointError

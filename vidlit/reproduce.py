@@ -9,7 +9,8 @@ __all__ = ['modules', 'experiments', 'listing', 'choose', 'pick_device', 'n_work
 # %% ../nbs/91_reproduce.ipynb #e5e8cd09
 import base64, html, importlib, os, re, time
 from pathlib import Path
-from .core.experiment import folder_name, place, read_result, registered, run_experiments, save_result
+from .core.experiment import folder_name, place, registered, run_experiments, save_result
+from .core.jobs import read_result
 from .core.store import atomic_path
 from .claims import measured, read_claims, wings
 

@@ -8,7 +8,7 @@ __all__ = ['ways', 'models', 'still_film', 'Moods', 'frames_and_model', 'dealt',
 
 # %% ../../nbs/depth/08d_chunks_study.ipynb #d066b728
 import torch
-from ..core.experiment import Job
+from ..core.jobs import Job
 from ..core.worlds import WorldConfig, make_worlds
 from .chunk_merge import chunk_fits, merge_frames
 from .chunks import deal, first_windows, split

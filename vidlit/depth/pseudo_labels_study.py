@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from types import SimpleNamespace
-from ..core.experiment import Job
+from ..core.jobs import Job
 from ..core.pixels import normalise
 from ..core.schedule import adamw, warmup_cosine
 from ..core.train import History, MaskSampler, ModelLoss, ParamSchedule, fit

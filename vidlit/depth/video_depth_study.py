@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 from types import SimpleNamespace
-from ..core.experiment import Job
+from ..core.jobs import Job
 from ..core.pixels import normalise
 from ..core.train import as_gen
 from ..core.worlds import WorldConfig, make_worlds

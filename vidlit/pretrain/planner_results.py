@@ -13,7 +13,7 @@ from ..core.experiment import Experiment, compare, register
 from ..core.metrics import interval, wilson
 from ..core.picture import show_curves
 from ..core.show import save_gif
-from ..core.summary import band_of, by_seed, save_figure
+from ..core.summary import band_of, by_seed, decided, save_figure
 from .planner import show_landscapes
 from .planner_study import PlanSetup, kinds, planner_jobs
 
@@ -103,7 +103,7 @@ def _facts(res, d):
     out = dict(reach=reach)
     if by_seed(res, f'curve/{d}d'): out['search'] = _winner(res, d)
     out['document'] = dict(text=f"{d} numbers: cross-entropy with L1 {rate['planner']:.0%}, the document's 100 random plans with cosine {rate['document']:.0%}",
-        supports=True if (doc['low'] or 0) > 0 else False if (doc['high'] or 0) < 0 else None)
+        supports=decided(doc))
     out['landscape'] = dict(text=f"{d} numbers: the energy's lowest point lies {100*med:.0f} cm (median of {sum(o['n'] for o in lands)} states) "
         f"from the true action, another state's {100*chance:.0f} cm", supports=med < chance/2)
     out['time'] = dict(text=f"{d} numbers: one plan for one task takes {1000*sum(o['alone'] for o in rides)/len(rides):.0f} ms", supports=None)

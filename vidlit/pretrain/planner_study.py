@@ -12,7 +12,7 @@ import time, torch
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field, replace
 from ..core.control import ControlWorld, State, rotation, rotation_vector
-from ..core.experiment import Job
+from ..core.jobs import Job
 from .lab import save_tensors
 from .planner import CEM, ActionSpace, Descent, Obs, Planner, Shooting, cosine_energy, lowest
 from .world_model_study import Arena, WorldSetup, load_world, world_jobs_of

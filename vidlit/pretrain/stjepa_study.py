@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from ..core.checkpoint import Checkpoint, Seeded
 from ..core.clips import clip_dls, item_gen
-from ..core.experiment import Job
+from ..core.jobs import Job
 from ..core.fingerprint import fingerprint
 from ..core.store import TokenCache
 from ..core.tokens import grid_of, split_mask, take

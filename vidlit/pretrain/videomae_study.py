@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from ..core.checkpoint import Checkpoint, Seeded
 from ..core.clips import clip_dls, fit_square, normalise, to_clip
-from ..core.experiment import Job
+from ..core.jobs import Job
 from ..core.film import VideoError
 from ..core.finetune import classifier_learner
 from ..core.sampling import list_folder

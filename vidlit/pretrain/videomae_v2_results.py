@@ -35,6 +35,8 @@ def _facts(res, acc, cmp):
         for i,(k,b,text) in enumerate((('equal', 'VideoMAE', 'equal pretraining time'), ('scratch', 'scratch', 'pretrained against not')))}
     saved = f"a toy step of V2 takes {clock['time']['V2']:.2f} of VideoMAE's time and keeps {clock['kept']['V2']:.2f} of its bytes for the backward pass"
     out['step'] = dict(text=saved, supports=clock['time']['V2']<1)
+    took = {k: sum(o['seconds'] for o in by_seed(res, f'pretrain/{k}')) for k in ('V2', 'VideoMAE')}
+    out['time'] = dict(text=f"V2's pretraining took {took['V2']/took['VideoMAE']:.2f} of VideoMAE's processor time", supports=.9 < took['V2']/took['VideoMAE'] < 1.1)
     def painted(a, b, how):
         c = compare({a: held[a], b: held[b]}, a, b)
         x,y = (sum(held[o])/len(held[o]) for o in (a, b))
@@ -91,9 +93,10 @@ def summary2(res:dict, # Results by key
     cmp += [compare(held, 'V2, held-out loss', k, 'held-out loss') for k in held if k!='V2, held-out loss']
     clock = res['clock']['time'] | res.get('clock/others', {}).get('time', {})
     kept = res['clock']['kept'] | res.get('clock/others', {}).get('kept', {})
-    steps = {k: [o['steps'] for o in by_seed(res, f'pretrain/{k}')] for k in clock}
+    runs = {k: by_seed(res, f'pretrain/{k}') for k in clock}
     rows = arm_rows(acc, 'accuracy') + arm_rows(held, 'loss', 4)
-    rows += [{'arm': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2), 'steps in the same time': steps[k][0]} for k in clock]
+    rows += [{'arm': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2), 'steps in the same time': v[0]['steps'],
+        'core-seconds': round(sum(o['seconds'] for o in v)/len(v), 1)} for k,v in runs.items()]
     facts = _facts(res, acc, cmp)
     return dict(rows=rows, paired=cmp, figures=_figures(res, root, acc), facts=facts,
         headline='Eight directions on held-out textures, chance 12.5 %: ' + '; '.join(facts[k]['text'] for k in ('equal', 'scratch', 'step')) + '.')

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from ..core.checkpoint import Checkpoint, Seeded
 from ..core.clips import clip_dls
-from ..core.experiment import Job
+from ..core.jobs import Job
 from ..core.finetune import Feats
 from ..core.probe import accuracy, attentive_probe, linear_probe, standardise
 from ..core.tokens import Grid, grid_of, take

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..core.checkpoint import Checkpoint, Seeded
 from ..core.clips import clip_dls
 from ..core.control import ControlWorld, random_actions
-from ..core.experiment import Job
+from ..core.jobs import Job
 from ..core.tokens import sincos_3d
 from ..core.train import Progress, fit
 from ..core.vit import ViTConfig
@@ -258,7 +258,7 @@ def chosen_action(
         c[0] = actions[i, 0]
         far = (c-c[0]).flatten(1).norm(dim=1)
         energy = (wm.rollout(tok[i:i+1, 0], states[i:i+1, 0], c)[:, 0]-tok[i, 1]).abs().mean((1, 2))
-        got.append(torch.stack((far[energy.argmin()], far[1:].min(), far[1:].mean())))
+        got.append(torch.stack((far[energy == energy.min()].mean(), far[1:].min(), far[1:].mean())))  # candidates of equal energy count alike
     return dict(zip(('chosen', 'nearest', 'random'), torch.stack(got).mean(0).tolist()))
 
 # %% ../../nbs/pretrain/09c_world_model_study.ipynb #9ee6a0db

@@ -96,9 +96,10 @@ def run_job(job:Job, # What to run
 # %% ../../nbs/core/14a_jobs.ipynb #cb03f6e3
 def plan(jobs:list, # Jobs in any order
 )->list:            # The same, each after what it needs
-    "Order jobs by their needs; a missing need, a doubled key or a circle is a ValueError that names it"
+    "Order jobs by their needs; a missing need, a doubled key, a folder within another's or a circle is a ValueError that names it"
     keys = [j.key for j in jobs]
     if twice := {k for k in keys if keys.count(k)>1}: raise ValueError(f"two jobs share the key {min(twice)!r}")
+    if inside := [(k, str(p)) for k in keys for p in Path(k).parents if str(p) in keys]: raise ValueError("job {!r} would lie in the folder of job {!r}".format(*inside[0]))
     if lost := {n for j in jobs for n in j.needs} - set(keys): raise ValueError(f"no job provides {min(lost)!r}")
     done,order,left = set(),[],list(jobs)
     while left:

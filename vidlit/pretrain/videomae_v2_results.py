@@ -30,7 +30,7 @@ def _accuracies(res): # Arm to accuracies by seed
 # %% ../../nbs/pretrain/04d_videomae_v2_results.ipynb #425ed74b
 def _facts(res, acc, cmp):
     "What the claims ledger looks up"
-    clock,held = res['clock'],{k: [o['held'] for o in by_seed(res, f'pretrain/{k}')] for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
+    clock,held = res['clock/headline'],{k: [o['held'] for o in by_seed(res, f'pretrain/{k}')] for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
     out = {k: fact(cmp[i], f"{text}: fine-tuned V2 {percent(acc['V2, fine-tuned'])}, {b} {percent(acc[b+', fine-tuned'])}")
         for i,(k,b,text) in enumerate((('equal', 'VideoMAE', 'equal pretraining time'), ('scratch', 'scratch', 'pretrained against not')))}
     saved = f"a toy step of V2 takes {clock['time']['V2']:.2f} of VideoMAE's time and keeps {clock['kept']['V2']:.2f} of its bytes for the backward pass"
@@ -91,8 +91,8 @@ def summary2(res:dict, # Results by key
     held = {f'{k}, held-out loss': [o['held'] for o in by_seed(res, f'pretrain/{k}')] for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
     held = {k: v for k,v in held.items() if v}
     cmp += [compare(held, 'V2, held-out loss', k, 'held-out loss') for k in held if k!='V2, held-out loss']
-    clock = res['clock']['time'] | res.get('clock/others', {}).get('time', {})
-    kept = res['clock']['kept'] | res.get('clock/others', {}).get('kept', {})
+    clock = res['clock/headline']['time'] | res.get('clock/others', {}).get('time', {})
+    kept = res['clock/headline']['kept'] | res.get('clock/others', {}).get('kept', {})
     runs = {k: by_seed(res, f'pretrain/{k}') for k in clock}
     rows = arm_rows(acc, 'accuracy') + arm_rows(held, 'loss', 4)
     rows += [{'arm': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2), 'steps in the same time': v[0]['steps'],

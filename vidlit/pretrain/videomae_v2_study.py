@@ -206,13 +206,13 @@ def v2_jobs(scale, seeds, variants=False, data=None):
     r,known = setups2[scale],paces.get(scale)
     rec = asdict(r)
     def arms_of(s, names, clock): return [j for k in names for j in _arm_jobs(r, rec, s, k, **(dict(pace=known[k]) if known else dict(clock=clock)))]
-    jobs = [Job('clock', f'{here}:clock_job', dict(setup=rec, names=list(headline)), weight=160*r.bs)]
+    jobs = [Job('clock/headline', f'{here}:clock_job', dict(setup=rec, names=list(headline)), weight=160*r.bs)]
     if variants: jobs.append(Job('clock/others', f'{here}:clock_job', dict(setup=rec, names=['VideoMAE', *others]), weight=1000*r.bs))
     for s in seeds:
         args = dict(setup=rec, seed=s, name='V2', data=f'data/seed{s}')
         jobs += [Job(f'data/seed{s}', f'{here}:data2_job', dict(setup=rec, seed=s), weight=r.clips*2),
             Job(f'finetune/scratch/seed{s}', f'{here}:tune2_job', args, (f'data/seed{s}',), weight=r.ft_steps*r.ft_bs),
             Job(f'probe/untrained/seed{s}', f'{here}:probe2_job', args, (f'data/seed{s}',), weight=r.ft_steps*4)]
-        jobs += arms_of(s, headline, 'clock')
+        jobs += arms_of(s, headline, 'clock/headline')
         if variants: jobs += [*arms_of(s, others, 'clock/others'), *_arm_jobs(r, rec, s, 'V2', tag='V2, equal steps', probe=False)]
     return jobs

@@ -150,7 +150,8 @@ def pretrain2_job(ctx, setup:dict, seed:int, name:str, data:str, pace:float=1., 
     loss = torch.tensor([o['loss'] for o in learn.history.rows])
     k = max(1, len(loss)//40)
     part = [(i+1)*k/len(loss) for i in range(len(loss)//k)]  # of the common time
-    return dict(steps=steps, seconds=spent, setup=setup, curve=[part, loss[:len(part)*k].view(-1, k).mean(1).tolist()], held=held_loss(learn.model, d['test'][:256], r, ctx.device))
+    curve = [part, loss[:len(part)*k].view(-1, k).mean(1).tolist()]
+    return dict(steps=steps, seconds=spent, setup=setup, curve=curve, held=held_loss(learn.model, d['test'][:256], r, ctx.device))
 
 # %% ../../nbs/pretrain/04c_videomae_v2_study.ipynb #b6a127a0
 def start(name:str,   # Arm

@@ -368,8 +368,8 @@ def dying(at, before, *args):
     os._exit(go(*args)[0])
 
 
-def attempt(*args, seconds=None):
-    p = fork.Process(target=dying, args=args)
+def attempt(*args, seconds=None, target=dying):
+    p = fork.Process(target=target, args=args)
     p.start()
     p.join(seconds)
     if p.exitcode is None: os.kill(p.pid, signal.SIGKILL)
@@ -389,6 +389,32 @@ def test_kills_at_random(box, tmp_path, args):
     assert attempt(0, 0, box, film, tmp_path/'d', *args) == 0
     a, b = files(tmp_path/'d'), files(tmp_path/'whole')
     assert list(a) == list(b) and [k for k in a if a[k] != b[k]] == []
+
+
+def untidy(at, *args):
+    "The command, killed before its `at`-th removal of a file that it goes on from"
+    real, n = os.unlink, [0]
+
+    def unlink(path, **kw):
+        n[0] += Path(path).name in ('run.json', 'point.json')
+        if n[0] == at: os.kill(os.getpid(), signal.SIGKILL)
+        real(path, **kw)
+    os.unlink = unlink
+    os._exit(go(*args)[0])
+
+
+@pytest.mark.parametrize('args', [('--format', 'png16'), ('--format', 'npz', '--mode', 'stream')])
+def test_kills_while_it_tidies_up(box, tmp_path, args):
+    "All of the depth is written: whatever is left then of what it was made with, the film is done"
+    film = write_video(tmp_path/'film.mp4', numbered(60), 25)
+    assert go(box, film, tmp_path/'whole', *args)[0] == 0
+    whole, ends = files(tmp_path/'whole'), []
+    while not ends or ends[-1]:
+        out = tmp_path/f'd{len(ends)}'
+        ends.append(attempt(len(ends)+1, box, film, out, *args, target=untidy))
+        assert attempt(0, 0, box, film, out, *args) == 0
+        assert files(out) == whole and not (out/'.work').exists()
+    assert ends == [-signal.SIGKILL]*2+[0]
 
 
 # memory

@@ -201,7 +201,7 @@ def drop_windows(
 ):
     "Remove the windows of a job, which its merged film has made superfluous"
     job = job if isinstance(job, Job) else open_job(job)
-    for c in range(len(job.chunks)): shutil.rmtree(job.box(c), ignore_errors=True)
+    for c in range(len(job.chunks)): job.drop(c)
 
 # %% ../../nbs/depth/08b_chunk_merge.ipynb #cacfe5db
 _keys = ('depths','depth','value','arr_0')

@@ -292,4 +292,4 @@ def forget(
     if not 0<=c<len(job.chunks): raise ChunkError(f"no chunk {c} in {path}, which has {len(job.chunks)}")
     lease = Lease(job.path/'leases'/f'{c:03d}.json')
     if not lease.take(): raise StoreBusy(f"chunk {c} of {path} is held by {lease.holder()}")
-    with lease.kept(): shutil.rmtree(job.box(c), ignore_errors=True)
+    with lease.kept(): job.drop(c)

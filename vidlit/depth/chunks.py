@@ -7,7 +7,7 @@ __all__ = ['split', 'first_windows', 'deal', 'auto_chunks', 'free_memory', 'core
            'open_job', 'make_job', 'patient', 'checksum', 'save_window', 'load_window', 'ChunkFrames']
 
 # %% ../../nbs/depth/08_chunks.ipynb #8e721af8
-import hashlib, os, re, time
+import hashlib, os, re, shutil, time
 import numpy as np, torch
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -105,6 +105,10 @@ class Job:
     def first(self, c): return first_windows(self.frames, len(self.chunks))[c] if self.dealt() else 0 # which window of the film is the chunk's first
     def windows(self, c): return self.first(c+1)-self.first(c) if self.dealt() else n_windows(self.length(c)) # how many a chunk has
     def work(self, c): return WorkList(self.box(c), range(self.windows(c)))
+    def drop(self, c):
+        "Remove a chunk's windows; the list of them first, for a window that is on it must be there"
+        (self.box(c)/'done.jsonl').unlink(missing_ok=True)
+        shutil.rmtree(self.box(c), ignore_errors=True)
 
 # %% ../../nbs/depth/08_chunks.ipynb #75dc590e
 def _plain(job): return dict(format='vidlit-chunks-1', **{k:v for k,v in asdict(job).items() if k not in ('path','chunks')}, chunks=[list(o) for o in job.chunks])

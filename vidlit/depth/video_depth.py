@@ -80,10 +80,17 @@ def _asked_of(meta):
     return dict(source=meta.source, storage=meta.storage, dtype=meta.dtype, size=[meta.height, meta.width], frames=meta.frames, **made)
 
 @patch
+def closed(self:DepthRun
+)->bool: # Whatever lies beside it
+    "Is the last note of the film written?"
+    f = self.out/'sequence.json'
+    return f.exists() and (not self.work.exists() or 'fp32_again' in (read_json(f).get('made') or {}))
+
+@patch
 def claim(self:DepthRun
 )->bool: # Is everything done already?
     "Make the folder, or check that the one there is this run's"
-    f,done = self.work/'run.json',(self.out/'sequence.json').exists() and not self.work.exists()
+    f,done = self.work/'run.json',self.closed()
     if not done and not f.exists():
         if self.out.exists() and (not self.out.is_dir() or any(o.name!='.work' for o in self.out.iterdir())): raise DepthError(self.out, 'the folder holds other things')
         write_json(f, self.asked)
@@ -188,7 +195,7 @@ def close(self:DepthRun, w, more):
     if self.film.info.vfr: write_json(self.out/'times.json', [round(float(t), 6) for t in self.film.times[:self.stop]])
     extra = dict(fp32_again=more['again'], scenes=more['scenes'], rate='variable: fps is the mean, times.json has the seconds' if self.film.info.vfr else 'constant')
     w.meta = replace(w.meta, frames=self.stop, made={**w.meta.made, **extra})
-    w.close()
+    w.close() # from here on the film is done, whatever is left of the folder of work
     shutil.rmtree(self.work)
 
 # %% ../../nbs/depth/07b_video_depth.ipynb #1467bbb3
@@ -216,12 +223,13 @@ def video_depth(
     began = time.perf_counter()
     with v, _room(run), writer(run.out):
         done = run.claim()
-        _tidy(run.out)
+        _tidy(run.out, done)
         if not done: run.finish(run.advance())
         return run.summary(preview, time.perf_counter()-began)
 
-def _tidy(out):
+def _tidy(out, done):
     "Remove what a killed run left half written; whoever holds the folder may"
+    if done: shutil.rmtree(out/'.work', ignore_errors=True)
     for f in [*out.glob('.*.tmp*'), *out.glob('.work/.*.tmp*'), *(out/'frames.zarr').rglob('*.partial')]: f.unlink(missing_ok=True)
     sweep(out/'.work')
 

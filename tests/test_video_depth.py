@@ -406,7 +406,7 @@ def untidy(at, *args):
 @pytest.mark.parametrize('args', [('--format', 'png16'), ('--format', 'npz', '--mode', 'stream')])
 def test_kills_while_it_tidies_up(box, tmp_path, args):
     "All of the depth is written: whatever is left then of what it was made with, the film is done"
-    film = write_video(tmp_path/'film.mp4', numbered(60), 25)
+    film = write_video(tmp_path/'film.mp4', numbered(20), 25)
     assert go(box, film, tmp_path/'whole', *args)[0] == 0
     whole, ends = files(tmp_path/'whole'), []
     while not ends or ends[-1]:

@@ -87,7 +87,7 @@ def _train(root, setup, jobs):
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
-    setup = replace(TINY, time_steps=120)
+    setup = replace(TINY, time_steps=64)  # a checkpoint after 50
     jobs = [j for j in S._headline(setup, 5) if j.key.startswith(('data/', 'stills/', 'train/video/'))]  # the last, and what it needs
     assert len(jobs) == 3 and jobs[-1].key.startswith('train/video/')
     _train(tmp_path/'whole', setup, jobs)

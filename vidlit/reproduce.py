@@ -11,6 +11,7 @@ import base64, html, importlib, os, re, time
 from pathlib import Path
 from .core.experiment import folder_name, place, registered, run_experiments, save_result
 from .core.jobs import read_result
+from .core.picture import tables
 from .core.store import atomic_path
 from .claims import measured, read_claims, wings
 
@@ -139,7 +140,7 @@ def section(m:dict, # Metrics of an experiment
     return (f'<section id="{m["experiment"]}"><h2>{_esc(m["title"])}</h2><p class="meta">{_esc(m["section"])} · scale {m["scale"]} · '
         f'{m["seeds"]} seed{"s"*(m["seeds"]!=1)} · {m.get("job_seconds", m["seconds"])/60:.1f} min of work · {_esc(m_["cpu"])}, {m_["cores"]} cores'
         f'{" · " + ", ".join(m_["gpus"]) if m_["gpus"] else ""} · torch {m_["torch"]} · vidlit {m["vidlit"]}</p>'
-        f'<div class="box">{_esc(m["headline"])}</div>{notes}{_table(m.get("rows"))}{comps}{figs}</section>')
+        f'<div class="box">{_esc(m["headline"])}</div>{notes}{"".join(map(_table, tables(m.get("rows") or [])))}{comps}{figs}</section>')
 
 # %% ../nbs/91_reproduce.ipynb #d7edf56d
 def _fact(c, runs):

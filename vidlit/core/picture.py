@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DPI', 'LIMIT', 'INK', 'FAINT', 'COLOURS', 'Picture', 'Loop', 'png_bytes', 'data_uri', 'img_tag', 'show_curves',
-           'show_intervals', 'Table', 'table']
+           'show_intervals', 'Table', 'table', 'Tables', 'tables']
 
 # %% ../../nbs/core/00_picture.ipynb #ca261da4
 import base64, io, matplotlib
@@ -193,3 +193,20 @@ def table(
 )->Table: # Still a list of dicts
     "A table to end a cell with"
     return Table(dict(r) for r in rows)
+
+# %% ../../nbs/core/00_picture.ipynb #10a0d4c3
+class Tables(list):
+    "Tables that show themselves one below the other"
+    def _repr_markdown_(self): return '\n\n'.join(t._repr_markdown_() for t in self)
+    def _repr_html_(self): return ''.join(t._repr_html_() for t in self)
+
+def tables(
+    rows, # List of dicts
+)->Tables: # Each row in the first table whose columns hold its own, or are held by them
+    "A table for each kind of row"
+    out = Tables()
+    for r in map(dict, rows):
+        t = next((t for t in out if set(r)<=set(t.cols) or set(t.cols)<=set(r)), None)
+        if t is None: out.append(Table([r]))
+        else: t.append(r)
+    return out

@@ -7,7 +7,7 @@ __all__ = ['robust_fit', 'overlap_fit', 'chunk_fits', 'merge_frames', 'made_by',
            'drop_windows', 'Depths', 'load_depths', 'merge_files']
 
 # %% ../../nbs/depth/08b_chunk_merge.ipynb #bdfa4189
-import math, shutil
+import math
 import numpy as np, torch
 from bisect import bisect_right
 from collections import deque

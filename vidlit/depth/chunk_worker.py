@@ -6,7 +6,7 @@
 __all__ = ['LeaseLost', 'Lease', 'state_at', 'ahead', 'run_chunk', 'Note', 'run', 'status', 'forget']
 
 # %% ../../nbs/depth/08a_chunk_worker.ipynb #0b24b4e1
-import json, os, queue, resource, shutil, socket, threading, time, torch
+import json, os, queue, resource, socket, threading, time, torch
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from fastcore.basics import patch

@@ -183,13 +183,13 @@ def probe_frozen(train, # `Feats` of the labelled clips, tokens standardised
     classes:int=8,      # Classes
     heads:int=4,        # Heads of the attentive probe
     seed:int=0,         # Of the attentive probe
-    epochs:int=None,    # Of the attentive probe; about 1400 steps of 64 when missing
+    epochs:int=None,    # Of the attentive probe; about 300 steps when missing, in batches of at most 64
     lrs:tuple=(1e-3, 3e-3), # Its grid
     wds:tuple=(1e-4, 1e-2, 1.), # Grid of the linear probe
     which:tuple=('linear', 'attentive'), # Probes
 )->dict:                # Probe to dict of valid and test accuracy
     "What can be read from frozen tokens"
-    epochs = epochs or max(1, round(300*64/len(train.y)))
+    epochs = epochs or max(1, round(300*64/max(64, len(train.y))))
     fits = dict(linear=lambda: [linear_probe(train, wd, classes=classes) for wd in wds],
         attentive=lambda: [attentive_probe(train, lr, epochs=epochs, heads=heads, seed=seed, classes=classes) for lr in lrs])
     best = {k: max(fits[k](), key=lambda p: accuracy(p, valid)) for k in which}

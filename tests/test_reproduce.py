@@ -1,11 +1,10 @@
 """Reproductions end to end at a size of seconds: killed and resumed to the same results, real films in, a report that opens in a browser."""
 import json
+import multiprocessing as mp
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).resolve()
+fork = mp.get_context('fork')
 SHARED = Path(os.environ.get('VIDLIT_SHARED', HERE.parents[2]/'shared'))/'videos'
 SMALL = dict(clips=48, steps=24, bs=8, labels=(8, 16), more=(), ft_steps=6, ft_bs=8, n_valid=8, n_test=16, looks=(), ft_lrs=(1e-3,))
 
@@ -75,17 +75,16 @@ def test_a_second_run_works_no_second_time(whole):
 
 def test_kill_and_resume_gives_the_same(whole, tmp_path):
     "kill -9 at several moments, in the middle of pretraining among them; the resumed run ends with the same weights and numbers"
-    code = f"import sys; sys.path.insert(0, {str(HERE.parent)!r}); from test_reproduce import go; go({str(tmp_path)!r}, seeds=2)"
     for marks in ('pretrain/seed0/ckpt/step-*', 'finetune/*/*/seed0/stamp', 'pretrain/seed1/ckpt/step-*'):
-        p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        p = fork.Process(target=go, args=(tmp_path,), kwargs=dict(seeds=2))
+        p.start()
         try:
             end = time.time()+90
-            while not list((tmp_path/'videomae'/'jobs').glob(marks)) and p.poll() is None and time.time() < end: time.sleep(.01)
-            assert p.poll() is None, f'the run was over before {marks} was seen'
-            p.send_signal(signal.SIGKILL)
+            while not list((tmp_path/'videomae'/'jobs').glob(marks)) and p.is_alive() and time.time() < end: time.sleep(.01)
+            assert p.is_alive(), f'the run was over before {marks} was seen'
         finally:
             p.kill()
-            p.wait()
+            p.join()
     go(tmp_path, seeds=2)
     a, b = tensors(whole/'videomae'), tensors(tmp_path/'videomae')
     assert set(a) == set(b) and all(torch.equal(a[k][n], b[k][n]) for k in a for n in a[k])

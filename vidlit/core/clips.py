@@ -8,12 +8,11 @@ __all__ = ['to_clip', 'resize', 'resize_short', 'centre_crop', 'fit_square', 'it
            'VideoFolder']
 
 # %% ../../nbs/core/06_clips.ipynb #2bbbd546
-import hashlib
+import hashlib, importlib
 from dataclasses import dataclass
 import torch
 from torch import Tensor
 from einops import rearrange
-from torchvision.transforms.v2 import functional as TF
 from torch.utils.data import DataLoader as TorchLoader
 from fastai.data.load import DataLoader
 from fastai.data.core import DataLoaders
@@ -22,6 +21,14 @@ from fastcore.basics import patch
 from .video import VideoReader,VideoError
 from .pixels import *
 from .sampling import *
+
+# %% ../../nbs/core/06_clips.ipynb #a43f8444
+class _Later:
+    "A module that is imported when it is first used: torchvision brings torch's compiler along, two seconds of every start"
+    def __init__(self, name): self.name = name
+    def __getattr__(self, k): return getattr(importlib.import_module(self.name), k)
+
+TF = _Later('torchvision.transforms.v2.functional')
 
 # %% ../../nbs/core/06_clips.ipynb #aa007e5e
 def to_clip(

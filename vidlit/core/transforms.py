@@ -14,9 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
-from torchvision.transforms import InterpolationMode
-from .clips import _clip,_frames,denormalise,fit_square,imagenet_mean,normalise,resize,resize_short
+from .clips import TF,_clip,_frames,denormalise,fit_square,imagenet_mean,normalise,resize,resize_short
 
 # %% ../../nbs/core/06a_transforms.ipynb #042e2c44
 def _unif(gen, lo=0., hi=1.): return lo+(hi-lo)*torch.rand(1, generator=gen, dtype=torch.float64).item()
@@ -154,6 +152,7 @@ def colour_jitter(
 
 # %% ../../nbs/core/06a_transforms.ipynb #0f88b6dc
 def _affine(x, angle=0., shift=(0.,0.), shear=(0.,0.)):
+    from torchvision.transforms import InterpolationMode
     return TF.affine(x, angle=angle, translate=[shift[0]*x.shape[-1], shift[1]*x.shape[-2]], scale=1., shear=[math.degrees(math.atan(o)) for o in shear],
         interpolation=InterpolationMode.BILINEAR, fill=list(imagenet_mean))
 

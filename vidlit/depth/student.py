@@ -8,7 +8,7 @@ __all__ = ['document_colour', 'document_loss', 'strong_colour', 'two_regions', '
            'Unlabelled', 'Storm', 'TwoRegions', 'Feed', 'student_learner']
 
 # %% ../../nbs/depth/04a_student.ipynb #3228db44
-import math, torch, torchvision.transforms.functional as TF
+import math, torch
 from dataclasses import dataclass, replace
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -35,13 +35,14 @@ def strong_colour(
     sigma:tuple=(.1,2.), # Its width, pixels
 )->Tensor: # Same shape, every picture changed in its own way
     "Colour jitter, grey and blur"
+    from torchvision.transforms.functional import gaussian_blur
     out = []
     for x in images:
         x = grayscale(colour_jitter(x[:,None], gen, *jitter, p=p), gen, p=grey)[:,0]
         go,s = torch.rand(2, generator=gen).tolist()
         s = sigma[0]+(sigma[1]-sigma[0])*s
         k = min(2*math.ceil(3*s)+1, 2*min(x.shape[-2:])-1)
-        out.append(TF.gaussian_blur(x, k, s) if go<blur else x)
+        out.append(gaussian_blur(x, k, s) if go<blur else x)
     return torch.stack(out).clamp(0, 1) # a blur rounds
 
 document_colour = partial(strong_colour, jitter=(.4,.4,.4,.1), grey=0.)

@@ -74,7 +74,7 @@ h2{margin:3rem 0 .4rem;font-size:1.45rem}h3{margin:2rem 0 .4rem;font-size:1.1rem
 th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}th{color:var(--soft);font-weight:600}
 figure{margin:1.2rem 0}figure img{max-width:100%;height:auto;display:block}figcaption{color:var(--soft);font-size:.92rem;margin-top:.35rem}
 code,pre{background:var(--tint);border-radius:4px;font-size:.9em}code{padding:.1em .3em}pre{padding:.8rem 1rem;overflow-x:auto}
-.v{white-space:nowrap;font-weight:600}.v-reproduced,.v-agrees{color:var(--good)}.v-contradicted{color:var(--bad)}
+.n{text-align:right}.v{white-space:nowrap;font-weight:600}.v-reproduced,.v-agrees{color:var(--good)}.v-contradicted{color:var(--bad)}
 .v-corrected,.v-undecided{color:var(--open)}nav a{margin-right:1rem}a{color:var(--accent)}
 """
 
@@ -84,13 +84,25 @@ def _esc(o): # Text, with `code` and [links](...) kept
     s = re.sub(r'`([^`]+)`', r'<code>\1</code>', s)
     return re.sub(r'\[([^\]]+)\]\([^)]*\.ipynb\)', r'\1', s)
 
-def _cell(k, v): return f'<td class="v v-{v}">{_esc(v)}</td>' if k=='verdict' and ' ' not in str(v) else f'<td>{_esc("" if v is None else v)}</td>'
+def _even(col): # Numbers of a column with the same number of decimals, where four are enough
+    said = [repr(v) for v in col if isinstance(v, float)]
+    n = max((len(o.partition('.')[2]) for o in said), default=0)
+    return col if n>4 or any('e' in o for o in said) else [f'{v:.{n}f}' if isinstance(v, float) else v for v in col]
+
+def _number(col): return any(isinstance(v, (int, float)) for v in col) and all(v is None or v=='' or isinstance(v, (int, float)) for v in col)
+
+def _cell(tag, k, v, right): # A cell; verdicts have colours, numbers are set to the right
+    kind = f'v v-{v}' if tag=='td' and k=='verdict' and ' ' not in str(v) else 'n' if right else ''
+    return f'<{tag}{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>{_esc("" if v is None else v)}</{tag}>'
 
 def _table(rows): # Rows of one shape as an HTML table
     if not rows: return ''
-    keys = list(dict.fromkeys(k for r in rows for k in r))
-    body = ''.join('<tr>' + ''.join(_cell(k, r.get(k, '')) for k in keys) + '</tr>' for r in rows)
-    return f'<div class="wide"><table><thead><tr>{"".join(f"<th>{_esc(k)}</th>" for k in keys)}</tr></thead><tbody>{body}</tbody></table></div>'
+    cols = {k: [r.get(k, '') for r in rows] for k in dict.fromkeys(k for r in rows for k in r)}
+    right = {k: _number(c) for k,c in cols.items()}
+    def row(tag, vals): return '<tr>' + ''.join(_cell(tag, k, v, right[k]) for k,v in zip(cols, vals)) + '</tr>'
+    body = ''.join(row('td', vals) for vals in zip(*map(_even, cols.values())))
+    return f'<div class="wide"><table><thead>{row("th", cols)}</thead><tbody>{body}</tbody></table></div>'
+
 
 # %% ../nbs/91_reproduce.ipynb #f1e5e49f
 _types = {'.png': 'image/png', '.gif': 'image/gif', '.svg': 'image/svg+xml'}

@@ -28,7 +28,7 @@ class _Later:
     def __init__(self, name): self.name = name
     def __getattr__(self, k): return getattr(importlib.import_module(self.name), k)
 
-TF = _Later('torchvision.transforms.v2.functional')
+_TF = _Later('torchvision.transforms.v2.functional')
 
 # %% ../../nbs/core/06_clips.ipynb #aa007e5e
 def to_clip(
@@ -50,7 +50,7 @@ def resize(
 )->Tensor: # [c, t, h, w]
     "Bilinear, antialiased"
     if h<1 or w<1: raise ValueError(f"a clip cannot be resized to {h} x {w}")
-    return clip if clip.shape[-2:]==(h,w) else _clip(TF.resize(_frames(clip), [h,w], antialias=True))
+    return clip if clip.shape[-2:]==(h,w) else _clip(_TF.resize(_frames(clip), [h,w], antialias=True))
 
 # %% ../../nbs/core/06_clips.ipynb #977afcbc
 def resize_short(
@@ -114,7 +114,7 @@ class VideoSource:
         h,w = frames.shape[1:3]
         if self.short is None or min(h,w)<=self.short: return frames
         size = [round(o*self.short/min(h,w)) for o in (h,w)]
-        return rearrange(TF.resize(rearrange(frames, 't h w c -> t c h w'), size, antialias=True), 't c h w -> t h w c')
+        return rearrange(_TF.resize(rearrange(frames, 't h w c -> t c h w'), size, antialias=True), 't c h w -> t h w c')
 
 # %% ../../nbs/core/06_clips.ipynb #a2aebd47
 @dataclass

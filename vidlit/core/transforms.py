@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from .clips import TF,_clip,_frames,denormalise,fit_square,imagenet_mean,normalise,resize,resize_short
+from .clips import _TF,_clip,_frames,denormalise,fit_square,imagenet_mean,normalise,resize,resize_short
 
 # %% ../../nbs/core/06a_transforms.ipynb #042e2c44
 def _unif(gen, lo=0., hi=1.): return lo+(hi-lo)*torch.rand(1, generator=gen, dtype=torch.float64).item()
@@ -127,7 +127,7 @@ def grayscale(
     p:float=.2, # Probability, in [0, 1]
 )->Tensor: # Same shape, three equal channels
     "Take the colour away"
-    return _clip(TF.rgb_to_grayscale(_frames(clip), num_output_channels=3)) if _unif(gen)<_prob(p) else clip
+    return _clip(_TF.rgb_to_grayscale(_frames(clip), num_output_channels=3)) if _unif(gen)<_prob(p) else clip
 
 # %% ../../nbs/core/06a_transforms.ipynb #3a885197
 def colour_jitter(
@@ -147,24 +147,24 @@ def colour_jitter(
     x = _frames(clip)
     for k in [list(todo)[i] for i in torch.randperm(4, generator=gen).tolist()]:
         v = todo[k]
-        if v: x = getattr(TF, f'adjust_{k}')(x, _unif(gen, -v, v) if k=='hue' else _unif(gen, max(0,1-v), 1+v))
+        if v: x = getattr(_TF, f'adjust_{k}')(x, _unif(gen, -v, v) if k=='hue' else _unif(gen, max(0,1-v), 1+v))
     return _clip(x)
 
 # %% ../../nbs/core/06a_transforms.ipynb #0f88b6dc
 def _affine(x, angle=0., shift=(0.,0.), shear=(0.,0.)):
     from torchvision.transforms import InterpolationMode
-    return TF.affine(x, angle=angle, translate=[shift[0]*x.shape[-1], shift[1]*x.shape[-2]], scale=1., shear=[math.degrees(math.atan(o)) for o in shear],
+    return _TF.affine(x, angle=angle, translate=[shift[0]*x.shape[-1], shift[1]*x.shape[-2]], scale=1., shear=[math.degrees(math.atan(o)) for o in shear],
         interpolation=InterpolationMode.BILINEAR, fill=list(imagenet_mean))
 
 # %% ../../nbs/core/06a_transforms.ipynb #81365ad0
 rand_ops = dict( # name -> function of (frames [t, c, h, w], magnitude in [0, 1], sign)
-    auto_contrast=lambda x,m,s: TF.autocontrast(x), equalise=lambda x,m,s: TF.equalize(x), invert=lambda x,m,s: 1-x,
+    auto_contrast=lambda x,m,s: _TF.autocontrast(x), equalise=lambda x,m,s: _TF.equalize(x), invert=lambda x,m,s: 1-x,
     rotate=lambda x,m,s: _affine(x, angle=s*30*m),
     shear_x=lambda x,m,s: _affine(x, shear=(s*.3*m,0.)), shear_y=lambda x,m,s: _affine(x, shear=(0.,s*.3*m)),
     translate_x=lambda x,m,s: _affine(x, shift=(s*.45*m,0.)), translate_y=lambda x,m,s: _affine(x, shift=(0.,s*.45*m)),
-    colour=lambda x,m,s: TF.adjust_saturation(x, 1+s*.9*m), contrast=lambda x,m,s: TF.adjust_contrast(x, 1+s*.9*m),
-    brightness=lambda x,m,s: TF.adjust_brightness(x, 1+s*.9*m), sharpness=lambda x,m,s: TF.adjust_sharpness(x, 1+s*.9*m),
-    posterise=lambda x,m,s: TF.posterize(x, max(4-int(4*m), 1)) , solarise=lambda x,m,s: torch.where(x>=1-m, 1-x, x),
+    colour=lambda x,m,s: _TF.adjust_saturation(x, 1+s*.9*m), contrast=lambda x,m,s: _TF.adjust_contrast(x, 1+s*.9*m),
+    brightness=lambda x,m,s: _TF.adjust_brightness(x, 1+s*.9*m), sharpness=lambda x,m,s: _TF.adjust_sharpness(x, 1+s*.9*m),
+    posterise=lambda x,m,s: _TF.posterize(x, max(4-int(4*m), 1)) , solarise=lambda x,m,s: torch.where(x>=1-m, 1-x, x),
     solarise_add=lambda x,m,s: torch.where(x<.5, (x+int(110*m)/255).clamp(max=1), x))
 
 # %% ../../nbs/core/06a_transforms.ipynb #d2e94e6c

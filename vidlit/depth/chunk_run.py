@@ -138,8 +138,8 @@ def depth_in_chunks(
     job = split_job(path, film, chunks, overlap, len(devices_for(device, workers)))
     whole = _free_for(out, job, storage)
     make_plan(path, Plan(str(model), precision, max_res))
-    if whole and is_merge_of(job, out, put): return DepthReader(out)
-    run_workers(path, workers, device, report=report)
-    merge(path, out, storage, how=put)
-    drop_windows(job)
+    if not (whole and is_merge_of(job, out, put)):
+        run_workers(path, workers, device, report=report)
+        merge(path, out, storage, how=put)
+    drop_windows(job) # those too that a killed call left
     return DepthReader(out)

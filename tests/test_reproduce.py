@@ -23,7 +23,7 @@ def shrink():
     import vidlit.pretrain.videomae_study as st
     from vidlit.pretrain.lab import probe_frozen
     st.setups['toy'] = replace(st.setups['toy'], **SMALL)
-    st.probe_frozen = partial(probe_frozen, epochs=10)  # of 16 clips; by itself it would take 1200, most of the test
+    st.probe_frozen = partial(probe_frozen, epochs=10)  # of 16 clips; by itself it would take 300
     st.films_setup = replace(st.films_setup, size=32, dim=32, depth=1, heads=2, dec_dim=32, dec_heads=2, steps=12, bs=4)
     torch.set_num_threads(1)
 

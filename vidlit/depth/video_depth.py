@@ -84,7 +84,7 @@ def closed(self:DepthRun
 )->bool: # Whatever lies beside it
     "Is the last note of the film written?"
     f = self.out/'sequence.json'
-    return f.exists() and (not self.work.exists() or 'fp32_again' in (read_json(f).get('made') or {}))
+    return f.exists() and (not self.work.exists() or 'fp32_again' in (read_json(f).get('made') or {})) # which only the last note has
 
 @patch
 def claim(self:DepthRun

@@ -26,13 +26,13 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import numpy as np
 import torch
 from PIL import Image
-from vidlit.core.depth_frames import DepthReader, DepthWriter
-from vidlit.core.experiment import machine
-from vidlit.core.film import numbered_frame, write_video
-from vidlit.core.video import VideoReader
-from vidlit.depth.chunk_merge import merge
-from vidlit.depth.chunk_worker import run
-from vidlit.depth.chunks import cores, make_job
+from vidlit.lab.experiment import machine
+from vidlit.pipeline.job import cores, make_job
+from vidlit.pipeline.merge import merge
+from vidlit.pipeline.worker import run
+from vidlit.video.depth_frames import DepthReader, DepthWriter
+from vidlit.video.reader import VideoReader
+from vidlit.video.writing import numbered_frame, write_video
 
 H, W = 478, 848
 GOALS = dict(overhead=.8, workers=1.3)
@@ -105,7 +105,7 @@ def network():
 
 def worker(path, threads, size):
     "A worker process: ready, wait for the word, work"
-    from vidlit.depth.depth_models import wrap
+    from vidlit.depth.models import wrap
     torch.set_num_threads(threads)
     m = wrap(network(), 'bench', size=size)
     m.infer(m.prep([numbered_frame(0)]*32))

@@ -20,8 +20,8 @@ import av
 import decord
 import numpy as np
 import torch
-from vidlit.core.film import numbered_frame, read_number, write_video
-from vidlit.core.video import VideoReader
+from vidlit.video.reader import VideoReader
+from vidlit.video.writing import numbered_frame, read_number, write_video
 
 H, W = 360, 640
 OPEN = 'open-gop=1:keyint=24:min-keyint=24:bframes=5:b-adapt=0:b-pyramid=normal:scenecut=0'

@@ -21,15 +21,15 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import av
 import torch
-from vidlit.core.depth_frames import DepthReader, DepthWriter
-from vidlit.core.film import numbered_frame, write_video
-from vidlit.core.video import VideoReader
 from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig
-from vidlit.depth.depth_models import DepthModel, wrap
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
+from vidlit.depth.models import DepthModel, wrap
 from vidlit.depth.temporal_head import add_time
-from vidlit.depth.video_depth import video_depth
+from vidlit.pipeline.video_depth import video_depth
+from vidlit.video.depth_frames import DepthReader, DepthWriter
+from vidlit.video.reader import VideoReader
+from vidlit.video.writing import numbered_frame, write_video
 
 H, W = 360, 640
 SMALL = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 8, 8)), DPTConfig(16, 8, (8, 8, 8, 8), 8, 4), (0, 1, 2, 3), 1)

@@ -19,7 +19,7 @@ from step import alternate, flops_of, machine, ratio  # the neighbour: sets the 
 warnings.filterwarnings('ignore')
 import torch
 from torch.profiler import ProfilerActivity, profile
-from vidlit.core.tokens import Grid, grid_of
+from vidlit.nn.tokens import Grid, grid_of
 from vidlit.pretrain.dual_masking import dual_mask, split_dual
 from vidlit.pretrain.videomae import VideoMAE, kept_bytes
 from vidlit.pretrain.videomae_v2 import VideoMAE2, presets2

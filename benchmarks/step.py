@@ -20,8 +20,8 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.filterwarnings('ignore')
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from vidlit.core.tokens import Grid
-from vidlit.core.vit import ViTConfig
+from vidlit.nn.tokens import Grid
+from vidlit.nn.vit import ViTConfig
 from vidlit.pretrain.tube_masking import tube_mask
 from vidlit.pretrain.videomae import VideoMAE, VideoMAEConfig, target_raw, videomae_s
 
@@ -90,8 +90,8 @@ def speed(rounds):
 
 def curve(steps, seed, bf16):
     "Losses of a short training on worlds"
-    from vidlit.core.pixels import normalise
-    from vidlit.core.worlds import WorldConfig, make_clips
+    from vidlit.video.pixels import normalise
+    from vidlit.worlds.worlds import WorldConfig, make_clips
     gen = torch.Generator().manual_seed(seed)
     patch = (2,8,8)
     cfg = VideoMAEConfig(ViTConfig(dim=96, depth=4, heads=3, patch=patch), ViTConfig(dim=64, depth=2, heads=2))

@@ -21,9 +21,9 @@ warnings.filterwarnings('ignore')
 import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from step import SIDE, alternate, flops_of, machine, ratio
-from vidlit.core.store import TokenCache
-from vidlit.core.tokens import grid_of, split_mask, take
-from vidlit.core.vit import ViT, count_params, vit_b, vit_h, vit_l, vit_s
+from vidlit.floor.store import TokenCache
+from vidlit.nn.tokens import grid_of, split_mask, take
+from vidlit.nn.vit import ViT, count_params, vit_b, vit_h, vit_l, vit_s
 from vidlit.pretrain.stjepa import STJEPA, cosine_loss, stjepa_s
 from vidlit.pretrain.token_targets import Teacher, orthogonal_projection
 from vidlit.pretrain.tube_masking import tube_mask

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from step import SIDE, alternate, flops_of, machine, ratio
 import torch
-from vidlit.core.tokens import Grid, take
-from vidlit.core.vit import vit_s
+from vidlit.nn.tokens import Grid, take
+from vidlit.nn.vit import vit_s
 from vidlit.pretrain.vjepa2 import VJEPA2, VJEPA2Config
-import vidlit.pretrain.vjepa2_layout  # noqa: F401 (adds loading and saving)
+import vidlit.pretrain.vjepa2_weights  # noqa: F401 (adds loading and saving)
 
 SIZE,GRID,CONTEXT = (16,128,128),Grid(8,8,8),192
 

@@ -18,8 +18,8 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.filterwarnings('ignore')
 import torch
 from step import flops_of, machine, ratio
-from vidlit.core.tokens import Grid
-from vidlit.core.vit import ViTConfig, init_vit
+from vidlit.nn.tokens import Grid
+from vidlit.nn.vit import ViTConfig, init_vit
 from vidlit.pretrain.block_masking import multiblock3d
 from vidlit.pretrain.vjepa import VJEPA, VJEPAConfig
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import torch  # noqa: E402
-from vidlit.core.control import ControlWorld, random_actions  # noqa: E402
-from vidlit.core.warp import backward_warp  # noqa: E402
-from vidlit.core.worlds import WorldConfig, make_clips, make_worlds  # noqa: E402
+from vidlit.worlds.control import ControlWorld, random_actions  # noqa: E402
+from vidlit.worlds.warp import backward_warp  # noqa: E402
+from vidlit.worlds.worlds import WorldConfig, make_clips, make_worlds  # noqa: E402
 
 BIG = WorldConfig(t=16, h=64, w=64, n_obj=5, camera='any')
 CASES = {  # name: (what is made, worlds at once)

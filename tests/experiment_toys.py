@@ -16,5 +16,5 @@ def fail(ctx): raise ValueError('no such film')
 
 if __name__ == '__main__':
     import sys
-    from vidlit.core.jobs import Job, run_jobs
+    from vidlit.lab.jobs import Job, run_jobs
     run_jobs([Job(f'nap/{i}', 'experiment_toys:nap', dict(seconds=120)) for i in range(2)], Path(sys.argv[1]), workers=2)

@@ -11,7 +11,7 @@ def vidlit(*args, **kw): return subprocess.run([VIDLIT, *map(str, args)], captur
 
 def here(monkeypatch, capfd, *args):
     "The command in this process: what `vidlit` gives, exit code and all that reached the two streams"
-    from vidlit.cli import main
+    from vidlit.cli.app import main
     monkeypatch.setattr(sys, 'argv', [VIDLIT, *map(str, args)])
     capfd.readouterr()
     try: main()

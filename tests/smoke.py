@@ -17,9 +17,9 @@ import fastai  # noqa: E402
 import fastcore  # noqa: E402
 import torch  # noqa: E402
 from vidlit import Grid, VideoMAE, VideoReader, WorldConfig, clip_dls, make_worlds, normalise, tube_mask, write_video  # noqa: E402
-from vidlit.core.train import fit  # noqa: E402
 from vidlit.pretrain.videomae import pretrainer  # noqa: E402
-from vidlit.pretrain.videomae_study import fresh, setups  # noqa: E402
+from vidlit.studies.videomae_jobs import fresh, setups  # noqa: E402
+from vidlit.train.callbacks import fit  # noqa: E402
 
 start = time.time()
 gen = torch.Generator().manual_seed(0)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.core.tokens import Grid
+from vidlit.nn.tokens import Grid
 from vidlit.pretrain.block_masking import (
     Blocks,
     BlockSpec,

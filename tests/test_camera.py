@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.core.camera import (
+from vidlit.worlds.camera import (
     crop_K,
     flip_K,
     flip_pose,

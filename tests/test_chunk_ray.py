@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 ray = pytest.importorskip('ray', reason="Ray is not installed: pip install 'vidlit[ray]'")
-from vidlit.core.film import numbered_frame, write_video  # noqa: E402
-from vidlit.depth.chunk_crew import Plan, make_plan, work_on  # noqa: E402
-from vidlit.depth.chunk_ray import run_on_ray  # noqa: E402
-from vidlit.depth.chunk_worker import status  # noqa: E402
-from vidlit.depth.chunks import ChunkError, make_job  # noqa: E402
 from vidlit.depth.windows import n_windows  # noqa: E402
+from vidlit.pipeline.job import ChunkError, make_job  # noqa: E402
+from vidlit.pipeline.pool import Plan, make_plan, work_on  # noqa: E402
+from vidlit.pipeline.ray import run_on_ray  # noqa: E402
+from vidlit.pipeline.worker import status  # noqa: E402
+from vidlit.video.writing import numbered_frame, write_video  # noqa: E402
 
 
 def contents(path): return {o.relative_to(path).as_posix(): o.read_bytes() for o in sorted(path.glob('chunk_*/*')) if o.suffix!='.lock'}

@@ -12,15 +12,15 @@ from pathlib import Path
 import chunk_toys
 import pytest
 import torch
-from vidlit.core.depth_frames import DepthReader
-from vidlit.core.film import numbered_frame, write_video
-from vidlit.depth import chunk_crew as R
-from vidlit.depth.chunk_crew import Crew, Plan, make_plan, work_on
-from vidlit.depth.chunk_merge import merge
-from vidlit.depth.chunk_run import depth_in_chunks, run_workers
-from vidlit.depth.chunk_worker import run, status
-from vidlit.depth.chunks import ChunkError, make_job
 from vidlit.depth.windows import n_windows
+from vidlit.pipeline import pool as R
+from vidlit.pipeline.job import ChunkError, make_job
+from vidlit.pipeline.merge import merge
+from vidlit.pipeline.pool import Crew, Plan, make_plan, work_on
+from vidlit.pipeline.run import depth_in_chunks, run_workers
+from vidlit.pipeline.worker import run, status
+from vidlit.video.depth_frames import DepthReader
+from vidlit.video.writing import numbered_frame, write_video
 
 HERE, VIDLIT = Path(__file__).parent, str(Path(sys.executable).parent/'vidlit')
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([str(HERE), str(HERE.parent)])}
@@ -107,7 +107,7 @@ def test_ten_kills_through_the_command_line(job, undisturbed, tmp_path):
 
 
 def test_two_workers_with_a_real_network_are_one(film, tmp_path):
-    import vidlit.depth.video_depth_layout  # noqa: F401 (save_pretrained)
+    import vidlit.depth.video_depth_weights  # noqa: F401 (save_pretrained)
     from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig
     from vidlit.depth.dinov2 import dinov2_s
     from vidlit.depth.dpt import DPTConfig
@@ -126,7 +126,7 @@ def test_two_workers_with_a_real_network_are_one(film, tmp_path):
     merge(one.path, tmp_path/'want')
     assert pictures(tmp_path/'two')==pictures(tmp_path/'want') and len(got)==80
     assert got[:].std()>0 and not list((tmp_path/'two.chunks').glob('chunk_*'))
-    from vidlit.depth.video_depth import video_depth
+    from vidlit.pipeline.video_depth import video_depth
     go = make_job(tmp_path/'go', clip, 1)
     make_plan(go.path, Plan(str(tmp_path/'net')))
     work_on(go.path, threads=1)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.core import store
-from vidlit.core.depth_frames import DepthError, DepthReader
-from vidlit.core.film import EmptyVideoError, VideoError, numbered_frame, write_video
-from vidlit.core.video import VideoReader
-from vidlit.depth import chunks as C
-from vidlit.depth.chunk_merge import Depths, chunk_fits, load_depths, merge, merge_files, merge_frames, robust_fit
-from vidlit.depth.chunk_worker import Lease, forget, run, status
-from vidlit.depth.chunks import ChunkError, auto_chunks, deal, first_windows, make_job, open_job, split
 from vidlit.depth.windows import infer_windows, n_windows, window_frames
+from vidlit.floor import store
+from vidlit.pipeline import job as C
+from vidlit.pipeline.job import ChunkError, auto_chunks, deal, first_windows, make_job, open_job, split
+from vidlit.pipeline.merge import Depths, chunk_fits, load_depths, merge, merge_files, merge_frames, robust_fit
+from vidlit.pipeline.worker import Lease, forget, run, status
+from vidlit.video.depth_frames import DepthError, DepthReader
+from vidlit.video.reader import VideoReader
+from vidlit.video.writing import EmptyVideoError, VideoError, numbered_frame, write_video
 
 fork = mp.get_context('fork')
 quick = settings(max_examples=80, deadline=None, derandomize=True)

@@ -83,6 +83,6 @@ def test_list_and_cost(monkeypatch, capfd):
 
 
 def test_a_bug_is_shown_whole(tmp_path):
-    code = 'import vidlit.cli as c, sys; c.app.command("bug")(lambda: 1/0); sys.argv[1:] = ["bug"]; c.main()'
+    code = 'import vidlit.cli.app as c, sys; c.app.command("bug")(lambda: 1/0); sys.argv[1:] = ["bug"]; c.main()'
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''})
     assert r.returncode == 1 and 'ZeroDivisionError' in r.stderr

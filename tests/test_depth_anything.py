@@ -6,10 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
-from vidlit.core.train import fit
-from vidlit.core.vit import count_params
-from vidlit.core.weights import WeightsError, load_strict
-from vidlit.core.worlds import WorldConfig
 from vidlit.depth.depth_anything import (
     DepthAnything,
     DepthAnythingConfig,
@@ -24,9 +20,13 @@ from vidlit.depth.depth_anything import (
     metric_from,
     metric_loss,
 )
-from vidlit.depth.depth_anything_layout import config_from_hf, hf_depth_anything, to_hf_config, whose
+from vidlit.depth.depth_anything_weights import config_from_hf, hf_depth_anything, to_hf_config, whose
 from vidlit.depth.dinov2 import DINOv2, dinov2_b, dinov2_l, dinov2_s, stretch_pos
 from vidlit.depth.dpt import DPTConfig, DPTHead, lower_bound, to_input, to_source
+from vidlit.nn.vit import count_params
+from vidlit.nn.weights import WeightsError, load_strict
+from vidlit.train.callbacks import fit
+from vidlit.worlds.worlds import WorldConfig
 
 warnings.filterwarnings('ignore')
 transformers = pytest.importorskip('transformers')

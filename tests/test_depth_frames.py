@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from vidlit.core.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, from_stored, max_error, source_id, step16, to_stored
-from vidlit.core.film import VideoError
+from vidlit.video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, from_stored, max_error, source_id, step16, to_stored
+from vidlit.video.writing import VideoError
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 WAYS = [('png16', 'uint16'), ('npz', 'float32'), ('npz', 'float16'), ('npz', 'uint16'), ('exr', 'float32'), ('exr', 'float16'),

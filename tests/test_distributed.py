@@ -28,8 +28,8 @@ def train(bs, kind='fastai', acc=1, folder=None, steps=STEPS):
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
-    from vidlit.core.checkpoint import Checkpoint, Distributed, Seeded
-    from vidlit.core.train import EMA, Accumulate, Clip, History, MaskSampler, ParamSchedule, adamw, bare, fit, warmup_cosine
+    from vidlit.train.callbacks import EMA, Accumulate, Clip, History, MaskSampler, ParamSchedule, adamw, bare, fit, warmup_cosine
+    from vidlit.train.checkpoint import Checkpoint, Distributed, Seeded
     got = dict(grad=[], items=[], masks=[])
 
     class Note(Callback):
@@ -55,7 +55,7 @@ def train(bs, kind='fastai', acc=1, folder=None, steps=STEPS):
 
 
 def main(out):
-    from vidlit.core.checkpoint import process_group
+    from vidlit.train.checkpoint import process_group
     with process_group('gloo') as (rank, world):
         got = {k: train(8//world, **kw)
             for k, kw in dict(fastai={}, torch=dict(kind='torch'), acc=dict(acc=2), saved=dict(folder=f'{out}/ckpt', steps=2)).items()}

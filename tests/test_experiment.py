@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 import pytest
-from vidlit.core.experiment import Experiment, run_experiments
-from vidlit.core.jobs import Job, JobError
+from vidlit.lab.experiment import Experiment, run_experiments
+from vidlit.lab.jobs import Job, JobError
 
 HERE = Path(__file__).parent
 

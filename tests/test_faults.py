@@ -27,9 +27,9 @@ def learner(folder, *cbs):
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
-    from vidlit.core.checkpoint import Checkpoint, Seeded
-    from vidlit.core.health import Health
-    from vidlit.core.train import EMA, Accumulate, Autocast, Clip, History, InputTarget, MaskSampler, ParamSchedule, adamw, cosine, linear, warmup_cosine
+    from vidlit.train.callbacks import EMA, Accumulate, Autocast, Clip, History, InputTarget, MaskSampler, ParamSchedule, adamw, cosine, linear, warmup_cosine
+    from vidlit.train.checkpoint import Checkpoint, Seeded
+    from vidlit.train.health import Health
 
     class Fill(nn.Module):
         "Guesses hidden numbers"
@@ -51,7 +51,7 @@ def learner(folder, *cbs):
 
 
 def train(folder, *cbs):
-    from vidlit.core.train import fit
+    from vidlit.train.callbacks import fit
     learn = fit(learner(folder, *cbs), steps=STEPS)
     return dict(model=dict(learn.model.state_dict()), slow=dict(learn.ema.module.state_dict()), opt=learn.opt.state_dict(),
         rows=learn.history.rows, health=learn.health.rows, gen=learn.mask_sampler.gen.get_state())
@@ -59,7 +59,7 @@ def train(folder, *cbs):
 
 def train_and_die(folder, how):
     from fastai.callback.core import Callback
-    from vidlit.core import checkpoint
+    from vidlit.train import checkpoint
 
     class Die(Callback):
         "Ends the process at one moment"
@@ -84,7 +84,7 @@ def tokens(n=12): return torch.randn(n, 6, 4, generator=torch.Generator().manual
 
 
 def fill(path, before=lambda i: None):
-    from vidlit.core.store import TokenCache
+    from vidlit.floor.store import TokenCache
     x = tokens()
     cache = TokenCache(path, len(x), x.shape[1:], teacher='none', data=3)
     for i in cache.todo():
@@ -95,7 +95,7 @@ def fill(path, before=lambda i: None):
 
 def fill_and_die(path, how):
     import zarr.storage._local as local
-    from vidlit.core import store
+    from vidlit.floor import store
     put, add = local._put, store._Log.add
     def torn(p, value, exclusive=False):
         if '/c/5' in str(p) and how=='half a chunk':
@@ -135,9 +135,7 @@ def forked(fn, folder, how):
 
 def main(root):
     import torch._dynamo  # noqa: F401 - slow, so once, before forking
-    import vidlit.core.checkpoint
-    import vidlit.core.health
-    import vidlit.core.store  # noqa: F401 - once, before forking
+    import vidlit.floor.store  # noqa: F401 - once, before forking
     warnings.filterwarnings('ignore')
     got = {f'train/{o}': forked(train_and_die, Path(root)/'train'/o, o) for o in deaths}
     got.update({f'cache/{o}': forked(fill_and_die, Path(root)/'cache'/o, o) for o in cache_deaths})
@@ -197,7 +195,7 @@ def test_training_goes_on_bit_for_bit(dead, whole, how):
 
 @pytest.mark.parametrize('how', cache_deaths)
 def test_cache_loses_and_doubles_nothing(dead, how):
-    from vidlit.core.store import TokenCache
+    from vidlit.floor.store import TokenCache
     x, path = tokens(), dead/'cache'/how
     cut = TokenCache(path, len(x), x.shape[1:], teacher='none', data=3)
     left = cut.missing()
@@ -222,8 +220,8 @@ def test_a_torn_checkpoint_is_passed_over(whole, tmp_path):
 
 def test_the_tests_can_fail(whole, tmp_path, monkeypatch):
     "Break one promise at a time: every one of them is noticed"
-    from vidlit.core import checkpoint
-    from vidlit.core.checkpoint import Checkpoint, Seeded, load_state, save_state
+    from vidlit.train import checkpoint
+    from vidlit.train.checkpoint import Checkpoint, Seeded, load_state, save_state
     def broken(name):
         train(tmp_path/name)
         for f in (tmp_path/name).glob('step-00000014*'): f.unlink()

@@ -1,22 +1,37 @@
-"""The walls of the house: core < wings < roof; inside a wing only downwards; wings do not look into one another."""
+"""The walls of the house: folders import only folders below them; inside a folder a page imports only pages that stand above it in the sidebar."""
 import ast
+import json
 import re
 from pathlib import Path
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOF, ABOVE = 'roof', {'refiner': {'depth'}}  # refiner also stands on depth
+GROUND = 'floor', 'worlds', 'video', 'nn', 'train', 'lab'
+BELOW = dict(floor=(), worlds=('floor',), video=('floor',), nn=('floor',), train=('floor', 'video', 'nn'), lab=GROUND[:-1],
+    pretrain=GROUND, depth=GROUND, refiner=(*GROUND, 'depth'), splat=GROUND, pyramid=GROUND,
+    pipeline=(*GROUND, 'depth'), studies=(*GROUND, 'pretrain', 'depth', 'refiner', 'splat', 'pyramid', 'pipeline'))
+BELOW['cli'] = *BELOW['studies'], 'studies'
+
+
+def sidebar():
+    "Pages in the order in which a reader meets them"
+    def walk(o):
+        if isinstance(o, str): yield o
+        elif isinstance(o, list): yield from (p for x in o for p in walk(x))
+        elif isinstance(o, dict): yield from walk(o.get('contents', o.get('href', [])))
+    return list(walk(yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['sidebar']))
 
 
 def rooms(nbs=ROOT/'nbs'):
-    "Module name -> (wing, order of its notebook within the wing), read from the notebooks themselves"
-    import json
-    out = {}
+    "Module name -> (folder, place in the sidebar), read from the notebooks themselves"
+    order, out = sidebar(), {}
     for p in sorted(nbs.rglob('*.ipynb')):
-        if any(o.startswith(('.', '_')) for o in p.relative_to(nbs).parts): continue
+        page = p.relative_to(nbs)
+        if any(o.startswith(('.', '_')) for o in page.parts): continue
         src = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code')
         m = re.search(r'^#\|\s*default_exp\s+(\S+)', src, re.M)
-        if m: out[f'vidlit.{m[1]}'] = (p.parent.name if p.parent != nbs else ROOF, p.stem)
+        if m: out[f'vidlit.{m[1]}'] = (page.parts[0], order.index(page.as_posix()))
     return out
 
 
@@ -31,15 +46,27 @@ def imports(path, mod):
 
 def wrong(mod, dep, where):
     "Why `mod` may not import `dep`, or None"
-    (wing, order), (dwing, dorder) = where[mod], where[dep]
-    if wing == ROOF: return None
-    if dwing == ROOF: return f'{mod} looks up to the roof: {dep}'
-    if wing == dwing: return None if dorder < order else f'{mod} ({order}) imports {dep} ({dorder}): not downwards'
-    if dwing == 'core' or dwing in ABOVE.get(wing, ()): return None
-    return f'{mod} looks sideways into {dep}'
+    (folder, order), (dfolder, dorder) = where[mod], where[dep]
+    if folder == dfolder: return None if dorder < order else f'{mod} imports {dep}, which stands below it in the sidebar'
+    return None if dfolder in BELOW[folder] else f'{mod} may not look into {dep}: {folder} stands on {", ".join(BELOW[folder]) or "nothing"}'
 
 
 def file_of(mod): return ROOT/(mod.replace('.', '/')+'.py')
+
+
+def test_sidebar_holds_every_page_once():
+    pages = {p.relative_to(ROOT/'nbs').as_posix() for p in (ROOT/'nbs').rglob('*.ipynb') if not any(o.startswith(('.', '_')) for o in p.parts)}
+    assert len(set(sidebar())) == len(sidebar()) and set(sidebar()) == pages
+
+
+def test_numbers_stand_once_and_carry_no_letters():
+    for d in {(ROOT/'nbs'/p).parent for p in sidebar()}:
+        names = sorted(p.stem for p in d.glob('*.ipynb'))
+        numbers = [m[1] for n in names if (m := re.match(r'(\d+)_', n))]
+        assert len(set(numbers)) == len(numbers), (d.name, numbers)
+        assert not [n for n in names if re.match(r'\d+[a-z]', n)]
+        shown = [int(m[1]) for p in sidebar() if (ROOT/'nbs'/p).parent == d and (m := re.match(r'(\d+)_', Path(p).name))]
+        assert shown == sorted(shown), d.name
 
 
 def test_every_room_has_a_notebook():
@@ -56,11 +83,10 @@ def test_imports_go_down(mod):
 
 
 def test_the_test_can_fail():
-    where = {'vidlit.core.a': ('core', '01_a'), 'vidlit.core.b': ('core', '02_b'), 'vidlit.x.c': ('x', '01_c'),
-        'vidlit.y.d': ('y', '01_d'), 'vidlit.cli': (ROOF, '92_cli')}
-    assert 'not downwards' in wrong('vidlit.core.a', 'vidlit.core.b', where)
-    assert 'not downwards' in wrong('vidlit.core.a', 'vidlit.core.a', where)
-    assert 'sideways' in wrong('vidlit.x.c', 'vidlit.y.d', where)
-    assert 'sideways' in wrong('vidlit.core.b', 'vidlit.x.c', where)
-    assert 'roof' in wrong('vidlit.x.c', 'vidlit.cli', where)
-    assert wrong('vidlit.core.b', 'vidlit.core.a', where) is None and wrong('vidlit.x.c', 'vidlit.core.b', where) is None
+    where = {'vidlit.nn.a': ('nn', 1), 'vidlit.nn.b': ('nn', 2), 'vidlit.depth.c': ('depth', 3), 'vidlit.splat.d': ('splat', 4),
+        'vidlit.refiner.e': ('refiner', 5), 'vidlit.cli.app': ('cli', 6)}
+    assert 'below it' in wrong('vidlit.nn.a', 'vidlit.nn.b', where) and 'below it' in wrong('vidlit.nn.a', 'vidlit.nn.a', where)
+    for mod, dep in (('depth.c', 'splat.d'), ('splat.d', 'depth.c'), ('nn.b', 'depth.c'), ('depth.c', 'cli.app')):
+        assert 'may not look' in wrong(f'vidlit.{mod}', f'vidlit.{dep}', where)
+    for mod, dep in (('nn.b', 'nn.a'), ('depth.c', 'nn.b'), ('refiner.e', 'depth.c'), ('cli.app', 'splat.d')):
+        assert wrong(f'vidlit.{mod}', f'vidlit.{dep}', where) is None

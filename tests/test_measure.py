@@ -4,8 +4,6 @@ from functools import partial
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.core.camera import look_at, make_K
-from vidlit.core.worlds import WorldConfig, make_worlds
 from vidlit.depth.losses import affine_loss, cutmix_loss, feature_loss, official_ssi, silog_loss, spread_norm, ssi_loss, tgm_loss, video_loss
 from vidlit.depth.measure import (
     DepthMap,
@@ -25,6 +23,8 @@ from vidlit.depth.measure import (
     z_to_disparity,
 )
 from vidlit.depth.stability import boundary_f, carry_nearest, carry_splat, drift, flicker, opw, scale_jitter, seam_jump, static_pixels, tae, temporal_report
+from vidlit.worlds.camera import look_at, make_K
+from vidlit.worlds.worlds import WorldConfig, make_worlds
 
 quick = settings(deadline=None, max_examples=8)
 seeds, sizes = st.integers(0, 10**6), st.integers(3, 10)

@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from vidlit.core.checkpoint import share
-from vidlit.core.tokens import Grid
-from vidlit.core.vit import ViTConfig, count_params, flat_pos
-from vidlit.core.weights import WeightsError
+from vidlit.nn.tokens import Grid
+from vidlit.nn.vit import ViTConfig, count_params, flat_pos
+from vidlit.nn.weights import WeightsError
 from vidlit.pretrain.omni_batches import (
     OmniLoader,
     OmniMasks,
@@ -25,6 +24,7 @@ from vidlit.pretrain.omni_batches import (
 )
 from vidlit.pretrain.omnimae import OmniMAE, OmniMAEClassifier, OmniMAEConfig, omni_sizes, omnimae_b, pos_rows, presets
 from vidlit.pretrain.omnimae_variants import SplitOmniMAE, document_counted, modal_groups
+from vidlit.train.checkpoint import share
 
 TINY = OmniMAEConfig(ViTConfig(dim=48, depth=2, heads=3, patch=(2,8,8), qkv_bias='fused'), ViTConfig(dim=32, depth=2, heads=4, qkv_bias='none'), (8,32,32))
 def gen(s=0): return torch.Generator().manual_seed(s)
@@ -164,7 +164,7 @@ def test_released_sizes(name, total, depth, dec_depth):
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_official_file_round_trip(suffix, tmp_path):
-    from vidlit.core.weights import write_weights
+    from vidlit.nn.weights import write_weights
     m,x = rough(OmniMAE(TINY)),torch.randn(2, 3, 32, 32)
     p = tmp_path/f'model{suffix}'
     if suffix=='.pth': torch.save(m.to_official(), p)

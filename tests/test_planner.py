@@ -2,10 +2,10 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.core.jobs import run_jobs
+from vidlit.lab.jobs import run_jobs
 from vidlit.pretrain.planner import CEM, ActionSpace, Descent, Obs, Planner, Shooting, droid, l1_energy
-from vidlit.pretrain.planner_study import PlanSetup, arenas, at_random, make_tasks, oracle, planned, planner_jobs, ride, score
-from vidlit.pretrain.world_model_study import new_world
+from vidlit.studies.planner_jobs import PlanSetup, arenas, at_random, make_tasks, oracle, planned, planner_jobs, ride, score
+from vidlit.studies.world_model_jobs import new_world
 
 GOAL = torch.tensor([[.03, -.02, .01, 0, 0, 0, .6], [-.04, .04, 0, 0, 0, 0, -.1]])
 
@@ -106,7 +106,7 @@ def test_same_ride_twice(small):
     assert torch.equal(rides[0].actions, rides[1].actions)
 
 def test_jobs_run_from_nothing_to_a_summary(small, tmp_path, monkeypatch):
-    from vidlit.pretrain import planner_results, planner_study
+    from vidlit.studies import planner as planner_results, planner_study
     monkeypatch.setitem(planner_study.plan_setups, 'toy', small[0])
     jobs = [j for j in planner_jobs('toy', range(1), variants=True) if not j.key.startswith('variant')]
     res = run_jobs(jobs, tmp_path/'jobs')

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from vidlit.core.clips import clip_dls
-from vidlit.core.finetune import Classifier, decay_groups, finetune, model_accuracy, multi_view
-from vidlit.core.probe import (
+from vidlit.train.finetune import Classifier, decay_groups, finetune, model_accuracy, multi_view
+from vidlit.train.probe import (
     Arm,
     AttentiveProbe,
     CrossAttention,
@@ -25,7 +24,8 @@ from vidlit.core.probe import (
     tune_table,
     with_random_arm,
 )
-from vidlit.core.transforms import mix
+from vidlit.video.clips import clip_dls
+from vidlit.video.transforms import mix
 
 
 def blobs(n=120, d=10, k=3, seed=0, tokens=None):

@@ -13,8 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from vidlit.core.store import CacheMismatch, Manifest, StoreError
-from vidlit.depth import pictures as P
+from vidlit.depth import images as P
 from vidlit.depth.measure import Kind
 from vidlit.depth.pseudo_labels import (
     Labels,
@@ -27,6 +26,7 @@ from vidlit.depth.pseudo_labels import (
     pack,
     unpack,
 )
+from vidlit.floor.store import CacheMismatch, Manifest, StoreError
 
 fork = mp.get_context('fork')
 
@@ -340,9 +340,9 @@ def test_names_are_stable(tmp_path):
 
 
 def test_films_are_labelled(tmp_path):
-    "A folder of films, through core.sampling; a broken one costs a row, not the run"
-    from vidlit.core.sampling import list_folder
-    from vidlit.core.video import write_video
+    "A folder of films, through video.sampling; a broken one costs a row, not the run"
+    from vidlit.video.reader import write_video
+    from vidlit.video.sampling import list_folder
     write_video(tmp_path/'a.mp4', torch.stack([noise(i) for i in range(6)]), 10)
     (tmp_path/'b.mp4').write_bytes(b'no film')
     films = P.PictureFilms(list_folder(tmp_path).paths, every=2, root=tmp_path)

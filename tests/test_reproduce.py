@@ -20,8 +20,8 @@ SMALL = dict(clips=48, steps=24, bs=8, labels=(8, 16), more=(), ft_steps=6, ft_b
 
 def shrink():
     "The registered study, at a size of seconds"
-    import vidlit.pretrain.videomae_study as st
-    from vidlit.pretrain.lab import probe_frozen
+    import vidlit.studies.videomae_jobs as st
+    from vidlit.studies.pretrain_common import probe_frozen
     st.setups['toy'] = replace(st.setups['toy'], **SMALL)
     st.probe_frozen = partial(probe_frozen, epochs=10)  # of 16 clips; by itself it would take 300
     st.films_setup = replace(st.films_setup, size=32, dim=32, depth=1, heads=2, dec_dim=32, dec_heads=2, steps=12, bs=4)
@@ -39,7 +39,7 @@ def metrics(root):
 
 
 def go(out, **kw):
-    from vidlit.reproduce import reproduce
+    from vidlit.lab.reproduce import reproduce
     shrink()
     return reproduce(['videomae'], out, device='cpu', workers=1, quiet=True, **kw)
 
@@ -47,7 +47,7 @@ def go(out, **kw):
 @pytest.fixture(scope='module', autouse=True)
 def as_it_was():
     "Tests of other files in this process find the study at its own size again"
-    import vidlit.pretrain.videomae_study as st
+    import vidlit.studies.videomae_jobs as st
     was = st.setups['toy'], st.films_setup, st.probe_frozen
     yield
     st.setups['toy'], st.films_setup, st.probe_frozen = was
@@ -114,7 +114,7 @@ def test_real_films(tmp_path):
 def test_too_many_bad_films_fail_loudly(tmp_path):
     films(tmp_path/'films')
     for i in (1, 2): (tmp_path/'films'/f'film{i}.mp4').write_bytes(b'no film at all')
-    from vidlit.core.jobs import JobError
+    from vidlit.lab.jobs import JobError
     with pytest.raises(JobError, match='3 of 4 films'): go(tmp_path/'out', seeds=1, data=str(tmp_path/'films'))
 
 

@@ -7,7 +7,7 @@ import torch
 STEPS = 3
 
 def model(**kw):
-    from vidlit.core.vit import ViTConfig
+    from vidlit.nn.vit import ViTConfig
     from vidlit.pretrain.videomae import VideoMAEConfig
     from vidlit.pretrain.videomae_v2 import VideoMAE2
     cfg = VideoMAEConfig(ViTConfig(dim=32, depth=3, heads=2, patch=(2,4,4)), ViTConfig(dim=24, depth=2, heads=2))
@@ -16,11 +16,11 @@ def model(**kw):
 def train(bs, ckpt=False, half=False):
     "Losses, weights at the end, and how many numbers this process held"
     from fastai.data.core import DataLoaders
-    from vidlit.core.checkpoint import Seeded
-    from vidlit.core.train import fit, world
     from vidlit.pretrain.dual_masking import dual_mask
     from vidlit.pretrain.videomae import pretrainer
-    from vidlit.pretrain.videomae_v2_recipes import load_whole, shard, whole_state
+    from vidlit.pretrain.videomae_v2_scaling import load_whole, shard, whole_state
+    from vidlit.train.callbacks import fit, world
+    from vidlit.train.checkpoint import Seeded
     torch.set_num_threads(1)
     # four slots: then every sample is judged by equally many tokens, and the mean of two means is the joint mean
     clips = torch.randn(16, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -38,7 +38,7 @@ def train(bs, ckpt=False, half=False):
     return dict(loss=[o['loss'] for o in learn.history.rows], weights=whole_state(net), own=own, adam=adam)
 
 def main(out):
-    from vidlit.core.checkpoint import process_group
+    from vidlit.train.checkpoint import process_group
     with process_group('gloo') as (rank, world):
         got = dict(plain=train(8//world), ckpt=train(8//world, ckpt=True), meta=train(8//world, half=True))
         torch.save(got, f'{out}/{world}-{rank}.pt')

@@ -9,12 +9,12 @@ import torch
 from fastai.data.core import DataLoaders
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader, TensorDataset
-from vidlit.core.checkpoint import Checkpoint, Seeded
-from vidlit.core.tokens import grid_of, split_mask, take
-from vidlit.core.train import fit
-from vidlit.core.vit import ViTConfig, count_params
+from vidlit.nn.tokens import grid_of, split_mask, take
+from vidlit.nn.vit import ViTConfig, count_params
 from vidlit.pretrain.stjepa import STJEPA, FlipPairs, STJEPAConfig, cosine_loss, flip_targets, pretrainer, stjepa_s
 from vidlit.pretrain.tube_masking import tube_mask
+from vidlit.train.callbacks import fit
+from vidlit.train.checkpoint import Checkpoint, Seeded
 
 CFG = STJEPAConfig(ViTConfig(dim=32, depth=3, heads=2, patch=(2,4,4)), fact=2, out=12)
 PKG = Path(sys.modules['vidlit'].__file__).parent
@@ -108,7 +108,7 @@ def test_pairs_are_flipped_together():
 def test_resume_is_exact(tmp_path):
     def run(folder, steps, total=6):
         from functools import partial
-        from vidlit.core.schedule import warmup_cosine
+        from vidlit.train.schedules import warmup_cosine
         learn = pretrainer(loaders(), STJEPA(CFG, gen=gen()), ratio=.5, flip=.5, cbs=[Seeded(0), Checkpoint(folder, every=2)])
         learn.param_schedule.fns['lr'] = lambda s, t: partial(warmup_cosine, warmup=1, base=1e-3)(s, total)
         return fit(learn, steps=steps, validate=False).model.state_dict()
@@ -137,15 +137,15 @@ def test_training_imports_no_teacher():
 import sys
 class Forbid:
     def find_spec(self, name, *a):
-        if name in ("vidlit.pretrain.videomae", "vidlit.pretrain.token_targets", "vidlit.pretrain.videomae_layout"): raise AssertionError(name)
+        if name in ("vidlit.pretrain.videomae", "vidlit.pretrain.token_targets", "vidlit.pretrain.videomae_weights"): raise AssertionError(name)
 sys.meta_path.insert(0, Forbid())
 import torch
 from fastai.data.core import DataLoaders
 from torch.utils.data import DataLoader, TensorDataset
-from vidlit.core.train import fit
-from vidlit.core.vit import ViTConfig
+from vidlit.train.callbacks import fit
+from vidlit.nn.vit import ViTConfig
 from vidlit.pretrain.stjepa import STJEPA, STJEPAConfig, pretrainer
-import vidlit.pretrain.target_cache, vidlit.core.clips, vidlit.core.transforms
+import vidlit.pretrain.target_cache, vidlit.video.clips, vidlit.video.transforms
 dl = DataLoader(TensorDataset(torch.randn(8, 3, 4, 16, 16), torch.randn(8, 32, 12).half()), 4)
 fit(pretrainer(DataLoaders(dl, dl), STJEPA(STJEPAConfig(ViTConfig(dim=32, depth=3, heads=2, patch=(2,4,4)), 2, 12)), ratio=.5), steps=2)
 print("trained", [m for m in ("transformers", "torchvision") if m in sys.modules])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from vidlit.core import store
-from vidlit.core.fingerprint import fingerprint
-from vidlit.core.store import CacheMismatch, Manifest, StoreBusy, StoreError, TokenCache, WorkList, atomic_path, read_json, sweep, write_json, writer
+from vidlit.floor import store
+from vidlit.floor.fingerprint import fingerprint
+from vidlit.floor.store import CacheMismatch, Manifest, StoreBusy, StoreError, TokenCache, WorkList, atomic_path, read_json, sweep, write_json, writer
 
 fork = mp.get_context('fork')
 leaf = st.none()|st.booleans()|st.integers()|st.floats(allow_nan=False)|st.text(max_size=4)|st.binary(max_size=4)

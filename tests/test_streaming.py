@@ -3,14 +3,14 @@ import gc
 from dataclasses import replace
 import pytest
 import torch
-from vidlit.core.store import StoreError
-from vidlit.core.weights import WeightsError
 from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
 from vidlit.depth.streaming import stream, stream_keep, stream_slots
 from vidlit.depth.temporal_head import add_time, places
 from vidlit.depth.windows import window_frames
+from vidlit.floor.store import StoreError
+from vidlit.nn.weights import WeightsError
 
 SMALL = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 4, 4)), DPTConfig(16, 8, (8, 8, 8, 16), 4, 4), (0, 1, 2, 3), 2)
 

@@ -8,14 +8,10 @@ from fastai.data.core import DataLoaders
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
-from vidlit.core.jobs import Context, plan, run_jobs
-from vidlit.core.train import fit
-from vidlit.depth import lab as L, pseudo_labels_study as S
 from vidlit.depth.depth_anything import DepthAnythingConfig
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
 from vidlit.depth.losses import affine_loss, cutmix_loss
-from vidlit.depth.pseudo_labels_results import depth_anything, facts_of, summary
 from vidlit.depth.student import (
     Pseudo,
     Student,
@@ -28,6 +24,10 @@ from vidlit.depth.student import (
     student_learner,
     two_regions,
 )
+from vidlit.lab.jobs import Context, plan, run_jobs
+from vidlit.studies import depth_common as L, pseudo_labels_study as S
+from vidlit.studies.pseudo_labels import depth_anything, facts_of, summary
+from vidlit.train.callbacks import fit
 
 TINY = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 8, 8)), DPTConfig(16, 8, (8, 8, 8, 8), 8, 8), (0, 1, 2, 3), 2)
 MINI = replace(S.setups['toy'], dim=16, wide=24, features=8, out=(8, 8, 8, 8), labelled=12, pool=20, n_test=8, prior_steps=6, prior_bs=4, steps=6, bs=2)

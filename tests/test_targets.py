@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-import vidlit.cli_stjepa  # noqa: F401 (puts its commands into the app)
-from vidlit.cli import app, run_app
-from vidlit.core.store import CacheMismatch, StoreError
-from vidlit.core.video import write_video
-from vidlit.core.vit import ViT, ViTConfig
+import vidlit.cli.stjepa  # noqa: F401 (puts its commands into the app)
+from vidlit.cli.app import app, run_app
+from vidlit.floor.store import CacheMismatch, StoreError
+from vidlit.nn.vit import ViT, ViTConfig
 from vidlit.pretrain import token_targets as tt
 from vidlit.pretrain.ssv2 import cache_bytes, estimate, find_videos, present, ssv2
 from vidlit.pretrain.target_cache import CachedPairs, ClipSpec, TargetCache, pair_dls, read_clip
 from vidlit.pretrain.videomae import VideoMAE, VideoMAEConfig
+from vidlit.video.reader import write_video
 
 SPEC = ClipSpec(4, 16, patch=(2,8,8))
 CFG = VideoMAEConfig(ViTConfig(dim=24, depth=2, heads=1, patch=(2,8,8)), ViTConfig(dim=16, depth=1, heads=1))
@@ -104,8 +104,8 @@ def test_frames_and_crop_come_from_the_cache(box, tmp_path):
 
 
 def test_teacher_never_runs_in_training(box, tmp_path, monkeypatch):
-    from vidlit.core.train import fit
     from vidlit.pretrain.stjepa import STJEPA, STJEPAConfig, pretrainer
+    from vidlit.train.callbacks import fit
     built(box, tmp_path/'c')
 
     def never(*args, **kw): raise AssertionError('the teacher was asked')

@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from vidlit.core.weights import WeightsError
 from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_s
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
 from vidlit.depth.temporal_head import VideoDepth, add_time, clip_loss, only_time, places, video_depth_s
-from vidlit.depth.video_depth_layout import official_video_config, official_video_depth
+from vidlit.depth.video_depth_weights import official_video_config, official_video_depth
+from vidlit.nn.weights import WeightsError
 
 SMALL = DepthAnythingConfig(replace(dinov2_s, dim=32, depth=4, heads=2, patch=(1, 7, 7)), DPTConfig(32, 16, (8, 16, 32, 48), 7, 8), (0, 1, 2, 3), 3)
 SAY = dict(heads=4, groups=8, taps=SMALL.taps, enc_heads=2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from vidlit.core.tokens import (
+from vidlit.nn.tokens import (
     Grid,
     Rope3D,
     denorm_patches,

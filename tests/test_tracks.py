@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-import vidlit.cli_tracks  # noqa: F401 (puts its command into the app)
-from vidlit.cli import app, run_app
-from vidlit.core.camera import make_K, project
-from vidlit.core.depth_frames import DepthReader, DepthWriter
-from vidlit.depth import tracks
-from vidlit.depth.box_depth import front_hill, sample, sample_frame, valleys, window
-from vidlit.depth.tracks import TrackError, enrich, enrich_file, find_entries, read_tracks, to_json, to_xyxy
+import vidlit.cli.tracks  # noqa: F401 (puts its command into the app)
+from vidlit.cli.app import app, run_app
+from vidlit.pipeline import tracks
+from vidlit.pipeline.box_depth import front_hill, sample, sample_frame, valleys, window
+from vidlit.pipeline.tracks import TrackError, enrich, enrich_file, find_entries, read_tracks, to_json, to_xyxy
+from vidlit.video.depth_frames import DepthReader, DepthWriter
+from vidlit.worlds.camera import make_K, project
 
 H, W, N = 48, 64, 6
 K = make_K(60, H, W)

@@ -16,13 +16,13 @@ from fastai.optimizer import Adam
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
-from vidlit.core import train
-from vidlit.core.checkpoint import Checkpoint, CheckpointError, Seeded, load_state, mix, save_state, share
-from vidlit.core.clips import clip_dls
-from vidlit.core.health import Health, NonFinite, effective_rank
-from vidlit.core.schedule import adamw, cosine, linear, param_groups, warmup_cosine, wsd
-from vidlit.core.train import EMA, Accumulate, Autocast, History, InputTarget, MaskSampler, ModelLoss, ParamSchedule, Progress, ema_update, fit
-from vidlit.core.worlds import WorldConfig, WorldDataset
+from vidlit.train import callbacks as train
+from vidlit.train.callbacks import EMA, Accumulate, Autocast, History, InputTarget, MaskSampler, ModelLoss, ParamSchedule, Progress, ema_update, fit
+from vidlit.train.checkpoint import Checkpoint, CheckpointError, Seeded, load_state, mix, save_state, share
+from vidlit.train.health import Health, NonFinite, effective_rank
+from vidlit.train.schedules import adamw, cosine, linear, param_groups, warmup_cosine, wsd
+from vidlit.video.clips import clip_dls
+from vidlit.worlds.worlds import WorldConfig, WorldDataset
 
 warnings.filterwarnings('ignore', 'torch.jit')
 gen = torch.Generator
@@ -423,7 +423,7 @@ def test_fastai_adam_resumes(tmp_path):
 
 
 def test_tensorboard_missing_says_how(monkeypatch, tmp_path):
-    from vidlit.core.health import TensorBoard
+    from vidlit.train.health import TensorBoard
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     with pytest.raises(ImportError, match=r"vidlit\[tensorboard\]"): fit(learner(TensorBoard(tmp_path)), steps=1)
 

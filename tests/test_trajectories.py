@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader
-from vidlit.core.video import write_video
 from vidlit.pretrain.trajectories import (
     TrajectoryError,
     TrajectorySet,
@@ -19,6 +18,7 @@ from vidlit.pretrain.trajectories import (
     read_states,
     write_trajectory,
 )
+from vidlit.video.reader import write_video
 
 h5py = pytest.importorskip('h5py')
 pose,grip = 'observation/robot_state/cartesian_position','observation/robot_state/gripper_position'

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageEnhance, ImageOps
-from vidlit.core.transforms import (
+from vidlit.video.transforms import (
     colour_jitter,
     compose,
     crop_box,

@@ -2,7 +2,7 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.core.tokens import Grid, split_mask
+from vidlit.nn.tokens import Grid, split_mask
 from vidlit.pretrain.tube_masking import (
     choose,
     copy_source,

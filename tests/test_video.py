@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from vidlit.core.film import numbered_frame, read_number
-from vidlit.core.film_index import good_frames
-from vidlit.core.video import (
+from vidlit.video.index import good_frames
+from vidlit.video.reader import (
     BackendError,
     CorruptVideoError,
     EmptyVideoError,
@@ -24,6 +23,7 @@ from vidlit.core.video import (
     video_info,
     write_video,
 )
+from vidlit.video.writing import numbered_frame, read_number
 
 SHARED = Path(os.environ.get('VIDLIT_SHARED') or Path(__file__).resolve().parents[2]/'shared')/'videos'
 N = 60

@@ -19,21 +19,21 @@ import av
 import numpy as np
 import pytest
 import torch
-import vidlit.cli_depth  # noqa: F401 (puts its command into the app)
-from vidlit.cli import app, run_app
-from vidlit.core import depth_frames
-from vidlit.core.depth_frames import DepthReader
-from vidlit.core.film import numbered_frame, write_video
-from vidlit.core.video import VideoReader, good_frames
-from vidlit.core.worlds import WorldConfig, make_worlds
-from vidlit.depth import depth_parts, video_depth as V
+import vidlit.cli.depth  # noqa: F401 (puts its command into the app)
+from vidlit.cli.app import app, run_app
 from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig
-from vidlit.depth.depth_models import load_depth_model, toy_folder, wrap
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
+from vidlit.depth.models import load_depth_model, toy_folder, wrap
 from vidlit.depth.temporal_head import add_time
-from vidlit.depth.video_depth import video_depth
 from vidlit.depth.windows import infer_windows
+from vidlit.pipeline import parts as depth_parts, video_depth as V
+from vidlit.pipeline.video_depth import video_depth
+from vidlit.video import depth_frames
+from vidlit.video.depth_frames import DepthReader
+from vidlit.video.reader import VideoReader, good_frames
+from vidlit.video.writing import numbered_frame, write_video
+from vidlit.worlds.worlds import WorldConfig, make_worlds
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get('VIDLIT_SHARED') or ROOT.parent/'shared')/'videos'
@@ -464,7 +464,7 @@ def test_the_toy(tmp_path):
 def test_weights_travel_with_the_wheel(tmp_path, monkeypatch):
     "data/models/toy of a checkout becomes vidlit/toy of a wheel, where `toy_folder` finds it"
     src = tmp_path/'src'
-    for d in ('vidlit', 'vidlit/core'):
+    for d in ('vidlit', 'vidlit/video'):
         (src/d).mkdir(parents=True)
         (src/d/'__init__.py').write_text('')
     for f in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): (src/f).write_bytes((ROOT/f).read_bytes())

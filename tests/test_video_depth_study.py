@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from vidlit.core.jobs import read_result, run_job
-from vidlit.core.pixels import normalise
-from vidlit.depth import video_depth_results as R, video_depth_study as S
 from vidlit.depth.temporal_head import VideoDepth
-from vidlit.depth.video_depth_layout import config_from_json
+from vidlit.depth.video_depth_weights import config_from_json
+from vidlit.lab.jobs import read_result, run_job
+from vidlit.studies import video_depth as R, video_depth_study as S
+from vidlit.video.pixels import normalise
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT/'data'/'models'/'toy'
@@ -25,7 +25,7 @@ fork = mp.get_context('fork')
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "All jobs of one seed, variants too, by the command"
-    from vidlit.reproduce import reproduce
+    from vidlit.lab.reproduce import reproduce
     out, was = tmp_path_factory.mktemp('study'), S.setups['toy']
     S.setups['toy'] = TINY
     try: m, = reproduce(['video_depth'], out, seeds=1, device='cpu', workers=1, variants=True, quiet=True)

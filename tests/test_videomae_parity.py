@@ -3,9 +3,9 @@ import warnings
 from dataclasses import replace
 import pytest
 import torch
-from vidlit.core.tokens import grid_of
-from vidlit.core.vit import ViTConfig
-from vidlit.core.weights import WeightsError
+from vidlit.nn.tokens import grid_of
+from vidlit.nn.vit import ViTConfig
+from vidlit.nn.weights import WeightsError
 from vidlit.pretrain.tube_masking import random_mask, tube_mask
 from vidlit.pretrain.videomae import VideoMAE, VideoMAEClassifier, VideoMAEConfig, hf_config, norm_patches
 
@@ -133,9 +133,9 @@ def test_no_pickles(tmp_path):
     with pytest.raises(WeightsError): VideoMAE.from_official(tmp_path/'bad.pth')
 
 def test_targets_are_the_reference():
-    from vidlit.core.tokens import patchify, split_mask, take
+    from vidlit.nn.tokens import patchify, split_mask, take
     clip = torch.rand(2, 3, 8, 48, 32, generator=gen())
-    from vidlit.core.pixels import normalise
+    from vidlit.video.pixels import normalise
     model = VideoMAE(sizes()); mask = tube_mask(2, grid_of(clip), .5, gen())
     ref = take(norm_patches(patchify(clip))[0], split_mask(mask)[1])
     torch.testing.assert_close(model(normalise(clip), mask).targ, ref, atol=1e-5, rtol=1e-5)

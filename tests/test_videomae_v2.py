@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from vidlit.core.tokens import Grid, grid_of, split_mask
-from vidlit.core.vit import Attention, CosineAttention, ViTConfig, count_params, run_blocks
-from vidlit.core.weights import WeightsError
+from vidlit.nn.tokens import Grid, grid_of, split_mask
+from vidlit.nn.vit import Attention, CosineAttention, ViTConfig, count_params, run_blocks
+from vidlit.nn.weights import WeightsError
 from vidlit.pretrain.dual_masking import cell_mask, cell_masks_ref, decoder_flops, document_dual, dual_loss, dual_mask, holes, split_dual
 from vidlit.pretrain.tube_masking import random_mask, time_mask, tube_mask
 from vidlit.pretrain.videomae import VideoMAE, VideoMAEConfig

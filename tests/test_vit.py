@@ -7,8 +7,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from vidlit.core.tokens import Grid, Rope3D, sincos_3d, split_mask
-from vidlit.core.vit import (
+from vidlit.nn.tokens import Grid, Rope3D, sincos_3d, split_mask
+from vidlit.nn.vit import (
     Attention,
     Block,
     CosineAttention,
@@ -28,7 +28,7 @@ from vidlit.core.vit import (
     vit_l,
     vit_s,
 )
-from vidlit.core.weights import KeyMap, load_strict
+from vidlit.nn.weights import KeyMap, load_strict
 
 tiny = replace(vit_s, dim=48, depth=3, heads=4, patch=(2,8,8))
 

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from torch.utils.data import DataLoader, TensorDataset
-from vidlit.core.tokens import Grid, Rope3D, sincos_3d
-from vidlit.core.train import fit
-from vidlit.core.vit import ViTConfig, count_params
-from vidlit.core.weights import WeightsError
+from vidlit.nn.tokens import Grid, Rope3D, sincos_3d
+from vidlit.nn.vit import ViTConfig, count_params
+from vidlit.nn.weights import WeightsError
 from vidlit.pretrain.block_masking import BlockSpec, document_blocks, multiblock, multiblock3d, predictive_blocks
 from vidlit.pretrain.vjepa import (
     VJEPA,
@@ -27,7 +26,8 @@ from vidlit.pretrain.vjepa import (
     vjepa_pretrainer,
     vjepa_wd,
 )
-from vidlit.pretrain.vjepa_layout import jepa_sizes, learned_table, unpack_jepa
+from vidlit.pretrain.vjepa_weights import jepa_sizes, learned_table, unpack_jepa
+from vidlit.train.callbacks import fit
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -145,7 +145,7 @@ def test_rotary_predictor_padded():
 
 def test_encoder_is_blind_to_the_targets(model, clip):
     o = multiblock(3, tiny.grid, gen(10))
-    from vidlit.core.tokens import patchify, unpatchify
+    from vidlit.nn.tokens import patchify, unpatchify
     spoil = patchify(torch.ones_like(clip), (2,8,8))*(~o.mask(96))[..., None]
     with torch.no_grad(): a,b = model(clip, o),model(clip+unpatchify(spoil, tiny.grid, (2,8,8)), o)
     assert (a.pred[0]-b.pred[0]).abs().max()<1e-5 and (a.targ[0]-b.targ[0]).abs().mean()>1e-3

@@ -3,14 +3,14 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.core.schedule import wsd
-from vidlit.core.tokens import Grid, grid_of
-from vidlit.core.vit import ViTConfig, run_blocks
+from vidlit.nn.tokens import Grid, grid_of
+from vidlit.nn.vit import ViTConfig, run_blocks
 from vidlit.pretrain.block_masking import multiblock3d
 from vidlit.pretrain.vjepa import by_content
 from vidlit.pretrain.vjepa2 import VJEPA2, GroupSampler, VJEPA2Config, phase_at, vjepa2_phases
-from vidlit.pretrain.vjepa2_study import Setup, class_recall, fresh, pretrain, setups, study_jobs, views_of
 from vidlit.pretrain.vjepa2_variants import SlotTargets, fixed_positions, horizon_blocks, variants
+from vidlit.studies.vjepa2_jobs import Setup, class_recall, fresh, pretrain, setups, study_jobs, views_of
+from vidlit.train.schedules import wsd
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -139,5 +139,5 @@ def test_interrupted_training_goes_on(tmp_path):
 def test_scales():
     jobs = study_jobs('toy', range(3), variants=True)
     assert len({j.key for j in jobs}) == len(jobs)
-    from vidlit.pretrain.vjepa2_results import cost
+    from vidlit.studies.vjepa2 import cost
     assert cost('paper')[0]['encoder'] == '303.9 M' and [c['tokens'] for c in cost('paper')] == [2048, 2048, 18432]

@@ -4,12 +4,12 @@ from dataclasses import replace
 from itertools import repeat
 import pytest
 import torch
-from vidlit.core.tokens import Grid, grid_of, take
-from vidlit.core.vit import ViTConfig, count_params
-from vidlit.core.weights import WeightsError
+from vidlit.nn.tokens import Grid, grid_of, take
+from vidlit.nn.vit import ViTConfig, count_params
+from vidlit.nn.weights import WeightsError
 from vidlit.pretrain.block_masking import Blocks
 from vidlit.pretrain.vjepa2 import VJEPA2, RopePredictor, VJEPA2Config, presets, rope_encoder
-from vidlit.pretrain.vjepa2_layout import VJEPA2Classifier, sizes_from_hf, to_hf_config
+from vidlit.pretrain.vjepa2_weights import VJEPA2Classifier, sizes_from_hf, to_hf_config
 
 warnings.filterwarnings('ignore')
 transformers = pytest.importorskip('transformers')

@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from vidlit.core.jobs import plan, run_jobs
-from vidlit.core.worlds import WorldConfig, make_scene
-from vidlit.pretrain import vjepa_study as S
-from vidlit.pretrain.vjepa_results import along, first_reach, summary, vjepa
+from vidlit.lab.jobs import plan, run_jobs
+from vidlit.studies import vjepa_jobs as S
+from vidlit.studies.vjepa import along, first_reach, summary, vjepa
+from vidlit.worlds.worlds import WorldConfig, make_scene
 
 MINI = replace(S.setups['toy'], size=16, frames=4, dim=32, depth=1, heads=2, pred_dim=32, pred_heads=2, clips=64, steps=20, looks=(10,),
     labels=(8, 16), more=(32,), draws=2, probe_steps=3, n_valid=16, n_test=32)
@@ -84,7 +84,7 @@ def test_jobs():
 
 def test_walls():
     "The family read off the scene is the one that was drawn"
-    from vidlit.core import worlds
+    from vidlit.worlds import worlds
     drawn, real = [], worlds.draw_textures
     worlds.draw_textures = lambda dice, family, *a: drawn.append(family) or real(dice, family, *a)
     try: scene = make_scene(range(40), WorldConfig(t=2, h=16, w=16, n_obj=1, split='test', grain=.6))[0]

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from vidlit.core.tokens import sincos_3d
-from vidlit.core.vit import ViT, ViTConfig, count_params
-from vidlit.core.weights import WeightsError, load_strict
+from vidlit.nn.tokens import sincos_3d
+from vidlit.nn.vit import ViT, ViTConfig, count_params
+from vidlit.nn.weights import WeightsError, load_strict
 from vidlit.pretrain.world_model import ACConfig, ACPredictor, WorldModel, ac_keys, ac_loss, encode_frames, frame_causal_mask, move_by, unit_norm
 from vidlit.pretrain.world_model_variants import CrossPredictor
 
@@ -157,7 +157,7 @@ def test_document_predictor_has_no_order():
 
 
 def test_a_killed_training_goes_on():
-    from vidlit.pretrain.world_model_study import WorldSetup, new_world, train_predictor, trajectories
+    from vidlit.studies.world_model_jobs import WorldSetup, new_world, train_predictor, trajectories
     r = WorldSetup(size=24, patch=12, frames=4, dim=16, heads=1, depth=1, eye_depth=1, steps=60, bs=8, n_train=32, eye='random')
     data = trajectories(r, 7, 32)
     with tempfile.TemporaryDirectory() as tmp:

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader
-from vidlit.core.camera import project, unproject
-from vidlit.core.control import ControlWorld, random_actions, rotation, rotation_vector
-from vidlit.core.motions import CAMERAS, MOTIONS, TWIN
-from vidlit.core.raycast import pixel_centres, trace
-from vidlit.core.textures import TEXTURES
-from vidlit.core.warp import backward_warp
-from vidlit.core.worlds import SHAPES, WorldConfig, WorldDataset, film, make_clips, make_scene, make_worlds, reverse, stereo, tracks
+from vidlit.worlds.camera import project, unproject
+from vidlit.worlds.control import ControlWorld, random_actions, rotation, rotation_vector
+from vidlit.worlds.motions import CAMERAS, MOTIONS, TWIN
+from vidlit.worlds.raycast import pixel_centres, trace
+from vidlit.worlds.textures import TEXTURES
+from vidlit.worlds.warp import backward_warp
+from vidlit.worlds.worlds import SHAPES, WorldConfig, WorldDataset, film, make_clips, make_scene, make_worlds, reverse, stereo, tracks
 
 ALL = WorldConfig(motion=MOTIONS, camera='any', n_obj=3, lit=True, shadows=True)
 FIELDS = ('clip', 'unlit', 'depth', 'radius', 'flow', 'occ', 'seg', 'point', 'label', 'shape', 'texture')

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from fastcore.basics import patch
 from torch import Tensor
-from ..core.camera import radius_to_z, z_to_radius
+from ..worlds.camera import radius_to_z, z_to_radius
 
 # %% ../../nbs/depth/01_measure.ipynb #e48935b6
 class Kind(StrEnum):

@@ -11,8 +11,8 @@ import torch, torch.nn.functional as F
 from collections import namedtuple
 from einops import rearrange, repeat
 from torch import Tensor
-from ..core.tokens import Grid, split_mask
-from ..core.vit import ViTConfig, block_flops
+from ..nn.tokens import Grid, split_mask
+from ..nn.vit import ViTConfig, block_flops
 from .tube_masking import tube_mask
 
 # %% ../../nbs/pretrain/03_dual_masking.ipynb #121a5ac8

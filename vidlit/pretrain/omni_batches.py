@@ -12,9 +12,9 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
-from ..core.clips import ClipLoader, ClipSet, _Batches, _same, as_source, epoch_order, item_gen
-from ..core.tokens import grid_of
-from ..core.train import MaskSampler, world
+from ..video.clips import ClipLoader, ClipSet, _Batches, _same, as_source, epoch_order, item_gen
+from ..nn.tokens import grid_of
+from ..train.callbacks import MaskSampler, world
 from .tube_masking import random_mask
 
 # %% ../../nbs/pretrain/05_omni_batches.ipynb #1c7ca7f2

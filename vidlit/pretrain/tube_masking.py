@@ -10,7 +10,7 @@ __all__ = ['choose', 'tube_mask', 'random_mask', 'slot_mask', 'space_mask', 'tim
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
-from ..core.tokens import Grid, take
+from ..nn.tokens import Grid, take
 
 # %% ../../nbs/pretrain/01_tube_masking.ipynb #910f46f9
 def choose(

@@ -16,14 +16,14 @@ from pathlib import Path
 from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn, Tensor
-from ..core.pixels import denormalise, imagenet_mean, imagenet_std
-from ..core.tokens import Grid, denorm_patches, grid_of, norm_patches, patchify, put, split_mask, take_patches, unpatchify
-from ..core.vit import Block, ViT, ViTConfig, flat_pos, run_blocks, vit_b
-from ..core.schedule import adamw, warmup_cosine
-from ..core.train import History, MaskSampler, ModelLoss, ParamSchedule
-from ..core.weights import load_strict, read_hub, save_hub
+from ..video.pixels import denormalise, imagenet_mean, imagenet_std
+from ..nn.tokens import Grid, denorm_patches, grid_of, norm_patches, patchify, put, split_mask, take_patches, unpatchify
+from ..nn.vit import Block, ViT, ViTConfig, flat_pos, run_blocks, vit_b
+from ..train.schedules import adamw, warmup_cosine
+from ..train.callbacks import History, MaskSampler, ModelLoss, ParamSchedule
+from ..nn.weights import load_strict, read_hub, save_hub
 from .tube_masking import tube_mask
-from .videomae_layout import (VideoMAEConfig, videomae_s, videomae_b, videomae_l, videomae_h, unpack, vit_sizes, hf_config,
+from .videomae_weights import (VideoMAEConfig, videomae_s, videomae_b, videomae_l, videomae_h, unpack, vit_sizes, hf_config,
     from_hf_config, hf_pretraining, hf_classifier)
 
 # %% ../../nbs/pretrain/02_videomae.ipynb #ee421989
@@ -332,7 +332,7 @@ def pretrainer(
     wd:float=.05, # Weight decay; none on biases, norms and the mask token
     gen=0, # Generator or seed of the masks
     cbs=(), # Further callbacks
-)->Learner: # Train it with `core.train.fit`
+)->Learner: # Train it with `train.callbacks.fit`
     "A Learner that pretrains as VideoMAE does"
     cbs = [MaskSampler(mask, gen, patch=model.cfg.enc.patch, ratio=ratio), ParamSchedule(lr=partial(warmup_cosine, warmup=warmup, base=lr)), History(), *cbs]
     return Learner(dls, model, loss_func=ModelLoss(), opt_func=adamw(model, lr=lr, wd=wd, betas=(.9,.95)), lr=lr, cbs=cbs)

@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 from fastcore.basics import patch
 from torch import Tensor
-from ..core.tokens import grid_of
-from ..core.vit import Attention, Block, CosineAttention, ViT, ViTConfig, flat_pos, run_blocks, vit_b, vit_g, vit_h
-from ..core.weights import load_strict
+from ..nn.tokens import grid_of
+from ..nn.vit import Attention, Block, CosineAttention, ViT, ViTConfig, flat_pos, run_blocks, vit_b, vit_g, vit_h
+from ..nn.weights import load_strict
 from .dual_masking import dual_loss, split_dual
 from .videomae import Decoder, MAEOut, VideoMAE, VideoMAEClassifier, target
-from .videomae_layout import VideoMAEConfig, unpack, videomae_b, videomae_l, videomae_s
+from .videomae_weights import VideoMAEConfig, unpack, videomae_b, videomae_l, videomae_s
 
 # %% ../../nbs/pretrain/04_videomae_v2.ipynb #326ea34b
 videomae2_s,videomae2_b,videomae2_l = videomae_s,videomae_b,videomae_l

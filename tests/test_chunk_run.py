@@ -16,7 +16,7 @@ from vidlit.depth.windows import n_windows
 from vidlit.pipeline import pool as R
 from vidlit.pipeline.job import ChunkError, make_job
 from vidlit.pipeline.merge import merge
-from vidlit.pipeline.pool import Crew, Plan, make_plan, work_on
+from vidlit.pipeline.pool import Plan, WorkerPool, make_plan, work_on
 from vidlit.pipeline.run import depth_in_chunks, run_workers
 from vidlit.pipeline.worker import run, status
 from vidlit.video.depth_frames import DepthReader
@@ -217,8 +217,8 @@ def test_as_many_as_fit(job, undisturbed, monkeypatch, fits):
     monkeypatch.setattr(R, 'cores', lambda: 2)
     monkeypatch.setattr(R, 'fitting', lambda peak: fits)
     monkeypatch.setenv('TOY_SLOW', '.3')
-    start, begun = Crew.start, []
-    monkeypatch.setattr(Crew, 'start', lambda self, i: begun.append((i, self.threads, done(job)>0)) or start(self, i))
+    start, begun = WorkerPool.start, []
+    monkeypatch.setattr(WorkerPool, 'start', lambda self, i: begun.append((i, self.threads, done(job)>0)) or start(self, i))
     run_workers(job.path, device='cpu')
     assert begun==[(0, 1, False), (1, 1, True) if fits==2 else (0, 2, True)] and contents(job.path)==undisturbed[0]
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from vidlit.depth.windows import infer_windows, n_windows, window_frames
 from vidlit.floor import store
 from vidlit.pipeline import job as C
-from vidlit.pipeline.job import ChunkError, auto_chunks, deal, first_windows, make_job, open_job, split
+from vidlit.pipeline.job import ChunkError, auto_chunks, first_windows, make_job, open_job, share_windows, split
 from vidlit.pipeline.merge import Depths, chunk_fits, load_depths, merge, merge_files, merge_frames, robust_fit
 from vidlit.pipeline.worker import Lease, forget, run, status
 from vidlit.video.depth_frames import DepthError, DepthReader
@@ -178,7 +178,7 @@ def test_ten_random_kills(film, undisturbed, tmp_path):
 @given(sizes[0], sizes[1])
 def test_windows_dealt_out(n, chunks):
     "Every window of the film once, every frame in the piece that makes it, nothing shared but the fade"
-    r = deal(n, chunks)
+    r = share_windows(n, chunks)
     first = first_windows(n, chunks)
     each = [b-a for a, b in zip(first, first[1:])]
     assert len(r)==min(chunks, n_windows(n)) and r[0][0]==0 and r[-1][1]==n and max(each)-min(each)<=1

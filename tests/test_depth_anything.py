@@ -13,8 +13,8 @@ from vidlit.depth.depth_anything import (
     depth_anything_b,
     depth_anything_l,
     depth_anything_s,
+    depth_images,
     depth_learner,
-    depth_stills,
     first_version,
     metric,
     metric_from,
@@ -280,7 +280,7 @@ def test_metric_training_freezes_then_moves():
     from torch.utils.data import DataLoader
     tiny = DepthAnythingConfig(replace(dinov2_s, dim=32, depth=4, heads=2, patch=(1,8,8)), DPTConfig(32, 8, (8,8,8,8), 8, 4), (0,1,2,3), 2)
     start = DepthAnything(tiny, gen(), 'xavier')
-    dls = DataLoaders(DataLoader(depth_stills(range(16), WorldConfig(t=1, h=16, w=16)), 8))
+    dls = DataLoaders(DataLoader(depth_images(range(16), WorldConfig(t=1, h=16, w=16)), 8))
     model = metric_from(start, 20., gen(1))
     assert model.kind=='depth'
     fit(depth_learner(model, dls, lr=1e-3, frozen=1.), steps=3)

@@ -28,7 +28,7 @@ def train(bs, kind='fastai', acc=1, folder=None, steps=STEPS):
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
-    from vidlit.train.callbacks import EMA, Accumulate, Clip, History, MaskSampler, ParamSchedule, adamw, bare, fit, warmup_cosine
+    from vidlit.train.callbacks import EMA, Accumulate, GradClip, History, MaskSampler, ParamSchedule, adamw, bare, fit, warmup_cosine
     from vidlit.train.checkpoint import Checkpoint, Distributed, Seeded
     got = dict(grad=[], items=[], masks=[])
 
@@ -45,7 +45,7 @@ def train(bs, kind='fastai', acc=1, folder=None, steps=STEPS):
     net, xs = Fill(), torch.randn(34, 8, generator=torch.Generator().manual_seed(1))
     ds = [(o,) for o in xs]
     dl = DataLoader(ds, bs, shuffle=True, drop_last=True) if kind=='fastai' else torch.utils.data.DataLoader(ds, bs, shuffle=True, drop_last=True)
-    cbs = [Distributed(), Seeded(3), MaskSampler(hide, 7), Accumulate(acc), Clip(.5), ParamSchedule(lr=partial(warmup_cosine, warmup=2, base=1e-2)),
+    cbs = [Distributed(), Seeded(3), MaskSampler(hide, 7), Accumulate(acc), GradClip(.5), ParamSchedule(lr=partial(warmup_cosine, warmup=2, base=1e-2)),
         EMA(.9), History(), Note()]
     if folder: cbs.append(Checkpoint(folder, every=2))
     learn = Learner(DataLoaders(dl), net, loss_func=lambda out, *_: out['loss'], opt_func=adamw(net, 1e-2, eps=1e-4), cbs=cbs)

@@ -27,7 +27,20 @@ def learner(folder, *cbs):
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
-    from vidlit.train.callbacks import EMA, Accumulate, Autocast, Clip, History, InputTarget, MaskSampler, ParamSchedule, adamw, cosine, linear, warmup_cosine
+    from vidlit.train.callbacks import (
+        EMA,
+        Accumulate,
+        Autocast,
+        GradClip,
+        History,
+        InputTarget,
+        MaskSampler,
+        ParamSchedule,
+        adamw,
+        cosine,
+        linear,
+        warmup_cosine,
+    )
     from vidlit.train.checkpoint import Checkpoint, Seeded
     from vidlit.train.health import Health
 
@@ -45,7 +58,7 @@ def learner(folder, *cbs):
     net = Fill()
     ds = [(o,) for o in torch.randn(40, 8, generator=torch.Generator().manual_seed(1))]
     sched = ParamSchedule(lr=partial(warmup_cosine, warmup=3, base=1e-2), wd=partial(linear, base=.01, final=.1))
-    every = [Checkpoint(folder, every=3), Seeded(5), MaskSampler(hide, 7), InputTarget(), Autocast(), Accumulate(2), Clip(1.), sched,
+    every = [Checkpoint(folder, every=3), Seeded(5), MaskSampler(hide, 7), InputTarget(), Autocast(), Accumulate(2), GradClip(1.), sched,
         EMA(partial(cosine, base=.8, final=1.)), History(), Health(2)]
     return Learner(DataLoaders(DataLoader(ds, 4, shuffle=True), DataLoader(ds, 4)), net, loss_func=nn.MSELoss(), opt_func=adamw(net, 1e-2), cbs=[*every, *cbs])
 

@@ -30,8 +30,9 @@ def rooms(nbs=ROOT/'nbs'):
         page = p.relative_to(nbs)
         if any(o.startswith(('.', '_')) for o in page.parts): continue
         src = '\n'.join(''.join(c['source']) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'code')
-        m = re.search(r'^#\|\s*default_exp\s+(\S+)', src, re.M)
-        if m: out[f'vidlit.{m[1]}'] = (page.parts[0], order.index(page.as_posix()))
+        place = page.parts[0], order.index(page.as_posix())
+        for m in re.finditer(r'^#\|\s*default_exp\s+(\S+)', src, re.M): out[f'vidlit.{m[1]}'] = place
+        for m in re.finditer(r'^#\|\s*exports?\s+(\w+\.\w+)', src, re.M): out[f'vidlit.{m[1]}'] = place[0], place[1]+.5  # a second module of the same page
     return out
 
 

@@ -22,7 +22,7 @@ from vidlit.depth.pseudo_labels import (
     consistency,
     document_score,
     in_batches,
-    label_pictures,
+    label_images,
     pack,
     unpack,
 )
@@ -109,8 +109,8 @@ def test_local_server_is_refused(server):
     "Nothing is sent to it, by number, by name, by IPv6, by other spellings"
     Handler.answers = {'/a.png': (200, PNG, png(noise(0)), 0)}
     for host in ('127.0.0.1', 'localhost', '[::1]', '[::ffff:127.0.0.1]', '0.0.0.0', '2130706433', '127.1'):
-        with pytest.raises(P.FetchError, match='not public|no address'): P.fetch_picture(f'http://{host}:{server}/a.png')
-    with pytest.raises(P.FetchError, match='is 127.0.0.1'): P.fetch_picture(f'http://innocent.example:{server}/a.png', resolve=lambda h, p: ['127.0.0.1'])
+        with pytest.raises(P.FetchError, match='not public|no address'): P.fetch_image(f'http://{host}:{server}/a.png')
+    with pytest.raises(P.FetchError, match='is 127.0.0.1'): P.fetch_image(f'http://innocent.example:{server}/a.png', resolve=lambda h, p: ['127.0.0.1'])
     assert Handler.asked == []
 
 
@@ -120,7 +120,7 @@ def test_real_connection(server):
     Handler.answers = {'/a.png?x=1': (200, {**PNG, 'Content-Length': str(len(data))}, data, 0),
         '/go': (302, {'Location': 'http://b.example/a.png?x=1'}, b'', 0),
         '/in': (302, {'Location': f'http://127.0.0.1:{server}/a.png'}, b'', 0), '/meta': (307, {'Location': 'http://169.254.169.254/latest'}, b'', 0)}
-    get = partial(P.fetch_picture, opener=tunnel(server), resolve=outside)
+    get = partial(P.fetch_image, opener=tunnel(server), resolve=outside)
     assert get('http://a.example/go') == data
     assert [o[1].split(':')[0] for o in Handler.asked] == ['a.example', 'b.example']
     for path in ('/in', '/meta'):
@@ -135,13 +135,13 @@ def test_name_is_looked_up_once(server):
     def opener(u, port, address, seconds):
         seen.append(address)
         return SimpleNamespace(status=404, headers={}, close=lambda: None)
-    with pytest.raises(P.FetchError, match='answered 404'): P.fetch_picture('http://a.example/x', opener=opener, resolve=lambda h, p: next(answers))
+    with pytest.raises(P.FetchError, match='answered 404'): P.fetch_image('http://a.example/x', opener=opener, resolve=lambda h, p: next(answers))
     assert seen == ['93.184.216.34'] and next(answers) == ['127.0.0.1']
 
 
 def test_limits_on_a_real_connection(server):
     Handler.answers = {'/big': (200, PNG, b'x'*5000, 0), '/drip': (200, PNG, b'x'*50_000, .1), '/html': (200, {'Content-Type': 'text/html'}, b'', 0)}
-    get = partial(P.fetch_picture, opener=tunnel(server), resolve=outside, max_bytes=1000)
+    get = partial(P.fetch_image, opener=tunnel(server), resolve=outside, max_bytes=1000)
     with pytest.raises(P.FetchError, match='more than 1000'): get('http://a.example/big')
     with pytest.raises(P.FetchError, match='text/html'): get('http://a.example/html')
     with pytest.raises(P.FetchError, match='SSL'): get('https://a.example/big')
@@ -185,18 +185,18 @@ def test_list_is_resumed(tmp_path):
 def test_modes(tmp_path, mode):
     im = Image.fromarray(noise(0)[..., 0].numpy()).convert('I').convert('I;16') if mode == 'I;16' else Image.fromarray(noise(0).numpy()).convert(mode)
     im.save(tmp_path/('x.tif' if mode == 'CMYK' else 'x.png'))
-    x = P.picture_folder(tmp_path)[0]
+    x = P.image_folder(tmp_path)[0]
     assert x.shape == (40, 48, 3) and x.dtype == torch.uint8
 
 
 @given(st.binary(max_size=300), st.integers(0, 200))
 @settings(max_examples=80, deadline=None)
 def test_rubbish(data, at):
-    "Any bytes are a picture or a BadPicture"
+    "Any bytes are a picture or a BadImage"
     good = png(noise(0, 8, 8))
     for b in (data, good[:at], good[:at]+data):
-        try: assert P.decode_picture(b).dtype == torch.uint8
-        except P.BadPicture: pass
+        try: assert P.decode_image(b).dtype == torch.uint8
+        except P.BadImage: pass
 
 
 # labels
@@ -225,8 +225,8 @@ def test_bad_pictures_have_reasons(tmp_path):
     for i in range(3): (tmp_path/f'{i}.png').write_bytes(png(noise(i)))
     (tmp_path/'3.png').write_bytes(png(torch.full((40, 40, 3), 9).byte()))
     (tmp_path/'4.png').write_bytes(b'no picture')
-    src = P.picture_folder(tmp_path)
-    out = label_pictures(TEACHER, src, tmp_path/'labels', per=2)
+    src = P.image_folder(tmp_path)
+    out = label_images(TEACHER, src, tmp_path/'labels', per=2)
     labels = Labels(tmp_path/'labels')
     assert out['kept'] == 3 and labels.kept() == [0, 1, 2]
     assert labels.why() == {'nearly constant': 1, 'cannot be decoded': 1}
@@ -237,7 +237,7 @@ def test_bad_pictures_have_reasons(tmp_path):
     with pytest.raises(CacheMismatch, match='1.png has changed'): LabelSet(labels, src)[1]
 
 
-def _label(folder, log, wait): label_pictures(Teacher(partial(slow, log=str(log), wait=wait), tag='slow'), Noise(60), folder, per=6, batch=2)
+def _label(folder, log, wait): label_images(Teacher(partial(slow, log=str(log), wait=wait), tag='slow'), Noise(60), folder, per=6, batch=2)
 
 
 def test_killed_and_resumed(tmp_path):
@@ -272,15 +272,15 @@ def test_two_processes_share(tmp_path):
 
 def test_strangers_are_refused(tmp_path):
     src = Noise(4)
-    label_pictures(TEACHER, src, tmp_path, per=2)
+    label_images(TEACHER, src, tmp_path, per=2)
     news = dict(teacher=Teacher(brightness, tag='other'), source=Noise(5), storage='float16', per=3, confidence=consistency, rules=None, batch=3)
     for what, new in ((k, {k: v}) for k, v in news.items()):
-        with pytest.raises(CacheMismatch, match=what): label_pictures(**{**dict(teacher=TEACHER, source=src, folder=tmp_path, per=2), **new})
-    with pytest.raises(ValueError, match='png16'): label_pictures(TEACHER, src, tmp_path, storage='exr')
+        with pytest.raises(CacheMismatch, match=what): label_images(**{**dict(teacher=TEACHER, source=src, folder=tmp_path, per=2), **new})
+    with pytest.raises(ValueError, match='png16'): label_images(TEACHER, src, tmp_path, storage='exr')
 
 
 def test_damage_is_seen(tmp_path):
-    label_pictures(TEACHER, Noise(4), tmp_path, per=2)
+    label_images(TEACHER, Noise(4), tmp_path, per=2)
     f = tmp_path/'shards/000001.zip'
     whole = f.read_bytes()
     f.write_bytes(whole[:-40])
@@ -304,7 +304,7 @@ def test_shard_written_but_not_logged(tmp_path):
 
 def test_report_tells_the_truth(tmp_path):
     seen = []
-    label_pictures(TEACHER, Noise(10), tmp_path, per=4, batch=3, report=seen.append)
+    label_images(TEACHER, Noise(10), tmp_path, per=4, batch=3, report=seen.append)
     assert [o['done'] for o in seen] == [3, 4, 7, 8, 10] and [o['kept'] for o in seen] == [3, 4, 7, 8, 10]
     for o in seen: assert o['left'] == pytest.approx((10-o['done'])/o['rate'])
 
@@ -333,10 +333,10 @@ def test_names_are_stable(tmp_path):
     for o in ('b/2.png', 'a/1.PNG', 'a/.hidden.png', 'c.txt'):
         (tmp_path/o).parent.mkdir(exist_ok=True)
         (tmp_path/o).write_bytes(png(noise(0)))
-    assert P.picture_folder(tmp_path).names == ['a/1.PNG', 'b/2.png']
-    with pytest.raises(ValueError, match='no picture'): P.picture_folder(tmp_path, ends=['.webp'])
-    with pytest.raises(ValueError, match='not a folder'): P.picture_folder(tmp_path/'gone')
-    assert P.picture_folder(tmp_path)[0].shape == (40, 48, 3)
+    assert P.image_folder(tmp_path).names == ['a/1.PNG', 'b/2.png']
+    with pytest.raises(ValueError, match='no picture'): P.image_folder(tmp_path, ends=['.webp'])
+    with pytest.raises(ValueError, match='not a folder'): P.image_folder(tmp_path/'gone')
+    assert P.image_folder(tmp_path)[0].shape == (40, 48, 3)
 
 
 def test_films_are_labelled(tmp_path):
@@ -345,8 +345,8 @@ def test_films_are_labelled(tmp_path):
     from vidlit.video.sampling import list_folder
     write_video(tmp_path/'a.mp4', torch.stack([noise(i) for i in range(6)]), 10)
     (tmp_path/'b.mp4').write_bytes(b'no film')
-    films = P.PictureFilms(list_folder(tmp_path).paths, every=2, root=tmp_path)
-    out = label_pictures(TEACHER, films, tmp_path/'labels', per=2)
+    films = P.VideoImages(list_folder(tmp_path).paths, every=2, root=tmp_path)
+    out = label_images(TEACHER, films, tmp_path/'labels', per=2)
     rows = Labels(tmp_path/'labels').rows
     assert out['kept'] == 3 and [r['name'] for r in rows.values()] == ['a.mp4#0', 'a.mp4#2', 'a.mp4#4', 'b.mp4#0'] and 'b.mp4' in rows[3]['why']
     x, d = LabelSet(Labels(tmp_path/'labels'), films)[1]

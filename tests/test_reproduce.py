@@ -24,7 +24,7 @@ def shrink():
     from vidlit.studies.pretrain_common import probe_frozen
     st.setups['toy'] = replace(st.setups['toy'], **SMALL)
     st.probe_frozen = partial(probe_frozen, epochs=10)  # of 16 clips; by itself it would take 300
-    st.films_setup = replace(st.films_setup, size=32, dim=32, depth=1, heads=2, dec_dim=32, dec_heads=2, steps=12, bs=4)
+    st.videos_setup = replace(st.videos_setup, size=32, dim=32, depth=1, heads=2, dec_dim=32, dec_heads=2, steps=12, bs=4)
     torch.set_num_threads(1)
 
 
@@ -48,9 +48,9 @@ def go(out, **kw):
 def as_it_was():
     "Tests of other files in this process find the study at its own size again"
     import vidlit.studies.videomae_jobs as st
-    was = st.setups['toy'], st.films_setup, st.probe_frozen
+    was = st.setups['toy'], st.videos_setup, st.probe_frozen
     yield
-    st.setups['toy'], st.films_setup, st.probe_frozen = was
+    st.setups['toy'], st.videos_setup, st.probe_frozen = was
 
 
 @pytest.fixture(scope='module')

@@ -19,14 +19,14 @@ def train(bs, ckpt=False, half=False):
     from vidlit.pretrain.dual_masking import dual_mask
     from vidlit.pretrain.videomae import pretrainer
     from vidlit.pretrain.videomae_v2_scaling import load_whole, shard, whole_state
-    from vidlit.train.callbacks import fit, world
+    from vidlit.train.callbacks import fit, world_size
     from vidlit.train.checkpoint import Seeded
     torch.set_num_threads(1)
     # four slots: then every sample is judged by equally many tokens, and the mean of two means is the joint mean
     clips = torch.randn(16, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
     dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(clips), bs, shuffle=True, drop_last=True)
     net = model(ckpt=ckpt)
-    if world()>1:
+    if world_size()>1:
         if half:  # built without memory, weights handed out
             with torch.device('meta'): empty = model(ckpt=ckpt)
             net = load_whole(shard(empty), net.state_dict())

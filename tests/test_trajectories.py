@@ -9,13 +9,13 @@ from vidlit.pretrain.trajectories import (
     TrajectoryError,
     TrajectorySet,
     euler_matrix,
-    film_path,
     in_camera,
     list_trajectories,
     matrix_euler,
     pose_actions,
     pose_move,
     read_states,
+    video_path,
     write_trajectory,
 )
 from vidlit.video.reader import write_video
@@ -134,9 +134,9 @@ def test_faults_around_it(tmp_path):
     (at/'recordings'/'MP4'/'cam.mp4').write_bytes(b'nothing')
     with pytest.raises(TrajectoryError, match='cam.mp4'): ds[0]
     (at/'recordings'/'MP4'/'cam.mp4').unlink()
-    with pytest.raises(TrajectoryError, match='names cam.mp4'): film_path(at)
+    with pytest.raises(TrajectoryError, match='names cam.mp4'): video_path(at)
     (at/'metadata.json').write_text(json.dumps([1]))
-    with pytest.raises(TrajectoryError, match='metadata.json'): film_path(at)
+    with pytest.raises(TrajectoryError, match='metadata.json'): video_path(at)
     (at/'trajectory.h5').write_bytes(b'nothing')
     with pytest.raises(TrajectoryError, match='not a readable HDF5'): read_states(at)
     (at/'trajectory.h5').unlink()

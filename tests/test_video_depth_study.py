@@ -66,7 +66,7 @@ def test_what_learns_in_each_variant(run):
 
 def test_silent_modules_are_the_stills(run):
     model = S.video_model(TINY, run[0]/'jobs'/'train/head alone'/'seed0')
-    film = normalise(S.test_films(TINY, 7)['moving'][0][1])
+    film = normalise(S.test_videos(TINY, 7)['moving'][0][1])
     alone = S.one_by_one(model.image, film)
     assert (S.streamed(model, film)-alone).abs().max() < 1e-5
     again = S.offline(model, film)  # windows are brought to one scale by a fit, which does nothing here
@@ -76,9 +76,9 @@ def test_silent_modules_are_the_stills(run):
 def test_seeds_share_no_world():
     a, b = S.video_data(TINY, 0), S.video_data(TINY, 1)
     assert not {o.numpy().tobytes() for o in a['stills']} & {o.numpy().tobytes() for o in b['stills']}
-    clips = lambda s: {c.numpy().tobytes() for v in S.test_films(TINY, s).values() for w, _ in v for c in w.clip}
+    clips = lambda s: {c.numpy().tobytes() for v in S.test_videos(TINY, s).values() for w, _ in v for c in w.clip}
     assert len(clips(0)) == 6 and not clips(0) & clips(1)
-    assert S.test_films(TINY, 3)['still'][0][1].equal(S.test_films(TINY, 3)['still'][0][1])
+    assert S.test_videos(TINY, 3)['still'][0][1].equal(S.test_videos(TINY, 3)['still'][0][1])
 
 
 def _train(root, setup, jobs):

@@ -6,11 +6,11 @@ from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader
 from vidlit.worlds.camera import project, unproject
 from vidlit.worlds.control import ControlWorld, random_actions, rotation, rotation_vector
-from vidlit.worlds.motions import CAMERAS, MOTIONS, TWIN
+from vidlit.worlds.motions import CAMERAS, MOTIONS, REVERSED
 from vidlit.worlds.raycast import pixel_centres, trace
 from vidlit.worlds.textures import TEXTURES
 from vidlit.worlds.warp import backward_warp
-from vidlit.worlds.worlds import SHAPES, WorldConfig, WorldDataset, film, make_clips, make_scene, make_worlds, reverse, stereo, tracks
+from vidlit.worlds.worlds import SHAPES, WorldConfig, WorldDataset, make_clips, make_scene, make_worlds, reverse, stereo, tracks, view_from
 
 ALL = WorldConfig(motion=MOTIONS, camera='any', n_obj=3, lit=True, shadows=True)
 FIELDS = ('clip', 'unlit', 'depth', 'radius', 'flow', 'occ', 'seg', 'point', 'label', 'shape', 'texture')
@@ -38,7 +38,7 @@ def test_nothing_global_is_drawn():
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_loader_gives_the_same_items_whatever_the_workers(workers):
-    ds = WorldDataset(7, seed=5, cfg=WorldConfig(t=4), twins=True)
+    ds = WorldDataset(7, seed=5, cfg=WorldConfig(t=4), reversed_pairs=True)
     got = [x for b in DataLoader(ds, batch_size=3, num_workers=workers) for x in zip(*b)]
     for i, (clip, label) in enumerate(got):
         want = ds[i]
@@ -89,7 +89,7 @@ def test_points_agree_across_views():
     x = make_worlds(range(12), cfg, dtype=torch.float64)
     other = x.pose.clone()
     other[:, 1, :3, 3] += torch.tensor([.3, -.1, .2], dtype=torch.float64)
-    pair = film(x, other, cfg)
+    pair = view_from(x, other, cfg)
     xyz = unproject(pair.depth[:, :1], pair.K, other[:, :1]).flatten(2, 3)
     xy, z = project(xyz, pair.K, other[:, 1:])
     s = replace(pair.scene, pose=other[:, 1:], pos=pair.scene.pos[:, :, 1:], rot=pair.scene.rot[:, :, 1:])
@@ -125,17 +125,17 @@ def test_radius_points_and_segments():
 
 @pytest.mark.parametrize('motion', MOTIONS)
 def test_every_motion_and_its_twin(motion):
-    cfg = WorldConfig(motion=tuple(dict.fromkeys((motion, TWIN[motion]))), t=5, camera='any')
+    cfg = WorldConfig(motion=tuple(dict.fromkeys((motion, REVERSED[motion]))), t=5, camera='any')
     x = make_worlds(range(4), cfg)
     r = reverse(x, cfg)
     for n in ('clip', 'unlit'): assert torch.equal(getattr(r, n), getattr(x, n).flip(2))
     for n in ('depth', 'seg', 'point', 'radius'): assert torch.equal(getattr(r, n), getattr(x, n).flip(1))
-    for i, j in zip(x.label, r.label): assert cfg.motion[j] == TWIN[cfg.motion[i]]
+    for i, j in zip(x.label, r.label): assert cfg.motion[j] == REVERSED[cfg.motion[i]]
     assert not same(reverse(r, cfg), x, slice(None), slice(None))
 
 
 def test_frames_of_twins_are_one_bag():
-    ds = WorldDataset(40, cfg=WorldConfig(), twins=True)
+    ds = WorldDataset(40, cfg=WorldConfig(), reversed_pairs=True)
     clip, label = ds.batch(range(40))
     bag = clip.transpose(1, 2).flatten(2).sum(-1).sort(1).values.view(20, 2, 8)
     assert torch.equal(bag[:, 0], bag[:, 1])

@@ -65,8 +65,8 @@ def depth(video:str,       # Film
         if chunks!='auto' and not (chunks.isdigit() and int(chunks)): raise ValueError(f"--chunks must be auto or a number from 1, not {chunks!r}")
         _alone(mode=mode!='offline' and mode, native=native, cut=cut, partial=partial, upto=upto, dtype=dtype)
     from vidlit.depth.models import load_depth_model
-    from vidlit.pipeline.video_depth import read_film, video_depth
-    read_film(video, partial)[0].close() # a bad film is told before weights are loaded
+    from vidlit.pipeline.video_depth import read_video, video_depth
+    read_video(video, partial)[0].close() # a bad film is told before weights are loaded
     m = load_depth_model(model, 'cpu' if chunks else device, precision, max_res)
     print(m.about, file=sys.stderr, flush=True)
     kw = dict(storage=format, preview=preview, report=_reporter(quiet))

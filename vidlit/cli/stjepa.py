@@ -148,9 +148,9 @@ def classify(data:str,  # Folder of films: UCF-101, Something-Something, or a fo
     as_json:bool=False, # Print JSON, with an answer for every film
 ):
     "Learn the classes from the training films of a folder and name its test films"
-    from vidlit.pretrain.classify import classify_films
+    from vidlit.pretrain.classify import classify_videos
     from vidlit.lab.reproduce import pick_device
-    r = classify_films(data, ckpt, method, pick_device(device), n, _counter(quiet))
+    r = classify_videos(data, ckpt, method, pick_device(device), n, _counter(quiet))
     if as_json: return _show(r, True)
     for o in r['rows'][:20]: print(f"{o['film']}  is  {o['label']}, named  {o['answer']}")
     if len(r['rows'])>20: print(f"and {len(r['rows'])-20} more (all with --json)")

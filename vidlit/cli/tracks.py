@@ -39,13 +39,13 @@ def _size(text): # (height, width), or None
 # %% ../../nbs/cli/tracks.ipynb #3ac307e8
 def _camera(K, fov, size, path, relative): # float64 [3, 3], or None
     from vidlit.worlds.camera import make_K
-    from vidlit.pipeline.tracks import TrackError, film_of, read_tracks
+    from vidlit.pipeline.tracks import TrackError, video_of, read_tracks
     if K is not None and fov is not None: raise TrackError("--K and --fov say the same thing: give one of them")
     if K is not None: return read_K(K)
     if fov is None:
         if not relative: raise TrackError("metres need the camera: --K fx,fy,cx,cy or --fov DEGREES")
         return None
-    film = film_of(read_tracks(path))
+    film = video_of(read_tracks(path))
     h,w = size or (film.get('height'), film.get('width'))
     if None in (h, w): raise TrackError("--fov needs the size of the frames, which the tracks do not say: add --size WIDTHxHEIGHT")
     return make_K(fov, h, w).double()

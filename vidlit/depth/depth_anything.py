@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['depth_anything_s', 'depth_anything_b', 'depth_anything_l', 'DepthAnythingConfig', 'first_version', 'metric',
-           'DepthAnything', 'relative_loss', 'metric_loss', 'poly', 'Thaw', 'depth_learner', 'depth_stills',
+           'DepthAnything', 'relative_loss', 'metric_loss', 'poly', 'Thaw', 'depth_learner', 'depth_images',
            'metric_from', 'aligned_l1']
 
 # %% ../../nbs/depth/06_depth_anything.ipynb #4dd7e507
@@ -152,7 +152,7 @@ def depth_learner(
     return Learner(dls, model, loss_func=loss, opt_func=opt, lr=lr, cbs=[ParamSchedule(lr=partial(poly, base=lr, power=power)), Thaw(frozen), History(), *cbs])
 
 # %% ../../nbs/depth/06_depth_anything.ipynb #69a0a206
-def depth_stills(
+def depth_images(
     seeds, # One for each world
     cfg:WorldConfig=WorldConfig(t=1, h=32, w=32), # Of one frame
 )->TensorDataset: # image `[n, 3, h, w]` normalised, depth `[n, 1, h, w]` in metres

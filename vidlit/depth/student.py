@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['document_colour', 'document_loss', 'strong_colour', 'two_regions', 'paste', 'Pseudo', 'region_loss', 'StudentOut',
            'Student', 'student_from', 'StudentLoss', 'document_labelled', 'document_unlabelled', 'own_mse', 'Mirror',
-           'Unlabelled', 'Storm', 'TwoRegions', 'Feed', 'student_learner']
+           'Unlabelled', 'StrongAugment', 'TwoRegions', 'Feed', 'student_learner']
 
 # %% ../../nbs/depth/09_student.ipynb #3228db44
 import math, torch
@@ -16,7 +16,7 @@ from functools import partial
 from torch import Tensor, nn
 from ..video.pixels import normalise
 from ..train.schedules import adamw, linear
-from ..train.callbacks import History, ParamSchedule, as_gen, rank, world
+from ..train.callbacks import History, ParamSchedule, as_gen, rank, world_size
 from ..video.transforms import colour_jitter, crop_box, grayscale
 from ..nn.weights import load_strict
 from .depth_anything import DepthAnything, DepthAnythingConfig, relative_loss
@@ -184,7 +184,7 @@ class Unlabelled(Callback):
         if not len(pairs): raise ValueError('no picture has a label that may be used')
         self.pairs,self.ratio,self.gen,self.queue = pairs,ratio,as_gen(gen),[]
     def take(self, m, device='cpu'):
-        joint = m*world() # every process draws for all, and takes its part
+        joint = m*world_size() # every process draws for all, and takes its part
         while len(self.queue)<joint: self.queue += torch.randperm(len(self.pairs), generator=self.gen).tolist()
         at,self.queue = self.queue[rank()*m:(rank()+1)*m],self.queue[joint:]
         return [torch.stack(o).to(device) for o in zip(*(self.pairs[i] for i in at))]
@@ -195,7 +195,7 @@ class Unlabelled(Callback):
     def load_state_dict(self, s): self.queue = list(s['queue'])
 
 # %% ../../nbs/depth/09_student.ipynb #e871bdb6
-class Storm(Callback):
+class StrongAugment(Callback):
     "Distorts what the student sees of unlabelled pictures"
     order, run_valid = 3, False
     def __init__(self, fn=strong_colour, gen=1): self.fn,self.gen = fn,as_gen(gen)
@@ -244,7 +244,7 @@ def student_learner(
     "A Learner that trains a student on labels of a teacher"
     net = Student(model, frozen, own)
     groups = [dict(params=[*m.parameters()], lr_scale=s, wd_scale=1.) for m,s in ((model.encoder, enc_ratio), (model.head, 1.))]
-    storm = [Storm(perturb, gen+1)]*(perturb is not None)+[TwoRegions(cut, gen+2)]*(cut>0)
+    storm = [StrongAugment(perturb, gen+1)]*(perturb is not None)+[TwoRegions(cut, gen+2)]*(cut>0)
     opt = adamw(net, lr=lr, wd=wd, betas=(.9,.999), groups=groups)
     steps = [Mirror(gen+3), Unlabelled(pairs, ratio, gen), *storm, Feed(), ParamSchedule(lr=partial(linear, base=lr, final=0.)), History()]
     return Learner(dls, net, loss_func=loss or StudentLoss(), opt_func=opt, lr=lr, cbs=[*steps, *cbs])

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from ..video.pixels import normalise
 from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import sincos_1d
-from ..train.callbacks import Clip, History, ParamSchedule
+from ..train.callbacks import GradClip, History, ParamSchedule
 from ..nn.vit import Attention, init_vit
 from ..worlds.worlds import WorldConfig, make_worlds
 from .depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_b, depth_anything_l, depth_anything_s
@@ -241,5 +241,5 @@ def video_learner(
     "A Learner that trains the temporal modules"
     if model.kind!=Kind.relative: raise ValueError(f"the loss is for disparity, the model gives {model.kind}")
     opt = adamw(only_time(model, head), lr=lr, wd=wd, betas=(.9,.999))
-    cbs = [ParamSchedule(lr=partial(warmup_cosine, warmup=.1, base=lr)), Clip(1.), History(), *cbs]
+    cbs = [ParamSchedule(lr=partial(warmup_cosine, warmup=.1, base=lr)), GradClip(1.), History(), *cbs]
     return Learner(dls, model, loss_func=partial(clip_loss, stable=stable), opt_func=opt, lr=lr, cbs=cbs)

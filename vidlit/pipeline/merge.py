@@ -19,7 +19,7 @@ from PIL import Image
 from ..video.depth_frames import DepthReader, DepthWriter
 from ..floor.store import read_json, writer
 from .job import ChunkError, ChunkFrames, Job, cores, open_job
-from .shared_windows import FilmFrames
+from .shared_windows import SharedFrames
 from ..depth.dpt import to_source
 from ..depth.windows import apply_fit
 
@@ -132,8 +132,8 @@ def made_by(out)->dict: # out: folder of depth frames
     return dict(old, fingerprint=old.get('model')) if old else DepthReader(out, partial=True).meta.made
 
 def _how(job, how):
-    if job.dealt() and how: raise ChunkError(f"{job.path}: its pieces share no frames to {how}, the film's windows were dealt out: split with an overlap")
-    return 'deal' if job.dealt() else how or ('blend' if job.bound()['metric'] else 'align')
+    if job.shared() and how: raise ChunkError(f"{job.path}: its pieces share no frames to {how}, the film's windows were dealt out: split with an overlap")
+    return 'share_windows' if job.shared() else how or ('blend' if job.bound()['metric'] else 'align')
 
 def is_merge_of(
     job, # A `Job`
@@ -169,7 +169,7 @@ def side_by_side(
 # %% ../../nbs/pipeline/07_merge.ipynb #e5a95a29
 def _pieces(job, info, how):
     "Readers, ranges, fits"
-    if job.dealt(): return [FilmFrames(job, info['metric'])],[(0, job.frames)],[None]
+    if job.shared(): return [SharedFrames(job, info['metric'])],[(0, job.frames)],[None]
     readers = [ChunkFrames(job, c) for c in range(len(job.chunks))]
     return readers,job.chunks,chunk_fits(readers, job.chunks, how)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from ..video.depth_frames import DepthReader, source_id
 from ..video.reader import VideoReader
-from .pool import Crew, Plan, devices_for, make_plan, slurm_task
+from .pool import WorkerPool, Plan, devices_for, make_plan, slurm_task
 from .merge import drop_windows, is_merge_of, merge
 from .worker import status
 from .job import ChunkError, auto_chunks, cores, make_job, open_job
@@ -37,7 +37,7 @@ def _hear(report, path):
 # %% ../../nbs/pipeline/09_run.ipynb #ffbb9359
 def _crew(path, devices, task, ttl):
     "No more workers than chunks; threads by all chunks, not by those left, so that a film is the same when it was interrupted"
-    crew = Crew(path, devices, 1, task, ttl)
+    crew = WorkerPool(path, devices, 1, task, ttl)
     crew.threads = max(1, cores()//min(len(devices), max(1, len(crew._mine(open_job(path))))))
     crew.devices = devices[:max(1, len(crew.left()))]
     return crew

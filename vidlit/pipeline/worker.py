@@ -142,7 +142,7 @@ def run_chunk(
     work,prep,film,begun = job.work(c),prep or (lambda f: f),film or job.read(),job.first(c)
     (a,b),k = job.chunks[c],begun+len(work.done)
     if not work.missing: return
-    a,n = (0, job.frames) if job.dealt() else (a, b-a) # windows of the film, or of a film of its own
+    a,n = (0, job.frames) if job.shared() else (a, b-a) # windows of the film, or of a film of its own
     state,ids = None if begun else state_at(work, k),window_frames(k, n)[:len(KEYS)] if k else []
     held = [prep(f) for f in film.frames([a+i for i in ids])]
     with closing(ahead(film.stream(a+(k and STEP*k+len(KEYS)), b))) as new: # whatever happens, nobody reads on

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
 from ..video.clips import ClipLoader, ClipSet, _Batches, _same, as_source, epoch_order, item_gen
 from ..nn.tokens import grid_of
-from ..train.callbacks import MaskSampler, world
+from ..train.callbacks import MaskSampler, world_size
 from .tube_masking import random_mask
 
 # %% ../../nbs/pretrain/05_omni_batches.ipynb #1c7ca7f2
@@ -57,7 +57,7 @@ class OmniMasks(MaskSampler):
     def __init__(self, gen=0, patch=(2,16,16), ratio=None, valid_seed=0):
         super().__init__(omni_mask, gen, patch, valid_seed, ratio=ratio or ratios)
 
-    def draw(self, clip, gen): return self.fn(clip, self.patch, gen=gen, n=len(clip)*world(), **self.kw)
+    def draw(self, clip, gen): return self.fn(clip, self.patch, gen=gen, n=len(clip)*world_size(), **self.kw)
 
 # %% ../../nbs/pretrain/05_omni_batches.ipynb #93bf6068
 class OmniSet:
@@ -125,7 +125,7 @@ class OmniLoader(ClipLoader):
 
     @property
     def blocks(self): # Blocks of images and of films in an epoch; films count 1/views
-        n = self.bs*world(), self.video_bs*world()
+        n = self.bs*world_size(), self.video_bs*world_size()
         return len(self.dataset.images)//n[0], len(self.dataset.videos)//n[1]
 
     def __len__(self): return sum(self.blocks)
@@ -138,7 +138,7 @@ def get_idxs(self:OmniLoader):
     def cut(n, seed, size, first, k): # Blocks of `size` indices, each standing `k` times
         idx = epoch_order(n, seed, self.epoch) if self.shuffle else range(n)
         return [[i+first for i in idx[j:j+size] for _ in range(k)] for j in range(0, n-size+1, size)]
-    dealt = cut(len(d.images), self.seed, self.bs*world(), 0, 1), cut(len(d.videos), self.seed+1, self.files*world(), len(d.images), k)
+    dealt = cut(len(d.images), self.seed, self.bs*world_size(), 0, 1), cut(len(d.videos), self.seed+1, self.files*world_size(), len(d.images), k)
     a,b = self.blocks
     kinds = self.order(a, b, item_gen(self.seed, self.epoch, -2)) if self.shuffle else [0]*a+[1]*b
     turn = [iter(o) for o in dealt]

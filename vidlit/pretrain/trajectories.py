@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['euler_matrix', 'matrix_euler', 'pose_actions', 'pose_move', 'in_camera', 'TrajectoryError', 'read_states',
-           'film_path', 'write_trajectory', 'list_trajectories', 'TrajectorySet']
+           'video_path', 'write_trajectory', 'list_trajectories', 'TrajectorySet']
 
 # %% ../../nbs/pretrain/trajectories.ipynb #9623ad1d
 import json, torch
@@ -110,7 +110,7 @@ def read_states(
         cam = _array(f, path, key, 6) if camera and key in f else None
     return torch.cat((pose, grip[:, None]), 1), cam
 
-def film_path(
+def video_path(
     folder, # Of a trajectory
     view:str='left', # 'left', 'right' or 'wrist'
 )->Path: # The film of that camera
@@ -187,7 +187,7 @@ def frames_of(self:TrajectorySet, film, n, gen):
 @patch
 def __getitem__(self:TrajectorySet, i):
     folder,gen = self.folders[i],None if self.seed is None else item_gen(self.seed, self.epoch, i)
-    path = film_path(folder, self.view)
+    path = video_path(folder, self.view)
     states,cam = read_states(folder, path.stem)
     need = f'{_camera}{path.stem}_left'
     if cam is None and (self.camera_frame or self.extrinsics): raise TrajectoryError(folder/'trajectory.h5', need, 'is missing')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['smooth_l1', 'squeeze', 'Predictor', 'feature_target', 'power_loss', 'masked_mean', 'apart', 'join_blocks', 'JEPAOut',
-           'VJEPA', 'vjepa_lr', 'vjepa_wd', 'vjepa_momentum', 'LateClip', 'by_content', 'vjepa_pretrainer', 'OwnTarget',
-           'NoStop', 'VJEPAConfig', 'vjepa_l', 'vjepa_h', 'vjepa_h384', 'sincos_table']
+           'VJEPA', 'vjepa_lr', 'vjepa_wd', 'vjepa_momentum', 'LateGradClip', 'by_content', 'vjepa_pretrainer',
+           'OwnTarget', 'NoStop', 'VJEPAConfig', 'vjepa_l', 'vjepa_h', 'vjepa_h384', 'sincos_table']
 
 # %% ../../nbs/pretrain/08_vjepa.ipynb #1a912055
 import copy, torch, torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from ..train.health import Health
 from ..train.schedules import adamw, cosine, linear, warmup_cosine
 from ..nn.tokens import Grid, Rope3D, grid_of, put, resize_pos, take
-from ..train.callbacks import Clip, EMA, History, ModelLoss, ParamSchedule, Stepped
+from ..train.callbacks import GradClip, EMA, History, ModelLoss, ParamSchedule, Stepped
 from ..nn.vit import Block, ViT, ViTConfig, init_vit, run_blocks
 from ..nn.weights import load_strict
 from .block_masking import Blocks, BlockSampler, multiblock3d
@@ -244,7 +244,7 @@ def vjepa_momentum(step, total, base=.998, final=1., stretch=1.25):
     return linear(step, stretch*total, base, final)
 
 # %% ../../nbs/pretrain/08_vjepa.ipynb #4452486d
-class LateClip(Clip, Stepped):
+class LateGradClip(GradClip, Stepped):
     "Limits the norm of the gradient once the warm-up is over"
     def __init__(self, norm=10., warmup=2/15):
         super().__init__(norm)
@@ -278,7 +278,7 @@ def vjepa_pretrainer(
     rate = partial(vjepa_lr, base=lr, start=.32*lr, final=.0016*lr, warmup=warmup, stretch=stretch)
     sched = ParamSchedule(lr=rate, wd=partial(vjepa_wd, base=wd[0], final=wd[1], stretch=stretch))
     ema = [] if momentum is None else [EMA(momentum, 'encoder', 'target_encoder')]
-    cbs = [BlockSampler(masks, gen, patch=model.cfg.enc.patch, **kw), sched, LateClip(warmup=warmup), *ema, History('lr','wd'), health, *cbs]
+    cbs = [BlockSampler(masks, gen, patch=model.cfg.enc.patch, **kw), sched, LateGradClip(warmup=warmup), *ema, History('lr','wd'), health, *cbs]
     return Learner(dls, model, loss_func=ModelLoss(), opt_func=adamw(model, lr=lr, wd=wd[0], betas=(.9,.999)), lr=lr, cbs=cbs)
 
 # %% ../../nbs/pretrain/08_vjepa.ipynb #d949765b

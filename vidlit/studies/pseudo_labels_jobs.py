@@ -28,7 +28,7 @@ from ..depth.dpt import DPTConfig
 from .depth_common import curve_of, going, keep_tensors, loaders, run_training
 from ..depth.measure import accuracy, align, frame_errors
 from ..depth.images import Rules
-from ..depth.pseudo_labels import LabelSet, Labels, Teacher, consistency, document_confidence, label_pictures
+from ..depth.pseudo_labels import LabelSet, Labels, Teacher, consistency, document_confidence, label_images
 from ..depth.student import Mirror, document_colour, document_labelled, document_loss, student_from, student_learner
 
 # %% ../../nbs/studies/pseudo_labels_jobs.ipynb #76698351
@@ -203,7 +203,7 @@ def label_job(ctx, setup:dict, seed:int, data:str, teacher:str, document:bool=Fa
     ask,source = Teacher(model.to(ctx.device).eval(), r.size),Pool(d['pool'])
     conf = document_confidence if document else consistency
     tell = lambda o: ctx.tick(o['done'], o['total'], f"{o['rate']:.0f} pictures/s")
-    label_pictures(ask, source, ctx.path/'labels', Rules(side=r.size), conf, per=256, batch=64, report=tell)
+    label_images(ask, source, ctx.path/'labels', Rules(side=r.size), conf, per=256, batch=64, report=tell)
     labels = Labels(ctx.path/'labels')
     at = labels.kept()
     fitted = align(torch.stack([labels[i] for i in at]), d['pool_z'][at], per='frame', max_depth=20.)

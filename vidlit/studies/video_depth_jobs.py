@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['setups', 'motions', 'cameras', 'arms', 'variants', 'here', 'VideoSetup', 'setup_of', 'network', 'world_config',
-           'misty', 'video_data', 'data_job', 'cheap_camera', 'Sensor', 'AsStill', 'stills_job', 'Calm', 'steady',
-           'still_model', 'train_time', 'test_films', 'first_noise', 'one_by_one', 'offline', 'streamed', 'average',
+           'misty', 'video_data', 'data_job', 'cheap_camera', 'Sensor', 'AsImage', 'images_job', 'Calm', 'steady',
+           'image_model', 'train_time', 'test_videos', 'first_noise', 'one_by_one', 'offline', 'streamed', 'average',
            'metres_of', 'document_smooth', 'quick_report', 'report_of', 'judge', 'judge_video', 'slice_of',
-           'replace_depth', 'test_job', 'ask_still', 'video_model', 'time_job', 'study_jobs']
+           'replace_depth', 'test_job', 'image_depth', 'video_model', 'time_job', 'study_jobs']
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #fe88a47d
 import torch, torch.nn.functional as F
@@ -131,7 +131,7 @@ class Sensor(Callback):
         if t>self.window>1 and later<.5: return window_frames(1, t)
         return [int(start*(t-self.window+1))+i for i in range(self.window)]
 
-class AsStill(Callback):
+class AsImage(Callback):
     "A clip of one frame as a picture"
     order,run_valid = 2,False
     def before_batch(self): self.learn.xb,self.learn.yb = (self.x[:,:,0],),(self.y[:,0],)
@@ -143,11 +143,11 @@ variants = {'modules alone': dict(head=False), 'no TGM': dict(stable=0.), 'rotar
 
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #9dc6a634
-def stills_job(ctx, setup:dict, seed:int, data:str):
+def images_job(ctx, setup:dict, seed:int, data:str):
     "Train the model of stills"
     r,d = setup_of(setup),load_file(ctx.folder(data)/'data.safetensors')
     model = DepthAnything(network(r).image, torch.Generator().manual_seed(seed+10), 'xavier').to(ctx.device)
-    cbs = [Sensor(r.noise, 1, 1000*seed+1), AsStill(), *going(ctx, seed, r.still_steps)]
+    cbs = [Sensor(r.noise, 1, 1000*seed+1), AsImage(), *going(ctx, seed, r.still_steps)]
     said = run_training(depth_learner(model, loaders(ctx.device, r.still_bs, d['stills'], d['stills_z']), lr=r.still_lr, ratio=1., cbs=cbs), r.still_steps)
     keep_tensors(ctx.path/'model.safetensors', model.state_dict())
     return said
@@ -160,7 +160,7 @@ class Calm(Callback):
 
 def steady(pred, depth): return pred.diff(dim=1).abs().mean()/pred.mean().clamp(min=1e-6) # The truth is not asked
 
-def still_model(r:VideoSetup, folder)->DepthAnything: # As it was kept
+def image_model(r:VideoSetup, folder)->DepthAnything: # As it was kept
     model = DepthAnything(network(r).image)
     model.load_state_dict(load_file(Path(folder)/'model.safetensors'))
     return model.eval()
@@ -177,7 +177,7 @@ def train_time(ctx, r, seed, d, still, head=True, silent=False, stable=10., pos=
     return said,model.eval()
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #ec1b6063
-def test_films(r:VideoSetup, seed:int)->dict: # Kind of camera to (world, clip `[n, 3, t, h, w]` as the sensor gives it)
+def test_videos(r:VideoSetup, seed:int)->dict: # Kind of camera to (world, clip `[n, 3, t, h, w]` as the sensor gives it)
     "Films nobody trained on"
     out,base = {},(seed+1)*10**9
     for i,(kind,cams) in enumerate(cameras.items()):
@@ -268,8 +268,8 @@ def replace_depth(w): return SimpleNamespace(depth=w.depth[:1])
 def test_job(ctx, setup:dict, seed:int, stills:str, video:str):
     "Judge the model of stills, its averages, the document's smoothing and the video model"
     r = setup_of(setup)
-    image,model = still_model(r, ctx.folder(stills)).to(ctx.device),video_model(r, ctx.folder(video)).to(ctx.device)
-    films = test_films(r, seed)
+    image,model = image_model(r, ctx.folder(stills)).to(ctx.device),video_model(r, ctx.folder(video)).to(ctx.device)
+    films = test_videos(r, seed)
     seen = {k: [(w, c, one_by_one(image, normalise(c).to(ctx.device))) for w,c in v] for k,v in films.items()}
     told = lambda f, report=temporal_report: {k: report_of([f(m, c, w) for w,c,m in v], [w for w,*_ in v], report) for k,v in seen.items()}
     out = dict(stills=told(lambda m, c, w: metres_of(m, w)), smoothed=told(lambda m, c, w: document_smooth(metres_of(m, w), c)))
@@ -277,11 +277,11 @@ def test_job(ctx, setup:dict, seed:int, stills:str, video:str):
         for level in (False, True): out[f"average{' level'*level} {k:g}"] = told(lambda m, c, w: metres_of(average(m, k, level), w), quick_report)
         ctx.tick(i, len(r.keeps)+3)
     both = judge_video(films, model, ctx.device)
-    how = dict(stills=partial(ask_still, image), video=lambda c: offline(model, normalise(c).to(ctx.device)))
+    how = dict(stills=partial(image_depth, image), video=lambda c: offline(model, normalise(c).to(ctx.device)))
     return dict(arms=out | dict(video=both['offline'], stream=both['stream']), slices=slice_of(films, how) if not seed else None)
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #47d709c7
-def ask_still(image, clip): return one_by_one(image, normalise(clip).to(next(image.parameters()).device))
+def image_depth(image, clip): return one_by_one(image, normalise(clip).to(next(image.parameters()).device))
 
 def video_model(r:VideoSetup, folder, pos='sincos')->VideoDepth: # As it was kept
     model = VideoDepth(network(r, pos=pos))
@@ -291,8 +291,8 @@ def video_model(r:VideoSetup, folder, pos='sincos')->VideoDepth: # As it was kep
 def time_job(ctx, setup:dict, seed:int, data:str, stills:str, arm:str):
     "Train the modules; a variant is judged at once"
     r,d = setup_of(setup),load_file(ctx.folder(data)/'data.safetensors')
-    said,model = train_time(ctx, r, seed, d, still_model(r, ctx.folder(stills)), **(arms|variants)[arm])
-    return said | ({} if arm=='video' else judge_video(test_films(r, seed), model, ctx.device))
+    said,model = train_time(ctx, r, seed, d, image_model(r, ctx.folder(stills)), **(arms|variants)[arm])
+    return said | ({} if arm=='video' else judge_video(test_videos(r, seed), model, ctx.device))
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #303ce70d
 here = 'vidlit.studies.video_depth_jobs'
@@ -304,7 +304,7 @@ def _headline(r, s, where=''):
     "Jobs of one seed that the headline needs; `where` names another world"
     data,stills,video = f'data/seed{s}',f'{where}stills/seed{s}',f'{where}train/video/seed{s}'
     if not where: yield _job('data_job', 'data', r, s, {}, 10)
-    yield _job('stills_job', f'{where}stills', r, s, dict(data=data), 70)
+    yield _job('images_job', f'{where}stills', r, s, dict(data=data), 70)
     for a in arms:
         if a=='video' or not where: yield _job('time_job', f'{where}train/{a}', r, s, dict(data=data, stills=stills), 140, arm=a)
     yield _job('test_job', f'{where}test', r, s, dict(stills=stills, video=video), 60)

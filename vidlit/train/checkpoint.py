@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
-from .callbacks import Stepped, bare, rank, world
+from .callbacks import Stepped, bare, rank, world_size
 
 # %% ../../nbs/train/05_checkpoint.ipynb #965b64f6
 class CheckpointError(Exception):
@@ -132,7 +132,7 @@ def _fastai(self:Seeded, dl):
     if not dl.indexed or dl.n is None: raise ValueError(f'{type(dl).__name__} has no indices, so its order cannot be set')
     if 'epoch' in vars(dl): dl.epoch = self.learn.epoch
     dl.rng, old = random.Random(mix(self.seed, self.learn.epoch)), vars(dl).get('get_idxs')
-    idxs = share(list(dl.get_idxs()), dl.bs, self.start, rank(), world())
+    idxs = share(list(dl.get_idxs()), dl.bs, self.start, rank(), world_size())
     dl.get_idxs = lambda: idxs
     def undo():
         del dl.get_idxs
@@ -147,8 +147,8 @@ def _torch(self:Seeded, dl):
     gens = [o.generator for o in (dl.sampler, dl.batch_sampler) if isinstance(getattr(o, 'generator', None), torch.Generator)]
     for g in gens: g.manual_seed(mix(self.seed, self.learn.epoch))
     batches = list(dl.batch_sampler)
-    if world()>1:
-        idxs = share([i for b in batches for i in b], dl.batch_size, self.start, rank(), world())
+    if world_size()>1:
+        idxs = share([i for b in batches for i in b], dl.batch_size, self.start, rank(), world_size())
         batches = [idxs[i:i+dl.batch_size] for i in range(0, len(idxs), dl.batch_size)]
     else: batches = batches[self.start:]
     return TorchLoader(dl.dataset, batch_sampler=batches, num_workers=dl.num_workers, collate_fn=dl.collate_fn, pin_memory=dl.pin_memory,
@@ -247,7 +247,7 @@ def process_group(
         gpu = torch.cuda.is_available() and backend!='gloo'
         if gpu: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
         dist.init_process_group(backend or ('nccl' if gpu else 'gloo'))
-    try: yield rank(), world()
+    try: yield rank(), world_size()
     finally:
         if not alone: dist.destroy_process_group()
 
@@ -258,7 +258,7 @@ class Distributed(Callback):
     def __init__(self, **kw): self.kw = kw  # for DistributedDataParallel
     def before_fit(self):
         if not any(isinstance(o, Seeded) for o in self.learn.cbs): self.learn.add_cb(Seeded(0))
-        if world()==1: return
+        if world_size()==1: return
         net = bare(self.learn.model)
         on = next(net.parameters()).device
         self.learn.model = nn.parallel.DistributedDataParallel(net, device_ids=[on] if on.type=='cuda' else None, **self.kw)

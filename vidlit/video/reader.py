@@ -55,7 +55,7 @@ def _mine(self:VideoReader):
     if self._pid != os.getpid():
         if self._file is not None: _inherited.append((self._file, self._run))
         self._forget()
-        self._file = open_film(self.path, self.threads) if self.backend=='pyav' else _decord(self.path, self.threads)
+        self._file = open_video(self.path, self.threads) if self.backend=='pyav' else _decord(self.path, self.threads)
         self._pid = os.getpid()
     return self._file
 
@@ -86,7 +86,7 @@ def _seek(self:VideoReader, k):
         p = next((p for p in it if p.is_keyframe or not p.size), None)
         if p is not None and p.size and p.pts is not None and p.pts <= x.pts[k]: return itertools.chain([p], it),p.pts
     c.close()
-    self._file = c,s = open_film(self.path, self.threads)
+    self._file = c,s = open_video(self.path, self.threads)
     return c.demux(s),None
 
 @patch

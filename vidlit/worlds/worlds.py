@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'LABELS', 'WorldConfig', 'intrinsics', 'make_scene', 'shoot', 'make_worlds', 'reverse', 'make_clips',
-           'WorldDataset', 'film', 'stereo', 'tracks']
+           'WorldDataset', 'view_from', 'stereo', 'tracks']
 
 # %% ../../nbs/worlds/07_worlds.ipynb #9f6920de
 import math, torch
 from dataclasses import dataclass, replace
 from torch import Tensor
 from .camera import stereo_pose
-from .motions import MOTIONS, TWIN, ORDER, CAMERAS, Dice, stir, moments, turn, matmul3, matvec3, move, camera_path
+from .motions import MOTIONS, REVERSED, ORDER, CAMERAS, Dice, stir, moments, turn, matmul3, matvec3, move, camera_path
 from .textures import TEXTURES, draw_textures
 from .raycast import Scene, trace
 from .render import World, render
@@ -50,9 +50,9 @@ class WorldConfig:
         return dict(motion=self.motion, shape=SHAPES, texture=TEXTURES[self.split])[self.label]
 
     @property
-    def twin(self):
+    def reversed_label(self):
         "Label of the time-reversed clip, by label."
-        return tuple(self.motion.index(TWIN[m]) for m in self.motion) if self.label == 'motion' else tuple(range(len(self.classes)))
+        return tuple(self.motion.index(REVERSED[m]) for m in self.motion) if self.label == 'motion' else tuple(range(len(self.classes)))
 
 # %% ../../nbs/worlds/07_worlds.ipynb #15540b2d
 def _check(cfg):
@@ -69,7 +69,7 @@ def _check(cfg):
         if getattr(cfg, n) not in ok: raise ValueError(f"{n} must be one of {', '.join(ok)}, not {getattr(cfg, n)!r}")
     for m in cfg.motion:
         if m not in MOTIONS: raise ValueError(f"unknown motion {m!r}: choose from {', '.join(MOTIONS)}")
-        if TWIN[m] not in cfg.motion: raise ValueError(f"motion {m!r} needs its time-reversed twin {TWIN[m]!r} beside it")
+        if REVERSED[m] not in cfg.motion: raise ValueError(f"motion {m!r} needs its time-reversed twin {REVERSED[m]!r} beside it")
         if m in ('push', 'pass') and cfg.n_obj < 2: raise ValueError(f"motion {m!r} needs n_obj of at least 2, not {cfg.n_obj}")
 
 # %% ../../nbs/worlds/07_worlds.ipynb #ed509a7a
@@ -168,7 +168,7 @@ def reverse(
     s = world.scene
     s = replace(s, pos=s.pos.flip(2), rot=s.rot.flip(2), pose=s.pose.flip(1))
     w = replace(shoot(s, cfg, world.flow is not None, world.clip.dtype), clip=world.clip.flip(2))
-    label = torch.tensor(replace(cfg, label='motion').twin).to(world.label)[world.label]
+    label = torch.tensor(replace(cfg, label='motion').reversed_label).to(world.label)[world.label]
     return replace(w, label=label, shape=world.shape, texture=world.texture)
 
 # %% ../../nbs/worlds/07_worlds.ipynb #5747633c
@@ -186,10 +186,10 @@ class WorldDataset(torch.utils.data.Dataset):
         n:int, # Items
         seed:int=0, # In [0, 2**26); sets of different seeds share no world
         cfg:WorldConfig=WorldConfig(), # What to make
-        twins:bool=False): # Items 2i and 2i+1 a world and its reverse?
+        reversed_pairs:bool=False): # Items 2i and 2i+1 a world and its reverse?
         if not 0 <= seed < 2**26: raise ValueError(f"seed must lie in [0, 2**26), not {seed}")
         if n < 1: raise ValueError(f"a dataset needs at least 1 item, not {n}")
-        self.n,self.seed,self.cfg,self.twins = n,seed,cfg,twins
+        self.n,self.seed,self.cfg,self.reversed_pairs = n,seed,cfg,reversed_pairs
 
     def __len__(self): return self.n
 
@@ -198,12 +198,12 @@ class WorldDataset(torch.utils.data.Dataset):
         for i in idx:
             if not 0 <= i < self.n: raise IndexError(f"item {i} of {self.n}")
         idx = torch.as_tensor([int(i) for i in idx])
-        seeds = self.seed*2**32+(idx//2 if self.twins else idx)
+        seeds = self.seed*2**32+(idx//2 if self.reversed_pairs else idx)
         clip,label = make_clips(seeds.tolist(), self.cfg)
-        if not self.twins: return clip, label
+        if not self.reversed_pairs: return clip, label
         back = idx % 2 == 1
         clip[back] = clip[back].flip(2)
-        return clip, torch.where(back, torch.tensor(self.cfg.twin)[label], label)
+        return clip, torch.where(back, torch.tensor(self.cfg.reversed_label)[label], label)
 
     def __getitem__(self, i):
         clip,label = self.batch([i])
@@ -214,7 +214,7 @@ class WorldDataset(torch.utils.data.Dataset):
         return list(zip(clip, label.tolist()))
 
 # %% ../../nbs/worlds/07_worlds.ipynb #65ba3e32
-def film(
+def view_from(
     world:World, # Has the scene
     pose:Tensor, # [b, t, 4, 4] camera to world
     cfg:WorldConfig, # How to render
@@ -230,7 +230,7 @@ def stereo(
 )->tuple: # World of the right eye, disparity [b, t, 1, h, w] of the left (pixels; right x = left x - disparity)
     "The right eye of a rectified pair."
     disparity = world.K[:, 0, 0].to(world.depth)[:, None, None, None, None]*baseline/world.depth
-    return film(world, stereo_pose(world.pose, baseline), cfg), disparity
+    return view_from(world, stereo_pose(world.pose, baseline), cfg), disparity
 
 # %% ../../nbs/worlds/07_worlds.ipynb #cf65c596
 def _follow(world, obj, at):

@@ -1,0 +1,16 @@
+"""Models, masks and losses start quickly: what trains, draws or compares is imported where it is used."""
+import subprocess
+import sys
+import pytest
+
+HEAVY = 'fastai', 'torchvision', 'transformers', 'timm', 'pandas', 'matplotlib', 'zarr'
+LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'video.writing', 'train.schedules', 'lab.experiment',
+    'pretrain.tube_masking', 'pretrain.videomae', 'pretrain.videomae_v2', 'pretrain.omnimae', 'pretrain.block_masking', 'pretrain.vjepa',
+    'pretrain.vjepa2', 'pretrain.world_model', 'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses', 'depth.dpt', 'depth.dinov2',
+    'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models']
+
+
+@pytest.mark.parametrize('mod', LEAN)
+def test_no_heavy_import(mod):
+    code = f'import sys, vidlit.{mod}; print(*[m for m in {HEAVY} if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []

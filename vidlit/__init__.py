@@ -20,7 +20,7 @@ _where = {
     'DepthReader': 'video.depth_frames', 'DepthWriter': 'video.depth_frames',
     'WorldConfig': 'worlds.worlds', 'World': 'worlds.render', 'WorldDataset': 'worlds.worlds', 'make_worlds': 'worlds.worlds',
     'make_clips': 'worlds.worlds', 'ControlWorld': 'worlds.control',
-    'clip_dls': 'video.clips', 'VideoFolder': 'video.clips', 'normalise': 'video.clips', 'denormalise': 'video.clips',
+    'clip_dls': 'video.clips', 'VideoFolder': 'video.clips', 'normalise': 'video.pixels', 'denormalise': 'video.pixels',
     'Grid': 'nn.tokens', 'patchify': 'nn.tokens', 'unpatchify': 'nn.tokens', 'ViT': 'nn.vit', 'ViTConfig': 'nn.vit',
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show', 'hide': 'floor.show',
 }

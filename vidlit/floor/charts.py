@@ -7,10 +7,9 @@ __all__ = ['DPI', 'LIMIT', 'INK', 'FAINT', 'COLOURS', 'Picture', 'Loop', 'png_by
            'show_intervals', 'Table', 'table', 'Tables', 'tables']
 
 # %% ../../nbs/floor/01_charts.ipynb #ca261da4
-import base64, io, matplotlib
+import base64, io
 import torch, numpy as np
 from html import escape
-from matplotlib.figure import Figure
 from PIL import Image
 
 # %% ../../nbs/floor/01_charts.ipynb #4bb9f2e0
@@ -30,21 +29,26 @@ def _squeeze_png(data, limit):
     return data
 
 # %% ../../nbs/floor/01_charts.ipynb #f4fe9ab2
-class Picture(Figure):
-    "A figure that shows itself once, when it is the value of a cell"
+class Picture:
+    "A matplotlib figure that shows itself once, when it is the value of a cell; all that a figure can do, it can do"
     def __init__(self, *args, dpi=DPI, **kwargs):
         "A blank page; arguments are those of matplotlib's Figure"
-        super().__init__(*args, dpi=dpi, **kwargs)
+        from matplotlib.figure import Figure # here and not above: a model that can be drawn need not wait for matplotlib
+        self.fig = Figure(*args, dpi=dpi, **kwargs)
+    def __getattr__(self, name):
+        if name == 'fig' or name.startswith('__'): raise AttributeError(name) # while it is being unpickled
+        return getattr(self.fig, name)
     def png(self,
         limit:int=LIMIT, # Bytes above which colours are reduced
     )->bytes: # PNG
         "Bytes of the picture"
+        import matplotlib
         out = io.BytesIO()
-        with matplotlib.rc_context({'savefig.bbox': None}): self.savefig(out, format='png', dpi=self.dpi)
+        with matplotlib.rc_context({'savefig.bbox': None}): self.fig.savefig(out, format='png', dpi=self.fig.dpi)
         return _squeeze_png(out.getvalue(), limit)
     def _repr_png_(self): return self.png()
     def _repr_html_(self): return None
-    def __repr__(self): return 'Picture({:.0f}x{:.0f})'.format(*self.get_size_inches()*self.dpi)
+    def __repr__(self): return 'Picture({:.0f}x{:.0f})'.format(*self.fig.get_size_inches()*self.fig.dpi)
     def _ipython_display_(self):
         from IPython.display import display
         display({'image/png': base64.b64encode(self.png()).decode(), 'text/plain': repr(self)}, raw=True)
@@ -58,7 +62,7 @@ class Loop:
 
 # %% ../../nbs/floor/01_charts.ipynb #ca3c4371
 def png_bytes(
-    fig:Figure, # A picture, or any matplotlib figure
+    fig, # A `Picture`, or any matplotlib figure
 )->bytes: # PNG
     "A figure as PNG"
     if isinstance(fig, Picture): return fig.png()

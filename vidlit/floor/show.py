@@ -8,7 +8,7 @@ __all__ = ['frames', 'pick', 'sheet', 'show_clips', 'cells', 'hide', 'overlay_ma
            'img_tag', 'png_bytes', 'show_curves', 'show_intervals', 'table']
 
 # %% ../../nbs/floor/02_show.ipynb #deb8b860
-import io, math, matplotlib
+import io, math
 import torch, numpy as np
 from pathlib import Path
 from PIL import Image
@@ -163,6 +163,7 @@ def show_clip(
 # %% ../../nbs/floor/02_show.ipynb #9a4b0f34
 def _ramp(x, cmap='magma_r'):
     "Values in [0, 1] through a colour map: [...] -> [..., 3]"
+    import matplotlib
     return torch.from_numpy(matplotlib.colormaps[cmap](x.cpu().numpy())[..., :3]).float()
 
 def _range(depth, vmin, vmax):
@@ -219,6 +220,7 @@ def show_depth(
 # %% ../../nbs/floor/02_show.ipynb #fe4d0ad2
 def _bar(fig, lo, hi, unit, cmap='magma_r'):
     "A colour bar right of the images"
+    import matplotlib, matplotlib.ticker
     x, y, w, h = fig.box
     ax = _place(fig, x+w+10, y+4, 10, h-8)
     ramp = np.linspace(0, 1, 128)[:, None]

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np, torch
 from torch import nn, Tensor
 from fastcore.basics import patch
-from ..floor.store import StoreError, atomic_path, read_json, write_json
 
 # %% ../../nbs/nn/weights.ipynb #91199c99
 class WeightsError(ValueError):
@@ -88,6 +87,7 @@ def _safe_file(path):
     "A safetensors file, or the shards an index lists"
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+    from vidlit.floor.store import StoreError, read_json
     try:
         if path.suffix!='.json': return load_file(path)
         shards = sorted(set(read_json(path)['weight_map'].values()))
@@ -126,6 +126,7 @@ def write_weights(
 )->Path: # The file
     "Write weights whole or not at all"
     from safetensors.torch import save_file
+    from vidlit.floor.store import atomic_path
     if isinstance(state, nn.Module): state = state.state_dict()
     seen,out = set(),{}
     for k,v in state.items():
@@ -263,6 +264,7 @@ def save_hub(
     config, # Dict or dataclass that says what to build
 )->Path: # The folder
     "Write config.json and model.safetensors"
+    from vidlit.floor.store import write_json
     write_weights(state, Path(path)/'model.safetensors')
     write_json(Path(path)/'config.json', asdict(config) if is_dataclass(config) else config)
     return Path(path)
@@ -285,6 +287,7 @@ def read_hub(
     revision:str=None, # Branch, tag or commit on the Hub
 )->tuple: # config dict and state; `WeightsError` says what is missing
     "Read config.json and the weights beside it"
+    from vidlit.floor.store import StoreError, read_json
     folder = Path(name) if Path(name).is_dir() else _hub_folder(name, revision)
     if not (folder/'config.json').is_file(): raise WeightsError(f"{folder}: no config.json")
     file = next((folder/o for o in _hub_files if (folder/o).is_file()), None)

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import nn,Tensor
-from fastai.learner import Learner
 from .schedules import adamw,param_groups,warmup_cosine
-from .callbacks import ParamSchedule,fit
 from ..nn.vit import layer_decay_groups
 
 # %% ../../nbs/train/03_finetune.ipynb #c1175cd5
@@ -53,8 +51,10 @@ def classifier_learner(
     groups:list=None, # Dicts of params, lr_scale, wd_scale; None is `param_groups(model)`
     loss=None, # None is cross-entropy
     cbs=(), # More callbacks
-)->Learner:
+)->'Learner': # fastai's
     "AdamW, warm-up cosine, cross-entropy"
+    from fastai.learner import Learner
+    from vidlit.train.callbacks import ParamSchedule
     opt = adamw(model, lr, wd, betas=(.9,.999), groups=groups)
     sched = ParamSchedule(lr=partial(warmup_cosine, warmup=warmup, base=lr, start=lr*1e-2))
     return Learner(dls, model, loss_func=loss or nn.CrossEntropyLoss(), opt_func=opt, lr=lr, cbs=[sched, *cbs])
@@ -108,8 +108,9 @@ def finetune(
     loss=None, # None is cross-entropy
     seed:int=0, # Of dropped paths; the global state is left as it was
     cbs=(), # More callbacks
-)->Learner: # Trained
+)->'Learner': # Trained
     "Train a network on labels with warm-up, cosine and layer decay"
+    from vidlit.train.callbacks import fit
     learn = classifier_learner(model, dls, lr, wd, warmup, decay_groups(model, layer_decay), loss, cbs)
     if hasattr(dls.train, 'epoch'): dls.train.epoch = 0  # every run sees the same order, however often the loader was used
     with torch.random.fork_rng(devices=[]):

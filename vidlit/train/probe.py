@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..video.clips import clip_dls
 from .finetune import *
 from .finetune import _device,_eval
 from .schedules import param_groups
-from .callbacks import fit
 
 # %% ../../nbs/train/04_probe.ipynb #7fcacdbe
 def _views(out, b, v, how):
@@ -203,6 +201,8 @@ def attentive_probe(
     classes:int=None, # None counts the labels
 ): # Function from x to probabilities [n, classes]; `.model` is the probe
     "Train an `AttentiveProbe` on frozen tokens"
+    from vidlit.video.clips import clip_dls
+    from vidlit.train.callbacks import fit
     x = train.x if train.x.ndim==3 else train.x[:,None]
     n,d = _classes(train.y, classes),x.shape[-1]
     with torch.random.fork_rng(devices=[]):

@@ -11,7 +11,7 @@ import hashlib, json, os
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-import numpy as np, torch, zarr
+import numpy as np, torch
 from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
@@ -217,10 +217,13 @@ def _claim(self:DepthWriter):
 @patch
 def _zarr(self:DepthWriter):
     "The zarr array, made or opened"
+    import zarr
     if self._z is None:
         m,p = self.meta,self.path/'frames.zarr'
-        if not (p/'zarr.json').exists(): zarr.create_array(p, shape=(0, m.height, m.width), chunks=(1, m.height, m.width), dtype=m.dtype)
-        with zarr.config.set({'array.write_empty_chunks':True}): self._z = zarr.open_array(p, mode='r+')  # else a frame of zeros is not written
+        new = dict(shape=(0, m.height, m.width), chunks=(1, m.height, m.width), dtype=m.dtype)
+        if not (p/'zarr.json').exists(): zarr.create_array(p, **new)
+        with zarr.config.set({'array.write_empty_chunks':True}): # else a frame of zeros is not written
+            self._z = zarr.open_array(p, mode='r+')
     return self._z
 
 # %% ../../nbs/video/07_depth_frames.ipynb #a6257199
@@ -293,6 +296,7 @@ def _stored(self:DepthReader, i):
     try:
         if m.storage!='zarr': a = _load(_file(self.path, i, m.storage), m.storage)
         else:
+            import zarr
             if self._z is None: self._z = zarr.open_array(self.path/'frames.zarr', mode='r')
             a = self._z[i]
     except ImportError: raise

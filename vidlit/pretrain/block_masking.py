@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['short', 'long', 'Blocks', 'BlockSpec', 'block_size', 'block_union', 'draw_union', 'as_blocks', 'multiblock',
-           'multiblock3d', 'BlockSampler', 'document_blocks', 'predictive_mask', 'predictive_blocks']
+           'multiblock3d', 'late_callback', 'BlockSampler', 'document_blocks', 'predictive_mask', 'predictive_blocks']
 
 # %% ../../nbs/pretrain/07_block_masking.ipynb #d5b2cd97
 import torch
 from collections import namedtuple
 from dataclasses import dataclass, asdict
+from functools import cache
+from importlib import import_module
 from torch import Tensor
 from ..nn.tokens import Grid, split_mask
-from ..train.callbacks import MaskSampler, rank
 from .tube_masking import choose
 
 # %% ../../nbs/pretrain/07_block_masking.ipynb #8d1b7a94
@@ -139,10 +140,26 @@ def multiblock3d(
     "V-JEPA's masks: one of each kind for every clip"
     return [multiblock(b, grid, gen, **asdict(o), how=how) for o in specs]
 
+# %% ../../nbs/pretrain/07_block_masking.ipynb #62294f3c
+def late_callback(
+    *bases:str, # Where its base classes are: 'module:name'
+): # Class decorator
+    "The class becomes a fastai callback when one is made; until then its module works without fastai"
+    @cache
+    def finished(cls):
+        found = [getattr(import_module(module), name) for module,name in (o.split(':') for o in bases)]
+        return type(cls.__name__, (cls, *found), dict(__module__=cls.__module__, __doc__=cls.__doc__, finished=True))
+    def decorate(cls):
+        cls.__new__ = lambda c, *args, **kw: object.__new__(c if getattr(c, 'finished', False) else finished(c))
+        return cls
+    return decorate
+
 # %% ../../nbs/pretrain/07_block_masking.ipynb #7533dfde
-class BlockSampler(MaskSampler):
+@late_callback('vidlit.train.callbacks:MaskSampler')
+class BlockSampler:
     "Draws context and targets for each batch; the model is called as `model(clip, blocks)`, a list of `Blocks`"
     def before_batch(self):
+        from vidlit.train.callbacks import rank
         clip, gen = self.xb[0], self.gen if self.training else self.valid_gen
         drawn, i = self.draw(clip, gen), slice(rank()*len(clip), (rank()+1)*len(clip))
         if isinstance(drawn, Blocks): drawn = [drawn]

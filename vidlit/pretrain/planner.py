@@ -12,7 +12,6 @@ from collections import OrderedDict, namedtuple
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from torch import Tensor
-from ..floor.charts import Picture
 from .world_model import move_by
 
 # %% ../../nbs/pretrain/11_planner.ipynb #7c7ee955
@@ -311,8 +310,9 @@ def show_landscapes(
     y:Tensor, # `[b, m]`, second number
     true:Tensor=None, # `[b, 2]`, the action that leads to the goal
     size:float=2.2, # Inches a panel
-)->Picture:
+)->'Picture':
     "Energy over the plane of actions: a cross at the true action, a ring at the lowest point"
+    from vidlit.floor.charts import Picture
     fig = Picture(figsize=(size*len(energy), size+.2), layout='constrained')
     for i,ax in enumerate(fig.subplots(1, len(energy), squeeze=False)[0]):
         ax.contourf(x[i].cpu(), y[i].cpu(), energy[i].T.cpu(), 14, cmap='viridis')

@@ -12,15 +12,13 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from einops import rearrange
-from fastai.callback.core import Callback
-from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn, Tensor
 from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import Grid, grid_of, put, sincos_3d, split_mask, take
-from ..train.callbacks import History, MaskSampler, ParamSchedule, Stepped, as_gen
 from ..nn.vit import Block, FactorisedBlock, PatchEmbed, ViTConfig, init_vit, run_blocks, vit_s
 from ..nn.weights import load_strict, read_hub, save_hub
+from .block_masking import late_callback
 from .tube_masking import tube_mask
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #0fbddfff
@@ -122,7 +120,8 @@ def cosine_loss(
     return 1-F.cosine_similarity(pred.float(), targ.float(), dim=-1).mean()  # float32: sums of squares overflow in half
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #ecd5d877
-class HiddenTargets(Callback):
+@late_callback('fastai.callback.core:Callback')
+class HiddenTargets:
     "Keeps the targets of hidden tokens; comes after `MaskSampler`"
     order = 6
     def before_batch(self):
@@ -139,10 +138,13 @@ def flip_targets(
     return rearrange(rearrange(targ, 'b (t h w) d -> b t h w d', t=grid[0], h=grid[1]).flip(3), 'b t h w d -> b (t h w) d')
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #76a296a9
-class FlipPairs(Callback):
+@late_callback('fastai.callback.core:Callback')
+class FlipPairs:
     "Mirrors clips and their targets, each pair with chance `p`, in training"
     order,run_valid = 3,False
-    def __init__(self, patch, p=.5, gen=0): self.patch,self.p,self.gen = patch,p,as_gen(gen)
+    def __init__(self, patch, p=.5, gen=0):
+        from vidlit.train.callbacks import as_gen
+        self.patch,self.p,self.gen = patch,p,as_gen(gen)
 
     def before_batch(self):
         clip,targ = self.xb[0],self.yb[0]
@@ -163,8 +165,10 @@ def pretrainer(
     loss=cosine_loss, # `(pred, targ) -> scalar`
     gen=0, # Seed of masks and flips
     cbs=(), # Further callbacks
-)->Learner: # Train it with `train.callbacks.fit`
+)->'Learner': # Train it with `train.callbacks.fit`
     "A Learner that trains the student from cached targets"
+    from fastai.learner import Learner
+    from vidlit.train.callbacks import History, MaskSampler, ParamSchedule
     p = model.cfg.vit.patch
     own = [MaskSampler(mask, gen, patch=p, ratio=ratio), HiddenTargets(), ParamSchedule(lr=partial(warmup_cosine, warmup=warmup, base=lr)), History()]
     if flip: own.append(FlipPairs(p, flip, gen+1))
@@ -203,7 +207,8 @@ def from_pretrained(cls:STJEPA,
     return res
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #39f8e786
-class KeepStudent(Stepped):
+@late_callback('vidlit.train.callbacks:Stepped')
+class KeepStudent:
     "Writes the student with its step, at step 0, after every so many steps and at the end"
     order = 97 # after a checkpoint has been restored
     def __init__(self, folder, every=500, clips=None): self.folder,self.every,self.clips = Path(folder),every,clips

@@ -9,8 +9,6 @@ __all__ = ['ClipSpec', 'as_spec', 'read_clip', 'TargetCache', 'CachedPairs', 'pa
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from ..video.clips import fit_square, normalise, to_clip
 from ..video.sampling import VideoList, strided, uniform
@@ -172,8 +170,10 @@ def pair_dls(
     valid:float=.05, # Part of the films held out, evenly spread; at least one
     workers:int=0, # Processes that decode
     device=None, # Where batches go
-)->DataLoaders:
+)->'DataLoaders':
     "Loaders of (clip, targets) to train from and to look at"
+    from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
     every = CachedPairs(cache, root)
     n = len(every)
     if n<2: raise StoreError(f"{every.cache.path} holds one film: nothing to hold out")

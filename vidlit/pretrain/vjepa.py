@@ -11,16 +11,13 @@ __all__ = ['smooth_l1', 'squeeze', 'Predictor', 'feature_target', 'power_loss', 
 import copy, torch, torch.nn.functional as F
 from collections import namedtuple
 from functools import partial
-from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn, Tensor
-from ..train.health import Health
 from ..train.schedules import adamw, cosine, linear, warmup_cosine
 from ..nn.tokens import Grid, Rope3D, grid_of, put, resize_pos, take
-from ..train.callbacks import GradClip, EMA, History, ModelLoss, ParamSchedule, Stepped
 from ..nn.vit import Block, ViT, ViTConfig, init_vit, run_blocks
 from ..nn.weights import load_strict
-from .block_masking import Blocks, BlockSampler, multiblock3d
+from .block_masking import Blocks, BlockSampler, late_callback, multiblock3d
 from .vjepa_weights import VJEPAConfig, jepa_sizes, parts, sincos_table, unpack_jepa, vjepa_l
 from .vjepa_weights import vjepa_h, vjepa_h384  # chkstyle: ignore - handed on
 
@@ -244,7 +241,8 @@ def vjepa_momentum(step, total, base=.998, final=1., stretch=1.25):
     return linear(step, stretch*total, base, final)
 
 # %% ../../nbs/pretrain/08_vjepa.ipynb #4452486d
-class LateGradClip(GradClip, Stepped):
+@late_callback('vidlit.train.callbacks:GradClip', 'vidlit.train.callbacks:Stepped')
+class LateGradClip:
     "Limits the norm of the gradient once the warm-up is over"
     def __init__(self, norm=10., warmup=2/15):
         super().__init__(norm)
@@ -272,8 +270,11 @@ def vjepa_pretrainer(
     health=10, # Steps between looks at the features, or a `Health`
     cbs=(), # Further callbacks
     **kw, # For the mask function, such as `how` and `specs`
-)->Learner: # Train it with `train.callbacks.fit`
+)->'Learner': # Train it with `train.callbacks.fit`
     "A Learner that pretrains as V-JEPA does"
+    from fastai.learner import Learner
+    from vidlit.train.callbacks import EMA, History, ModelLoss, ParamSchedule
+    from vidlit.train.health import Health
     if not isinstance(health, Health): health = Health(health, features=by_content, targets=by_content, min_std=.05)
     rate = partial(vjepa_lr, base=lr, start=.32*lr, final=.0016*lr, warmup=warmup, stretch=stretch)
     sched = ParamSchedule(lr=rate, wd=partial(vjepa_wd, base=wd[0], final=wd[1], stretch=stretch))

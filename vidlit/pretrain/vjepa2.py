@@ -10,15 +10,12 @@ __all__ = ['vjepa2_l', 'vjepa2_h', 'vjepa2_g', 'presets', 'vjepa2_phases', 'VJEP
 import copy, torch, torch.nn.functional as F
 from dataclasses import dataclass, replace
 from functools import partial
-from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn, Tensor
-from ..train.health import Health
 from ..train.schedules import adamw, linear, wsd
 from ..nn.tokens import Grid, Rope3D, grid_of, take
-from ..train.callbacks import EMA, History, ModelLoss, ParamSchedule, rank
 from ..nn.vit import ViT, ViTConfig, init_vit, vit_g, vit_h, vit_l
-from .block_masking import Blocks, BlockSampler, multiblock3d
+from .block_masking import Blocks, BlockSampler, late_callback, multiblock3d
 from .vjepa import JEPAOut, Predictor, VJEPA, by_content, join_blocks, masked_mean, power_loss
 
 # %% ../../nbs/pretrain/09_vjepa2.ipynb #ef74584c
@@ -103,6 +100,7 @@ def predict(self:VJEPA2,
     return [z[:, :o.targ.shape[1]] for z,o in zip(ask(tok, both).split(len(clip)), blocks)]
 
 # %% ../../nbs/pretrain/09_vjepa2.ipynb #38223b67
+@late_callback('vidlit.train.callbacks:MaskSampler')
 class GroupSampler(BlockSampler):
     "Deals a batch out to clip lengths and draws masks for each; the model is called as `model(clips, blocks)`"
     def __init__(self, lengths, fn, gen=0, **kw):
@@ -110,6 +108,7 @@ class GroupSampler(BlockSampler):
         self.lengths = lengths
 
     def before_batch(self):
+        from vidlit.train.callbacks import rank
         gen = self.gen if self.training else self.valid_gen
         clips = [c[:,:,:t] for c,t in zip(self.xb[0].chunk(len(self.lengths)), self.lengths, strict=True)]
         drawn = [(self.draw(c, gen), slice(rank()*len(c), (rank()+1)*len(c))) for c in clips]
@@ -171,8 +170,11 @@ def vjepa2_pretrainer(
     health=10, # Steps between looks at the features, or a `Health`
     cbs=(), # Further callbacks
     **kw, # For the mask function, such as `how` and `specs`
-)->Learner: # Train it with `train.callbacks.fit`
+)->'Learner': # Train it with `train.callbacks.fit`
     "A Learner that pretrains as V-JEPA 2 does"
+    from fastai.learner import Learner
+    from vidlit.train.callbacks import EMA, History, ModelLoss, ParamSchedule
+    from vidlit.train.health import Health
     if not isinstance(health, Health): health = Health(health, features=by_content, targets=lambda o: o.targ[0], min_std=.05)
     sched = lr if callable(lr) else partial(wsd, warmup=warmup, base=lr, decay=decay, final=.002*lr, start=.19*lr)
     sampler = BlockSampler if lengths is None else partial(GroupSampler, lengths)

@@ -12,17 +12,15 @@ from collections import namedtuple
 from dataclasses import dataclass, replace
 from functools import partial
 from einops import rearrange
-from fastai.callback.core import Callback
-from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import nn, Tensor
 from ..worlds.control import rotation, rotation_vector
 from ..video.pixels import normalise
 from ..train.schedules import adamw, wsd
 from ..nn.tokens import Grid, Rope3D
-from ..train.callbacks import History, ModelLoss, ParamSchedule
 from ..nn.vit import Block, ViTConfig, init_vit, run_blocks, vit_l
 from ..nn.weights import KeyMap
+from .block_masking import late_callback
 
 # %% ../../nbs/pretrain/10_world_model.ipynb #83f143d9
 def unit_norm(tok): return F.layer_norm(tok, tok.shape[-1:])
@@ -223,7 +221,8 @@ def rollout(self:WorldModel,
     return tok[:, 1:]
 
 # %% ../../nbs/pretrain/10_world_model.ipynb #ed93fd9a
-class Triples(Callback):
+@late_callback('fastai.callback.core:Callback')
+class Triples:
     "Hands the model (frames, actions, states)"
     order = -5
     def before_batch(self):
@@ -238,8 +237,10 @@ def world_learner(
     decay:float=15/315, # Part of the steps
     wd:float=.04, # Weight decay; none on biases and norms
     cbs=(), # Further callbacks
-)->Learner: # Train it with `train.callbacks.fit`
+)->'Learner': # Train it with `train.callbacks.fit`
     "A Learner with the official recipe"
+    from fastai.learner import Learner
+    from vidlit.train.callbacks import History, ModelLoss, ParamSchedule
     rate = partial(wsd, warmup=warmup, base=lr, decay=decay, final=0., start=lr*7.5/42.5)
     opt = adamw(model, lr=lr, wd=wd, betas=(.9, .999))
     return Learner(dls, model, loss_func=ModelLoss(), opt_func=opt, lr=lr, cbs=[Triples(), ParamSchedule(lr=rate), History(), *cbs])

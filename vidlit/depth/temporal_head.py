@@ -11,15 +11,12 @@ __all__ = ['places', 'video_depth_s', 'video_depth_b', 'video_depth_l', 'VideoDe
 import copy, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from einops import rearrange
-from fastai.learner import Learner
 from fastcore.basics import patch
 from functools import partial
 from torch import nn, Tensor
 from torch.utils.data import TensorDataset
 from ..video.pixels import normalise
-from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import sincos_1d
-from ..train.callbacks import GradClip, History, ParamSchedule
 from ..nn.vit import Attention, init_vit
 from ..worlds.worlds import WorldConfig, make_worlds
 from .depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_b, depth_anything_l, depth_anything_s
@@ -237,8 +234,11 @@ def video_learner(
     wd:float=.01, # Weight decay of matrices
     stable:float=10., # Weight of the part over time
     cbs=(), # Further callbacks
-)->Learner: # Train it with `train.callbacks.fit`
+)->'Learner': # Train it with `train.callbacks.fit`
     "A Learner that trains the temporal modules"
+    from fastai.learner import Learner
+    from vidlit.train.callbacks import GradClip, History, ParamSchedule
+    from vidlit.train.schedules import adamw, warmup_cosine
     if model.kind!=Kind.relative: raise ValueError(f"the loss is for disparity, the model gives {model.kind}")
     opt = adamw(only_time(model, head), lr=lr, wd=wd, betas=(.9,.999))
     cbs = [ParamSchedule(lr=partial(warmup_cosine, warmup=.1, base=lr)), GradClip(1.), History(), *cbs]

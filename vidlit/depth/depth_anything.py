@@ -35,8 +35,10 @@ class DepthAnythingConfig:
     mask_token:bool=True # Carry the encoder's unused mask token?
 
     def __post_init__(self):
-        if self.enc.dim!=self.head.dim: raise ValueError(f"the head takes tokens of width {self.head.dim}, the encoder's have {self.enc.dim}")
-        if self.enc.patch[1:]!=(self.head.patch,)*2: raise ValueError(f"patches of {self.head.patch} in the head, {self.enc.patch[1:]} in the encoder")
+        if self.enc.dim!=self.head.dim:
+            raise ValueError(f"the head takes tokens of width {self.head.dim}, the encoder's have {self.enc.dim}")
+        if self.enc.patch[1:]!=(self.head.patch,)*2:
+            raise ValueError(f"patches of {self.head.patch} in the head, {self.enc.patch[1:]} in the encoder")
         if len(self.taps)!=4: raise ValueError(f"taps must name four blocks, got {self.taps}")
 
 # %% ../../nbs/depth/06_depth_anything.ipynb #c657dfa0
@@ -92,7 +94,9 @@ def predict(self:DepthAnything,
     p,was = next(self.parameters()),self.training
     self.eval()
     try:
-        with torch.no_grad(): out = [self(to_input(o.to(p.device), size, self.cfg.head.patch).to(p.dtype)).float() for o in frames.split(batch)]
+        with torch.no_grad():
+            out = [self(to_input(o.to(p.device), size, self.cfg.head.patch).to(p.dtype)).float()
+                for o in frames.split(batch)]
     finally: self.train(was)
     return torch.cat([to_source(o, frames.shape[1:3]).to(frames.device) for o in out])
 
@@ -152,7 +156,8 @@ def depth_learner(
     top = model.cfg.head.max_depth
     if loss is None: loss = relative_loss if top is None else partial(metric_loss, max_depth=top)
     parts = (model.encoder, ratio),(model.head, 1.)
-    opt = adamw(model, lr=lr, wd=wd, betas=(.9,.999), groups=[dict(params=[*m.parameters()], lr_scale=s, wd_scale=1.) for m,s in parts])
+    opt = adamw(model, lr=lr, wd=wd, betas=(.9,.999),
+        groups=[dict(params=[*m.parameters()], lr_scale=s, wd_scale=1.) for m,s in parts])
     cbs = [ParamSchedule(lr=partial(poly, base=lr, power=power)), thaw(frozen), History(), *cbs]
     return Learner(dls, model, loss_func=loss, opt_func=opt, lr=lr, cbs=cbs)
 

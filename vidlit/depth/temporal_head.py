@@ -39,7 +39,8 @@ class VideoDepthConfig:
     def __post_init__(self):
         if self.pos not in _positions: raise ValueError(f"pos must be one of {', '.join(_positions)}, got {self.pos!r}")
         for p,c in self.widths.items():
-            if c%(2*self.heads) or c%self.groups: raise ValueError(f"{c} channels at {p} must be a multiple of 2*{self.heads} heads and of {self.groups} groups")
+            if c%(2*self.heads) or c%self.groups:
+                raise ValueError(f"{c} channels at {p} must be a multiple of 2*{self.heads} heads and of {self.groups} groups")
 
     @property
     def widths(self):
@@ -66,7 +67,8 @@ class SlotRope(nn.Module):
     def __init__(self, dim, slots, heads):
         super().__init__()
         sin,cos = (o.repeat_interleave(2, 1) for o in sincos_1d(slots, dim).unflatten(1, (-1,2)).unbind(-1))
-        for k,v in dict(cos=cos, sin=sin).items(): self.register_buffer(k, rearrange(v, 't (h c) -> h t c', h=heads), persistent=False)
+        for k,v in dict(cos=cos, sin=sin).items():
+            self.register_buffer(k, rearrange(v, 't (h c) -> h t c', h=heads), persistent=False)
 
     def forward(self, tok): # `[s, t, dim]` -> the same, and cos and sin `[heads, t, head_dim]`
         check_slots(tok.shape[1], self.cos.shape[1])
@@ -181,7 +183,8 @@ def add_time(
     return VideoDepth(VideoDepthConfig(image.cfg, **kw), gen, copy.deepcopy(image))
 
 # %% ../../nbs/depth/10_temporal_head.ipynb #0f059ff9
-video_depth_s,video_depth_b,video_depth_l = (VideoDepthConfig(o) for o in (depth_anything_s, depth_anything_b, depth_anything_l))
+video_depth_s,video_depth_b,video_depth_l = (VideoDepthConfig(o)
+    for o in (depth_anything_s, depth_anything_b, depth_anything_l))
 
 # %% ../../nbs/depth/10_temporal_head.ipynb #872133f7
 def clip_loss(

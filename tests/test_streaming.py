@@ -12,7 +12,8 @@ from vidlit.depth.windows import window_frames
 from vidlit.floor.store import StoreError
 from vidlit.nn.weights import WeightsError
 
-SMALL = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 4, 4)), DPTConfig(16, 8, (8, 8, 8, 16), 4, 4), (0, 1, 2, 3), 2)
+SMALL = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 4, 4)),
+    DPTConfig(16, 8, (8, 8, 8, 16), 4, 4), (0, 1, 2, 3), 2)
 
 
 def build(seed=0, **kw):
@@ -54,7 +55,8 @@ def test_slots():
     for n in range(1, 300):
         slots, keep = stream_slots(n), stream_keep(n)
         assert len(slots) == 31 and slots == sorted(slots) and set(slots) <= set(keep) and keep[-1] == n-1 and len(keep) <= 42
-        assert all(set(stream_slots(m)) <= set(keep)|set(range(n, m)) for m in range(n, n+60))  # nothing that is dropped is missed later
+        # nothing that is dropped is missed later
+        assert all(set(stream_slots(m)) <= set(keep)|set(range(n, m)) for m in range(n, n+60))
     for k in (2, 3, 9): # when a window ends with the current frame it holds the same neighbours, and frame 0
         now = window_frames(k)[-1]
         assert window_frames(k)[3:31] == stream_slots(now)[3:] and stream_slots(now)[0] == window_frames(k)[0]
@@ -111,7 +113,8 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match='frame 3 is 8x4 .*those before were 4x8'): model.step(film[0].mT, state)
     with pytest.raises(ValueError, match='streaming fills 32 slots, the model has 8'): build(slots=8).init_state()
     model.save_state(state, tmp_path/'s.safetensors')
-    with pytest.raises(StoreError, match='not the state of a film seen by this model'): build(5).load_state(tmp_path/'s.safetensors')
+    with pytest.raises(StoreError, match='not the state of a film seen by this model'):
+        build(5).load_state(tmp_path/'s.safetensors')
     (tmp_path/'t.safetensors').write_bytes((tmp_path/'s.safetensors').read_bytes()[:200])
     with pytest.raises(WeightsError, match='t.safetensors'): model.load_state(tmp_path/'t.safetensors')
     with pytest.raises(WeightsError, match='no such file'): model.load_state(tmp_path/'none.safetensors')
@@ -123,4 +126,5 @@ def test_film_of_frames():
     out = list(stream(model, film, size=8))
     assert [d.shape for d, _ in out] == [(9, 15)]*4 and out[-1][1].n == 4
     assert (out[3][0] == next(stream(model, film[3:], 8, out[2][1]))[0]).all()
-    with pytest.raises(ValueError, match='frame 1 is 18x30, those before were 9x15'): list(stream(model, [film[0], film[1].repeat(2, 2, 1)], 8))
+    with pytest.raises(ValueError, match='frame 1 is 18x30, those before were 9x15'):
+        list(stream(model, [film[0], film[1].repeat(2, 2, 1)], 8))

@@ -52,7 +52,9 @@ def test_stream_equals_lists(n, seed, metric):
 @given(st.integers(1, 100), st.integers(0, 99))
 @quick
 def test_fit_is_least_squares(n, seed):
-    def lstsq(x, y): return np.linalg.lstsq(np.stack([x.ravel(), np.ones(x.size)], 1).astype(float), y.ravel().astype(float), rcond=None)[0]
+    def lstsq(x, y):
+        return np.linalg.lstsq(np.stack([x.ravel(), np.ones(x.size)], 1).astype(float), y.ravel().astype(float),
+            rcond=None)[0]
     got = torch.stack(list(infer_windows(film(n), moody(seed))))
     np.testing.assert_allclose(got, by_lists(film(n), moody(seed), lstsq), atol=2e-4)
 
@@ -105,7 +107,8 @@ def test_prep_is_asked_once_a_frame():
     assert seen==list(range(70)) and len(out)==70 and out[0].shape==(2, 3)
 
 
-@pytest.mark.parametrize('bad,msg', [(lambda w: w[0, :31], r'\[31, 3, 4\]'), (lambda w: w[0, 0], r'\[3, 4\]'), (lambda w: w[0]/0, '384 of 384 values')])
+@pytest.mark.parametrize('bad,msg',
+    [(lambda w: w[0, :31], r'\[31, 3, 4\]'), (lambda w: w[0, 0], r'\[3, 4\]'), (lambda w: w[0]/0, '384 of 384 values')])
 def test_bad_answers_are_refused(bad, msg):
     with pytest.raises(ValueError, match=msg): list(infer_windows(film(5), bad))
     assert torch.equal(windows.run_window(lambda w: w, [film(1)[0]]*32), film(1).expand(32, -1, -1))
@@ -118,7 +121,8 @@ def test_fits_that_say_nothing_are_refused():
     assert fit_window(2*a-1, state)==pytest.approx((.5, .5))
     for x in (noise, 1-a, a*0+.3): assert fit_window(x, state)==(2., .1)
     assert fit_window(a, None) is None and fit_window(noise, state, metric=True)==(1., 0.)
-    assert windows.next_state(noise, (2., 0.), state).anchor is state.anchor and torch.equal(windows.next_state(noise, (2., 0.), state).key, noise[1]*2)
+    assert windows.next_state(noise, (2., 0.),
+        state).anchor is state.anchor and torch.equal(windows.next_state(noise, (2., 0.), state).key, noise[1]*2)
     assert apply_fit(a-2, (1., 0.)).max()==0 and apply_fit(a, None) is a
 
 

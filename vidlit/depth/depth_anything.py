@@ -4,20 +4,17 @@
 
 # %% auto #0
 __all__ = ['depth_anything_s', 'depth_anything_b', 'depth_anything_l', 'DepthAnythingConfig', 'first_version', 'metric',
-           'DepthAnything', 'relative_loss', 'metric_loss', 'poly', 'Thaw', 'depth_learner', 'depth_images',
+           'DepthAnything', 'relative_loss', 'metric_loss', 'poly', 'thaw', 'depth_learner', 'depth_images',
            'metric_from', 'aligned_l1']
 
 # %% ../../nbs/depth/06_depth_anything.ipynb #4dd7e507
 import torch
 from dataclasses import dataclass, replace
-from fastai.learner import Learner
 from fastcore.basics import patch
 from functools import partial
 from torch import nn, Tensor
 from torch.utils.data import TensorDataset
 from ..video.pixels import normalise
-from ..train.schedules import adamw
-from ..train.callbacks import History, ParamSchedule, Stepped, bare
 from ..nn.vit import ViTConfig
 from ..nn.weights import load_strict
 from ..worlds.worlds import WorldConfig, make_worlds
@@ -38,8 +35,10 @@ class DepthAnythingConfig:
     mask_token:bool=True # Carry the encoder's unused mask token?
 
     def __post_init__(self):
-        if self.enc.dim!=self.head.dim: raise ValueError(f"the head takes tokens of width {self.head.dim}, the encoder's have {self.enc.dim}")
-        if self.enc.patch[1:]!=(self.head.patch,)*2: raise ValueError(f"patches of {self.head.patch} in the head, {self.enc.patch[1:]} in the encoder")
+        if self.enc.dim!=self.head.dim:
+            raise ValueError(f"the head takes tokens of width {self.head.dim}, the encoder's have {self.enc.dim}")
+        if self.enc.patch[1:]!=(self.head.patch,)*2:
+            raise ValueError(f"patches of {self.head.patch} in the head, {self.enc.patch[1:]} in the encoder")
         if len(self.taps)!=4: raise ValueError(f"taps must name four blocks, got {self.taps}")
 
 # %% ../../nbs/depth/06_depth_anything.ipynb #c657dfa0
@@ -95,7 +94,9 @@ def predict(self:DepthAnything,
     p,was = next(self.parameters()),self.training
     self.eval()
     try:
-        with torch.no_grad(): out = [self(to_input(o.to(p.device), size, self.cfg.head.patch).to(p.dtype)).float() for o in frames.split(batch)]
+        with torch.no_grad():
+            out = [self(to_input(o.to(p.device), size, self.cfg.head.patch).to(p.dtype)).float()
+                for o in frames.split(batch)]
     finally: self.train(was)
     return torch.cat([to_source(o, frames.shape[1:3]).to(frames.device) for o in out])
 
@@ -120,17 +121,21 @@ def poly(step, total, base=1., power=.9):
     "From `base` to 0 along a power of what is left"
     return base*(1-min(step, total)/total)**power
 
-class Thaw(Stepped):
-    "Leaves a part of the model as it is for the first share of the steps"
-    def __init__(self, frozen:float=.25, part:str='encoder'):
-        if not 0<=frozen<=1: raise ValueError(f"frozen must lie in [0, 1], got {frozen}")
-        self.frozen,self.part = frozen,part
+def thaw(
+    frozen:float=.25, # Share of the steps in which the part does not learn
+    part:str='encoder', # Name of a submodule
+)->'Callback':
+    "A callback that leaves a part of the model as it is for the first share of the steps"
+    from vidlit.train.callbacks import Stepped, bare
+    if not 0<=frozen<=1: raise ValueError(f"frozen must lie in [0, 1], got {frozen}")
 
-    @property
-    def module(self): return bare(self.learn.model).get_submodule(self.part)
-    def before_batch(self):
-        if self.training: self.module.requires_grad_(self.clock.done>=self.frozen*self.clock.total)
-    def after_fit(self): self.module.requires_grad_(True)
+    class Thaw(Stepped):
+        @property
+        def module(self): return bare(self.learn.model).get_submodule(part)
+        def before_batch(self):
+            if self.training: self.module.requires_grad_(self.clock.done>=frozen*self.clock.total)
+        def after_fit(self): self.module.requires_grad_(True)
+    return Thaw()
 
 # %% ../../nbs/depth/06_depth_anything.ipynb #1a2561a7
 def depth_learner(
@@ -143,13 +148,18 @@ def depth_learner(
     wd:float=.01, # Weight decay, of everything
     power:float=.9, # The rate falls along this power
     cbs=(), # Further callbacks
-)->Learner: # Train it with `train.callbacks.fit`
+)->'Learner': # Train it with `train.callbacks.fit`
     "A Learner that trains as Depth Anything V2 trains its metric models"
+    from fastai.learner import Learner
+    from vidlit.train.callbacks import History, ParamSchedule
+    from vidlit.train.schedules import adamw
     top = model.cfg.head.max_depth
     if loss is None: loss = relative_loss if top is None else partial(metric_loss, max_depth=top)
     parts = (model.encoder, ratio),(model.head, 1.)
-    opt = adamw(model, lr=lr, wd=wd, betas=(.9,.999), groups=[dict(params=[*m.parameters()], lr_scale=s, wd_scale=1.) for m,s in parts])
-    return Learner(dls, model, loss_func=loss, opt_func=opt, lr=lr, cbs=[ParamSchedule(lr=partial(poly, base=lr, power=power)), Thaw(frozen), History(), *cbs])
+    opt = adamw(model, lr=lr, wd=wd, betas=(.9,.999),
+        groups=[dict(params=[*m.parameters()], lr_scale=s, wd_scale=1.) for m,s in parts])
+    cbs = [ParamSchedule(lr=partial(poly, base=lr, power=power)), thaw(frozen), History(), *cbs]
+    return Learner(dls, model, loss_func=loss, opt_func=opt, lr=lr, cbs=cbs)
 
 # %% ../../nbs/depth/06_depth_anything.ipynb #69a0a206
 def depth_images(

@@ -21,19 +21,25 @@ official_depth_anything = official_dinov2.under('encoder.', 'pretrained.') + off
 hf_depth_anything = hf_dinov2.under('encoder.', 'backbone.') + hf_dpt.under('head.')
 
 # %% ../../nbs/depth/depth_anything_weights.ipynb #fb170438
-_signs = {'Video Depth Anything': ('motion_modules',), 'ZoeDepth, the metric model of the first version': ('core.core.',), 'transformers\' Depth Anything (use from_pretrained)': ('backbone.','neck.'),
-    'the authors\' Depth Anything (use from_official)': ('pretrained.','depth_head.'), 'an encoder alone (use DINOv2.from_weights)': ('cls_token','blocks.0.'), 'transformers\' DINOv2': ('embeddings.','encoder.layer.')}
+_signs = {'Video Depth Anything': ('motion_modules',),
+    'ZoeDepth, the metric model of the first version': ('core.core.',),
+    'transformers\' Depth Anything (use from_pretrained)': ('backbone.','neck.'),
+    'the authors\' Depth Anything (use from_official)': ('pretrained.','depth_head.'),
+    'an encoder alone (use DINOv2.from_weights)': ('cls_token','blocks.0.'),
+    'transformers\' DINOv2': ('embeddings.','encoder.layer.')}
 
 def whose(
     state:dict, # Any names
 )->str: # What it looks like, or 'something else'
     "Recognise a checkpoint by its names"
-    return next((name for name,signs in _signs.items() if all(any(s in k for k in state) for s in signs)), 'something else')
+    return next((name for name,signs in _signs.items() if all(any(s in k for k in state) for s in signs)),
+        'something else')
 
 def _ours(state, keymap, want):
     "Our names, or an error that says whose weights these are"
     try: return keymap.to_ours(state)
-    except WeightsError as e: raise WeightsError(f"not the weights of {want}, they look like {whose(state)}: {e}") from e
+    except WeightsError as e:
+        raise WeightsError(f"not the weights of {want}, they look like {whose(state)}: {e}") from e
 
 # %% ../../nbs/depth/depth_anything_weights.ipynb #925812b7
 _taps = {12: (2,5,8,11), 24: (4,11,17,23)} # of the second version, by depth
@@ -48,14 +54,17 @@ def official_config(
 )->DepthAnythingConfig:
     "Sizes from weights, and from what they do not say"
     if version not in (1, 2): raise ValueError(f"version must be 1 or 2, got {version!r}")
-    gone = [k for k in ('head.projects.3.weight','head.narrow.0.weight','head.output2.weight','encoder.pos_embed') if k not in state]
+    gone = [k for k in ('head.projects.3.weight','head.narrow.0.weight','head.output2.weight','encoder.pos_embed')
+        if k not in state]
     if gone: raise WeightsError(f"not the weights of a Depth Anything: missing {', '.join(gone)}")
     enc = dinov2_sizes({k.removeprefix('encoder.'): v for k,v in state.items() if k.startswith('encoder.')}, heads)
     out = tuple(len(state[f'head.projects.{i}.bias']) for i in range(4))
-    head = DPTConfig(enc.dim, len(state['head.narrow.0.weight']), out, enc.patch[1], len(state['head.output2.weight']), max_depth)
+    head = DPTConfig(enc.dim, len(state['head.narrow.0.weight']), out, enc.patch[1],
+        len(state['head.output2.weight']), max_depth)
     side,mask = math.isqrt(state['encoder.pos_embed'].shape[1]-1),'encoder.mask_token' in state
     cfg = first_version(DepthAnythingConfig(enc, head, side=side, mask_token=mask, **kw))
-    if version==2 and not taps and enc.depth not in _taps: raise ValueError(f"the second version has no encoder of {enc.depth} blocks: say taps")
+    if version==2 and not taps and enc.depth not in _taps:
+        raise ValueError(f"the second version has no encoder of {enc.depth} blocks: say taps")
     return replace(cfg, taps=tuple(taps or (cfg.taps if version==1 else _taps[enc.depth])))
 
 # %% ../../nbs/depth/depth_anything_weights.ipynb #d1bc8632
@@ -73,7 +82,8 @@ def from_official(cls:DepthAnything,
     **kw, # `heads`, `taps`, `offset`, see `official_config`
 )->DepthAnything: # `WeightsError` says whose weights they are, or names each wrong key
     "The model of an official file, strictly"
-    state = _ours(ckpt if isinstance(ckpt, dict) else read_weights(Path(ckpt)), official_depth_anything, 'an official Depth Anything')
+    state = _ours(ckpt if isinstance(ckpt, dict) else read_weights(Path(ckpt)), official_depth_anything,
+        'an official Depth Anything')
     return _filled(cls, official_config(state, version, max_depth, **kw), state)
 
 @patch
@@ -90,21 +100,29 @@ def to_hf_config(
 )->dict: # config.json
     "Our sizes as a configuration of transformers"
     e,h = cfg.enc,cfg.head
-    if e.mlp_ratio%1 or (h.max_depth or 1)%1: raise ValueError(f"transformers wants whole numbers for mlp_ratio and max_depth, got {e.mlp_ratio} and {h.max_depth}")
-    body = dict(model_type='dinov2', hidden_size=e.dim, num_hidden_layers=e.depth, num_attention_heads=e.heads, mlp_ratio=int(e.mlp_ratio), layer_norm_eps=e.eps,
-        image_size=cfg.side*h.patch, patch_size=h.patch, num_channels=e.chans, qkv_bias=e.qkv_bias=='fused', drop_path_rate=e.drop_path,
-        layerscale_value=e.layer_scale, out_indices=[i+1 for i in cfg.taps], out_features=[f'stage{i+1}' for i in cfg.taps],
+    if e.mlp_ratio%1 or (h.max_depth or 1)%1:
+        raise ValueError(f"transformers wants whole numbers for mlp_ratio and max_depth, got {e.mlp_ratio} and {h.max_depth}")
+    body = dict(model_type='dinov2', hidden_size=e.dim, num_hidden_layers=e.depth, num_attention_heads=e.heads,
+        mlp_ratio=int(e.mlp_ratio), layer_norm_eps=e.eps,
+        image_size=cfg.side*h.patch, patch_size=h.patch, num_channels=e.chans, qkv_bias=e.qkv_bias=='fused',
+        drop_path_rate=e.drop_path,
+        layerscale_value=e.layer_scale, out_indices=[i+1 for i in cfg.taps],
+        out_features=[f'stage{i+1}' for i in cfg.taps],
         reshape_hidden_states=False, use_mask_token=cfg.mask_token)
-    return dict(model_type='depth_anything', architectures=['DepthAnythingForDepthEstimation'], backbone_config=body, patch_size=h.patch, reassemble_hidden_size=e.dim,
-        neck_hidden_sizes=list(h.out), fusion_hidden_size=h.features, head_hidden_size=h.mid, max_depth=int(h.max_depth or 1),
+    return dict(model_type='depth_anything', architectures=['DepthAnythingForDepthEstimation'], backbone_config=body,
+        patch_size=h.patch, reassemble_hidden_size=e.dim,
+        neck_hidden_sizes=list(h.out), fusion_hidden_size=h.features, head_hidden_size=h.mid,
+        max_depth=int(h.max_depth or 1),
         depth_estimation_type='metric' if h.max_depth else 'relative', pos_offset=cfg.offset)
 
 # %% ../../nbs/depth/depth_anything_weights.ipynb #6576f684
 def _odd(c):
     "Settings of a configuration that are not built here"
     b,want = c.backbone_config,dict(model_type='dinov2', use_swiglu_ffn=False, apply_layernorm=True, hidden_act='gelu')
-    have = {k: getattr(b, k, None) for k in want} | dict(reassemble_factors=list(c.reassemble_factors), head_in_index=c.head_in_index, patch_size=c.patch_size)
-    want |= dict(reassemble_factors=[4,2,1,.5], head_in_index=-1, patch_size=b.patch_size if isinstance(b.patch_size, int) else None)
+    have = {k: getattr(b, k, None) for k in want} | dict(reassemble_factors=list(c.reassemble_factors),
+        head_in_index=c.head_in_index, patch_size=c.patch_size)
+    want |= dict(reassemble_factors=[4,2,1,.5], head_in_index=-1,
+        patch_size=b.patch_size if isinstance(b.patch_size, int) else None)
     if c.depth_estimation_type=='relative': have,want = {**have, 'max_depth': c.max_depth or 1},{**want, 'max_depth': 1}
     return [f'{k}={v!r}' for k,v in have.items() if v!=want[k]]
 
@@ -113,15 +131,19 @@ def config_from_hf(
     mask_token:bool=True, # Does the file carry one?
 )->DepthAnythingConfig: # `WeightsError` for what is not built here
     "Sizes from a configuration of transformers"
-    if c.get('model_type')!='depth_anything': raise WeightsError(f"a configuration of {c.get('model_type')!r}, not of 'depth_anything'")
+    if c.get('model_type')!='depth_anything':
+        raise WeightsError(f"a configuration of {c.get('model_type')!r}, not of 'depth_anything'")
     from transformers import DepthAnythingConfig as HFConfig
     offset,c = c.get('pos_offset', 0.),HFConfig(**{k: v for k,v in c.items() if k!='pos_offset'})
     if odd := _odd(c): raise WeightsError(f"a Depth Anything that is not built here: {', '.join(odd)}")
     b,metric = c.backbone_config,c.depth_estimation_type=='metric'
-    enc = ViTConfig(b.hidden_size, b.num_hidden_layers, b.num_attention_heads, float(b.mlp_ratio), (1,*[c.patch_size]*2), b.num_channels, 'fused' if b.qkv_bias else 'none',
+    enc = ViTConfig(b.hidden_size, b.num_hidden_layers, b.num_attention_heads, float(b.mlp_ratio),
+        (1,*[c.patch_size]*2), b.num_channels, 'fused' if b.qkv_bias else 'none',
         b.layerscale_value, b.drop_path_rate, b.layer_norm_eps)
-    head = DPTConfig(b.hidden_size, c.fusion_hidden_size, tuple(c.neck_hidden_sizes), c.patch_size, c.head_hidden_size, float(c.max_depth) if metric else None)
-    return DepthAnythingConfig(enc, head, tuple(i-1 for i in b.out_indices), b.image_size//c.patch_size, offset, mask_token)
+    head = DPTConfig(b.hidden_size, c.fusion_hidden_size, tuple(c.neck_hidden_sizes), c.patch_size,
+        c.head_hidden_size, float(c.max_depth) if metric else None)
+    return DepthAnythingConfig(enc, head, tuple(i-1 for i in b.out_indices), b.image_size//c.patch_size, offset,
+        mask_token)
 
 # %% ../../nbs/depth/depth_anything_weights.ipynb #5b579dd1
 @patch(cls_method=True)
@@ -131,7 +153,8 @@ def from_pretrained(cls:DepthAnything,
 )->DepthAnything: # `WeightsError` says what is wrong
     "The model in transformers' layout, or in that of the first version's repositories, strictly"
     c,state = read_hub(name)
-    if 'model_type' not in c and 'out_channels' in c: return cls.from_official(state, version=1, **kw) # LiheYoung/depth_anything_vits14
+    if 'model_type' not in c and 'out_channels' in c:
+        return cls.from_official(state, version=1, **kw) # LiheYoung/depth_anything_vits14
     state = _ours(state, hf_depth_anything, "transformers' Depth Anything")
     return _filled(cls, replace(config_from_hf(c, 'encoder.mask_token' in state), **kw), state)
 

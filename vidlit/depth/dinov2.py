@@ -84,7 +84,8 @@ def taps(self:DINOv2,
     at:tuple, # Blocks, from 0, ascending
 )->tuple: # List of `[n, h*w, d]`, and the grid (h, w)
     "What some blocks put out, normed, for a dense head"
-    if not at or list(at)!=sorted({*at}) or at[0]<0 or at[-1]>=len(self.blocks): raise ValueError(f"taps {tuple(at)} must ascend within 0..{len(self.blocks)-1}")
+    if not at or list(at)!=sorted({*at}) or at[0]<0 or at[-1]>=len(self.blocks):
+        raise ValueError(f"taps {tuple(at)} must ascend within 0..{len(self.blocks)-1}")
     (tok,grid),out = self.embed(image),[]
     for i,blk in enumerate(self.blocks[:at[-1]+1]):
         tok = blk(tok)
@@ -108,16 +109,20 @@ def init_dinov2(
 _deep = lambda w: w[:,:,None]
 _flat = lambda w: w[:,:,0]
 _scales = [(f'blocks.{{i}}.gamma_{k}', f'blocks.{{i}}.ls{k}.gamma') for k in (1,2)]
-official_dinov2 = KeyMap([('patch_embed.proj.weight', 'patch_embed.proj.weight', _deep, _flat), *_scales, ('{rest}', '{rest}')])
+official_dinov2 = KeyMap([('patch_embed.proj.weight', 'patch_embed.proj.weight', _deep, _flat), *_scales,
+    ('{rest}', '{rest}')])
 _in,_out = 'blocks.{i}.','encoder.layer.{i}.'
 _split = 'attention.attention.{}.{{p}}','attention.{}.{{p}}'
 hf_dinov2 = KeyMap([('patch_embed.proj.weight', 'embeddings.patch_embeddings.projection.weight', _deep, _flat),
-    ('patch_embed.proj.bias', 'embeddings.patch_embeddings.projection.bias'), ('pos_embed', 'embeddings.position_embeddings'),
+    ('patch_embed.proj.bias', 'embeddings.patch_embeddings.projection.bias'),
+    ('pos_embed', 'embeddings.position_embeddings'),
     *[(k, f'embeddings.{k}') for k in ('cls_token','mask_token')], ('norm.{p}', 'layernorm.{p}'),
     *[(f'{_in}{k}.{{p}}', f'{_out}{k}.{{p}}') for k in ('norm1','norm2','mlp.fc1','mlp.fc2')],
     *[(f'{_in}gamma_{k}', f'{_out}layer_scale{k}.lambda1') for k in (1,2)],
-    (_in+'attn.qkv.{p}', tuple(_out+_split[0].format(o) for o in ('query','key','value'))), (_in+'attn.proj.{p}', _out+'attention.output.dense.{p}'),
-    (_in+'attn.qkv.{p}', tuple(_out+_split[1].format(o) for o in ('q_proj','k_proj','v_proj'))), (_in+'attn.proj.{p}', _out+'attention.o_proj.{p}')])
+    (_in+'attn.qkv.{p}', tuple(_out+_split[0].format(o) for o in ('query','key','value'))),
+    (_in+'attn.proj.{p}', _out+'attention.output.dense.{p}'),
+    (_in+'attn.qkv.{p}', tuple(_out+_split[1].format(o) for o in ('q_proj','k_proj','v_proj'))),
+    (_in+'attn.proj.{p}', _out+'attention.o_proj.{p}')])
 layouts = dict(official=official_dinov2, timm=official_dinov2, hf=hf_dinov2)
 
 # %% ../../nbs/depth/05_dinov2.ipynb #aa737231
@@ -126,11 +131,14 @@ def dinov2_sizes(
     heads:int=None, # When not one for each 64 channels
 )->ViTConfig: # Sizes; `WeightsError` when these are no such weights
     "Sizes from weights"
-    gone = [k for k in ('patch_embed.proj.weight','pos_embed','blocks.0.attn.qkv.weight','blocks.0.mlp.fc1.weight') if k not in state]
-    if gone: raise WeightsError(f"no weights of DINOv2, or of a form that is not built here (registers, SwiGLU, chunks): missing {', '.join(gone)}")
+    gone = [k for k in ('patch_embed.proj.weight','pos_embed','blocks.0.attn.qkv.weight','blocks.0.mlp.fc1.weight')
+        if k not in state]
+    if gone:
+        raise WeightsError(f"no weights of DINOv2, or of a form that is not built here (registers, SwiGLU, chunks): missing {', '.join(gone)}")
     d,c,_,p,q = state['patch_embed.proj.weight'].shape
     depth = 1+max(int(k.split('.')[1]) for k in state if k.startswith('blocks.'))
-    return replace(dinov2_s, dim=d, depth=depth, heads=heads or max(1, d//64), mlp_ratio=state['blocks.0.mlp.fc1.weight'].shape[0]/d, patch=(1,p,q), chans=c)
+    return replace(dinov2_s, dim=d, depth=depth, heads=heads or max(1, d//64),
+        mlp_ratio=state['blocks.0.mlp.fc1.weight'].shape[0]/d, patch=(1,p,q), chans=c)
 
 def check_layout(layout, names=layouts):
     "The map of a layout"
@@ -150,7 +158,8 @@ def from_weights(cls:DINOv2,
     state = keymap.to_ours(ckpt if isinstance(ckpt, dict) else read_weights(Path(ckpt)))
     kw = dict(offset=.1 if layout=='official' else 0., antialias=layout=='timm') | kw
     mask = 'mask_token' in state
-    if mask==(layout=='timm') and layout!='hf': raise WeightsError(f"{'a' if mask else 'no'} mask_token: not the {layout} layout")
+    if mask==(layout=='timm') and layout!='hf':
+        raise WeightsError(f"{'a' if mask else 'no'} mask_token: not the {layout} layout")
     if 'pos_embed' not in state: raise WeightsError("no weights of DINOv2: missing pos_embed")
     res = cls(dinov2_sizes(state, heads), math.isqrt(state['pos_embed'].shape[1]-1), mask_token=mask, **kw)
     load_strict(res, state)

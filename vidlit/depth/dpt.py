@@ -29,7 +29,8 @@ class DPTConfig:
     def __post_init__(self):
         if len(self.out)!=4: raise ValueError(f"out must name four widths, got {self.out}")
         if self.features%2: raise ValueError(f"features must be even, got {self.features}")
-        if self.max_depth is not None and not self.max_depth>0: raise ValueError(f"max_depth must be greater than 0, got {self.max_depth}")
+        if self.max_depth is not None and not self.max_depth>0:
+            raise ValueError(f"max_depth must be greater than 0, got {self.max_depth}")
 
 dpt_s = DPTConfig()
 dpt_b = DPTConfig(768, 128, (96,192,384,768))
@@ -77,10 +78,12 @@ class DPTHead(nn.Module):
         super().__init__()
         self.cfg,f,(a,b,_,d) = cfg,cfg.features,cfg.out
         self.projects = nn.ModuleList(nn.Conv2d(cfg.dim, o, 1) for o in cfg.out)
-        self.resizes = nn.ModuleList([nn.ConvTranspose2d(a, a, 4, 4), nn.ConvTranspose2d(b, b, 2, 2), nn.Identity(), nn.Conv2d(d, d, 3, 2, 1)])
+        self.resizes = nn.ModuleList([nn.ConvTranspose2d(a, a, 4, 4), nn.ConvTranspose2d(b, b, 2, 2), nn.Identity(),
+            nn.Conv2d(d, d, 3, 2, 1)])
         self.narrow = nn.ModuleList(nn.Conv2d(o, f, 3, padding=1, bias=False) for o in cfg.out)
         self.fuse = nn.ModuleList(FuseStage(f) for _ in range(4)) # fine to coarse, as the maps
-        self.output1,self.output2,self.output3 = nn.Conv2d(f, f//2, 3, padding=1),nn.Conv2d(f//2, cfg.mid, 3, padding=1),nn.Conv2d(cfg.mid, 1, 1)
+        self.output1,self.output2,self.output3 = nn.Conv2d(f, f//2, 3, padding=1),nn.Conv2d(f//2, cfg.mid, 3,
+            padding=1),nn.Conv2d(cfg.mid, 1, 1)
 
 # %% ../../nbs/depth/04_dpt.ipynb #f371f02e
 _places = *(f'layer{i}' for i in (1,2,3,4)),*(f'path{i}' for i in (4,3,2,1))
@@ -89,7 +92,8 @@ def _at(between, place, x):
     "The map, or what the module at this place makes of it"
     if place not in between: return x
     y = between[place](x)
-    if y.shape!=x.shape: raise ValueError(f"the module at {place} must keep the shape {tuple(x.shape)}, it gave {tuple(y.shape)}")
+    if y.shape!=x.shape:
+        raise ValueError(f"the module at {place} must keep the shape {tuple(x.shape)}, it gave {tuple(y.shape)}")
     return y
 
 # %% ../../nbs/depth/04_dpt.ipynb #e3a1e56f
@@ -135,8 +139,10 @@ def forward(self:DPTHead,
 )->Tensor: # `[n, patch*h, patch*w]`
     if len(toks)!=4: raise ValueError(f"the head takes the tokens of four blocks, got {len(toks)}")
     for t in toks:
-        if t.shape[1]!=grid[0]*grid[1]: raise ValueError(f"{t.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}")
-    if wrong := [k for k in between if k not in _places]: raise ValueError(f"no place {wrong[0]!r}: choose from {', '.join(_places)}")
+        if t.shape[1]!=grid[0]*grid[1]:
+            raise ValueError(f"{t.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}")
+    if wrong := [k for k in between if k not in _places]:
+        raise ValueError(f"no place {wrong[0]!r}: choose from {', '.join(_places)}")
     return self.paint(self.blend(self.spread(toks, grid, between), between), grid)
 
 # %% ../../nbs/depth/04_dpt.ipynb #f61696a2
@@ -176,7 +182,8 @@ def to_input(
 )->Tensor: # float32 `[n, 3, *lower_bound(h, w)]`, ImageNet-normalised
     "Frames of a film as the model wants them"
     frames = torch.as_tensor(frames)
-    if frames.dtype!=torch.uint8 or frames.ndim!=4 or frames.shape[-1]!=3: raise ValueError(f"frames must be uint8 [n, h, w, 3], not {frames.dtype} {list(frames.shape)}")
+    if frames.dtype!=torch.uint8 or frames.ndim!=4 or frames.shape[-1]!=3:
+        raise ValueError(f"frames must be uint8 [n, h, w, 3], not {frames.dtype} {list(frames.shape)}")
     x,new = rearrange(frames, 'n h w c -> n c h w').float()/255,lower_bound(*frames.shape[1:3], size, multiple)
     if x.shape[-2:]!=new: x = F.interpolate(x, new, mode='bicubic', align_corners=False)
     return normalise(x[:,:,None])[:,:,0]
@@ -190,12 +197,16 @@ def to_source(
     return stretch(pred[:,None], size)[:,0]
 
 # %% ../../nbs/depth/04_dpt.ipynb #88e95ff4
-_pairs = [(f'fuse.{i}.{a}.conv{c}.{{p}}', f'scratch.refinenet{i+1}.resConfUnit{u}.conv{c}.{{p}}', f'neck.fusion_stage.layers.{3-i}.residual_layer{u}.convolution{c}.{{p}}')
+_pairs = [(f'fuse.{i}.{a}.conv{c}.{{p}}', f'scratch.refinenet{i+1}.resConfUnit{u}.conv{c}.{{p}}',
+    f'neck.fusion_stage.layers.{3-i}.residual_layer{u}.convolution{c}.{{p}}')
     for i in range(4) for u,a in ((1,'skip'), (2,'unit')) for c in (1,2)]
-_pairs += [(f'fuse.{i}.mix.{{p}}', f'scratch.refinenet{i+1}.out_conv.{{p}}', f'neck.fusion_stage.layers.{3-i}.projection.{{p}}') for i in range(4)]
+_pairs += [(f'fuse.{i}.mix.{{p}}', f'scratch.refinenet{i+1}.out_conv.{{p}}',
+    f'neck.fusion_stage.layers.{3-i}.projection.{{p}}') for i in range(4)]
 _pairs += [(f'narrow.{i}.weight', f'scratch.layer{i+1}_rn.weight', f'neck.convs.{i}.weight') for i in range(4)]
 _pairs += [('projects.{i}.{p}', 'projects.{i}.{p}', 'neck.reassemble_stage.layers.{i}.projection.{p}'),
     ('resizes.{i}.{p}', 'resize_layers.{i}.{p}', 'neck.reassemble_stage.layers.{i}.resize.{p}')]
-_pairs += [(f'output{i}.{{p}}', f'scratch.output_{o}.{{p}}', f'head.conv{i}.{{p}}') for i,o in ((1,'conv1'), (2,'conv2.0'), (3,'conv2.2'))]
-official_dpt = KeyMap([(a,b) for a,b,_ in _pairs]) # under `depth_head.` (Depth Anything) or `head.` (Video Depth Anything)
+_pairs += [(f'output{i}.{{p}}', f'scratch.output_{o}.{{p}}', f'head.conv{i}.{{p}}')
+    for i,o in ((1,'conv1'), (2,'conv2.0'), (3,'conv2.2'))]
+# under `depth_head.` (Depth Anything) or `head.` (Video Depth Anything)
+official_dpt = KeyMap([(a,b) for a,b,_ in _pairs])
 hf_dpt = KeyMap([(a,c) for a,_,c in _pairs])

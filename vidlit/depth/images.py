@@ -64,7 +64,8 @@ def image_folder(
     "All pictures below a folder"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f"{path} is not a folder")
-    return ImageFiles(sorted(o for o in path.rglob('*') if o.suffix.lower() in ends and o.is_file() and o.name[0]!='.'), path)
+    return ImageFiles(sorted(o for o in path.rglob('*') if o.suffix.lower() in ends and o.is_file()
+        and o.name[0]!='.'), path)
 
 def image_list(
     path, # Text file: a path on every line; empty lines and lines that begin with # are left out
@@ -149,7 +150,8 @@ class Rules:
         h,w = picture.shape[:2]
         if min(h, w)<self.side: return f'{w}x{h}: shorter side below {self.side}'
         if max(h, w)>self.aspect*min(h, w): return f'{w}x{h}: longer than {self.aspect:g} to 1'
-        if (s := grey(picture).std().item())<self.spread: return f'nearly constant (spread {s:.3f}, at least {self.spread:g})'
+        if (s := grey(picture).std().item())<self.spread:
+            return f'nearly constant (spread {s:.3f}, at least {self.spread:g})'
         if (s := sharpness(picture))<self.sharp: return f'blurred (sharpness {s:.4f}, at least {self.sharp:g})'
 
 # %% ../../nbs/depth/07_images.ipynb #483b4827
@@ -174,7 +176,8 @@ def check_url(
     try: u,port = (p := urlsplit(url)),p.port or dict(http=80, https=443).get(p.scheme)
     except ValueError as e: raise FetchError(f'{url!r} is no address ({e})') from e
     if u.scheme not in ('http', 'https'): raise FetchError(f'{url!r}: only http and https are fetched')
-    if not u.hostname or u.username or any(ord(c)<=32 for c in url): raise FetchError(f'{url!r}: a host, no user name, no spaces')
+    if not u.hostname or u.username or any(ord(c)<=32 for c in url):
+        raise FetchError(f'{url!r}: a host, no user name, no spaces')
     found = resolve(u.hostname, port)
     if bad := [o for o in found if not public(o)]: raise FetchError(f'{u.hostname} is {bad[0]}, which is not public')
     if not found: raise FetchError(f'{u.hostname} has no address')
@@ -192,10 +195,12 @@ class Opened:
         self.watch.start()
         try:
             if u.scheme=='https':
-                self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=u.hostname, do_handshake_on_connect=False)
+                self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=u.hostname,
+                    do_handshake_on_connect=False)
                 self.sock.do_handshake()
             self.conn.sock = self.sock
-            self.conn.request('GET', (u.path or '/')+(f'?{u.query}' if u.query else ''), headers={'User-Agent': 'vidlit', 'Accept': 'image/*'})
+            self.conn.request('GET', (u.path or '/')+(f'?{u.query}' if u.query else ''),
+                headers={'User-Agent': 'vidlit', 'Accept': 'image/*'})
             self.got = self.conn.getresponse()
         except BaseException:
             self.close()

@@ -79,7 +79,8 @@ def ssi_loss(
     p, t = (spread_norm(o, v, zeros_in_median) for o in (p, t))
     return trimmed_mean((p-t).abs(), v, trim, count_trimmed) + alpha*gradient_loss(p, t, v, scales)
 
-official_ssi = dict(zeros_in_median=True, count_trimmed=True) # Options that make `ssi_loss` what the released code computes
+# Options that make `ssi_loss` what the released code computes
+official_ssi = dict(zeros_in_median=True, count_trimmed=True)
 
 # %% ../../nbs/depth/02_losses.ipynb #e4a653e4
 def affine_errors(

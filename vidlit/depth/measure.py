@@ -48,7 +48,8 @@ class DepthMap:
 
     def __post_init__(self):
         object.__setattr__(self, 'kind', Kind(self.kind))
-        if self.data.ndim < 3 or self.data.shape[-3] != 1: raise ValueError(f"a depth map must be [..., 1, h, w], not {list(self.data.shape)}")
+        if self.data.ndim < 3 or self.data.shape[-3] != 1:
+            raise ValueError(f"a depth map must be [..., 1, h, w], not {list(self.data.shape)}")
     def __repr__(self): return f"DepthMap({self.kind} in {self.kind.units}, {list(self.data.shape)})"
 
 # %% ../../nbs/depth/01_measure.ipynb #b7cc18a8
@@ -84,7 +85,8 @@ def to_kind(self:DepthMap,
     "The same surface in other numbers; ValueError where the numbers do not hold it"
     kind = Kind(kind)
     if kind is self.kind: return self
-    if not self.kind.metric: raise ValueError(f"{self} has unknown scale and shift and cannot become {kind}: `align` it to a depth in metres")
+    if not self.kind.metric:
+        raise ValueError(f"{self} has unknown scale and shift and cannot become {kind}: `align` it to a depth in metres")
     z = _z(self)
     if kind is Kind.radius: z = z_to_radius(z, _rays(self))
     return replace(self, data=z if kind in (Kind.depth, Kind.radius) else z_to_disparity(z), kind=kind)
@@ -112,7 +114,8 @@ def shares(
     weight:Tensor|None=None, # At least 0, broadcasts with x; default 1
 )->Tensor: # Shape and dtype of x
     "How much every pixel counts"
-    if weight is not None and (weight < 0).any(): raise ValueError(f"weights must not be negative, the least is {weight.min().item():.4g}")
+    if weight is not None and (weight < 0).any():
+        raise ValueError(f"weights must not be negative, the least is {weight.min().item():.4g}")
     w = torch.ones_like(x) if weight is None else weight.to(x).expand_as(x)
     if valid is None: return w
     if valid.dtype != torch.bool: raise ValueError(f"valid must be bool, not {valid.dtype}")
@@ -228,7 +231,8 @@ def _pair(pred, depth, valid):
     valid = (valid_depth(t) if valid is None else valid).expand_as(t)
     p, t = (torch.where(valid, o, 1.) for o in (p, t))
     for n,o in (('predicted', p), ('true', t)):
-        if (o <= 0).any(): raise ValueError(f"{n} depth must be positive where valid, its smallest is {o.min().item():.4g}")
+        if (o <= 0).any():
+            raise ValueError(f"{n} depth must be positive where valid, its smallest is {o.min().item():.4g}")
     return p, t, valid
 
 # %% ../../nbs/depth/01_measure.ipynb #31f1ea1e
@@ -241,9 +245,11 @@ def frame_errors(
     p, t, valid = _pair(pred, depth, valid)
     mean = lambda x: masked_mean(x, valid)
     d, l, r = p-t, p.log()-t.log(), torch.maximum(p/t, t/p)
-    out = dict(abs_rel=mean(d.abs()/t), sq_rel=mean(d**2/t), rmse=mean(d**2).sqrt(), rmse_log=mean(l**2).sqrt(), log10=mean(l.abs())/math.log(10))
+    out = dict(abs_rel=mean(d.abs()/t), sq_rel=mean(d**2/t), rmse=mean(d**2).sqrt(), rmse_log=mean(l**2).sqrt(),
+        log10=mean(l.abs())/math.log(10))
     out['silog'] = (mean(l**2)-mean(l)**2).clamp(min=0).sqrt()
-    return out | {f'delta{k}': mean(torch.where(r.isnan(), r, (r < 1.25**k).to(r))) for k in (1, 2, 3)}  # nan is not "wrong", it is nan
+    # nan is not "wrong", it is nan
+    return out | {f'delta{k}': mean(torch.where(r.isnan(), r, (r < 1.25**k).to(r))) for k in (1, 2, 3)}
 
 # %% ../../nbs/depth/01_measure.ipynb #7d772054
 def accuracy(

@@ -35,9 +35,12 @@ class Teacher:
     @property
     def id(self): return self.tag or fingerprint((self.model, self.size)) # of the weights it has now
     def raw(self, frames, scale=1.): # As the model says it
-        if hasattr(self.model, 'predict'): return self.model.predict(frames, size=max(1, round(self.size*scale)), batch=len(frames))
+        if hasattr(self.model, 'predict'):
+            return self.model.predict(frames, size=max(1, round(self.size*scale)), batch=len(frames))
         h,w = frames.shape[1:3]
-        if scale!=1: frames = F.interpolate(frames.permute(0, 3, 1, 2).float(), (max(1, round(h*scale)), max(1, round(w*scale))), mode='bilinear', antialias=True)
+        if scale!=1:
+            frames = F.interpolate(frames.permute(0, 3, 1, 2).float(),
+                (max(1, round(h*scale)), max(1, round(w*scale))), mode='bilinear', antialias=True)
         if scale!=1: frames = frames.round().byte().permute(0, 2, 3, 1)
         out = self.model(frames)
         return out if scale==1 else F.interpolate(out[:,None], (h, w), mode='bilinear')[:,0]
@@ -105,7 +108,8 @@ def pack(
     "A map as bytes (value = offset + scale x number)"
     v = label.detach().cpu().double().numpy()
     ok = np.isfinite(v)
-    if not ok.any() or v[ok].min()==v[ok].max(): raise ValueError('the label is flat' if ok.any() else 'the label is empty')
+    if not ok.any() or v[ok].min()==v[ok].max():
+        raise ValueError('the label is flat' if ok.any() else 'the label is empty')
     lo,hi = float(v[ok].min()),float(v[ok].max())
     scale,offset = step16(lo, hi) if storage=='png16' else (hi-lo, lo)
     q = (np.where(ok, v, lo)-offset)/scale
@@ -157,7 +161,8 @@ def label_batch(teacher, frames, at, rows, confidence=None, storage='png16')->di
         rows[i].update(file=f"{i:09d}.{'png' if storage=='png16' else 'npy'}", scale=scale, offset=offset)
         out[rows[i]['file']] = data
         if conf is not None: rows[i]['conf'] = conf[k].mean().item()
-        if conf is not None and conf.ndim==3: out[f'{i:09d}.conf.png'] = _png((conf[k]*255).round().byte().cpu().numpy())
+        if conf is not None and conf.ndim==3:
+            out[f'{i:09d}.conf.png'] = _png((conf[k]*255).round().byte().cpu().numpy())
     return out
 
 def write_shard(path, rows:list, files:dict):
@@ -172,15 +177,18 @@ def label_meta(source, teacher, rules, confidence, storage, per)->dict: # Conten
     "What a folder of labels depends on"
     if storage not in ('png16', 'float16'): raise ValueError(f"storage must be 'png16' or 'float16', not {storage!r}")
     if per<1 or not len(source): raise ValueError(f"{len(source)} pictures in shards of {per}")
-    return dict(format='vidlit-labels-1', teacher=teacher.id, kind='disparity', units='1/m' if teacher.kind.metric else 'relative', pictures=len(source),
-        source=fingerprint(list(source.names)), rules=fingerprint(rules), confidence=fingerprint(confidence), storage=storage, per=per)
+    return dict(format='vidlit-labels-1', teacher=teacher.id, kind='disparity',
+        units='1/m' if teacher.kind.metric else 'relative', pictures=len(source),
+        source=fingerprint(list(source.names)), rules=fingerprint(rules), confidence=fingerprint(confidence),
+        storage=storage, per=per)
 
 def bind(folder, meta:dict):
     "Make the folder, or check that it is this one"
     path = Path(folder)/'labels.json'
     if not path.exists(): return write_json(path, meta)
     was = read_json(path)
-    if off := [k for k in {**was, **meta} if was.get(k)!=meta.get(k)]: raise CacheMismatch(f"{folder} holds labels of another {', '.join(off)}")
+    if off := [k for k in {**was, **meta} if was.get(k)!=meta.get(k)]:
+        raise CacheMismatch(f"{folder} holds labels of another {', '.join(off)}")
 
 # %% ../../nbs/depth/08_pseudo_labels.ipynb #baa34b26
 def label_images(
@@ -227,7 +235,8 @@ class _Watch:
         self.done,self.kept,self.new = self.done+pictures,self.kept+kept,self.new+pictures
         rate = self.new/max(time.monotonic()-self.began, 1e-9)
         left = (self.total-self.done)/rate if rate else math.inf
-        if self.report and pictures: self.report(dict(done=self.done, total=self.total, kept=self.kept, rate=rate, left=left))
+        if self.report and pictures:
+            self.report(dict(done=self.done, total=self.total, kept=self.kept, rate=rate, left=left))
 
 def shard_rows(path)->list: # Dicts of i, name, and file, scale, offset, conf, or why
     "What became of the pictures of a shard; a damaged one is a `StoreError`"
@@ -253,7 +262,8 @@ class Labels:
         self.folder,self.meta = Path(folder),read_json(Path(folder)/'labels.json')
         n,per = self.meta['pictures'],self.meta['per']
         paths = [self._shard(k) for k in range(0, n, per)]
-        if not partial and (gone := [o.name for o in paths if not o.exists()]): raise StoreError(f'{folder} is unfinished: {len(gone)} shards are missing, the first is {gone[0]}')
+        if not partial and (gone := [o.name for o in paths if not o.exists()]):
+            raise StoreError(f'{folder} is unfinished: {len(gone)} shards are missing, the first is {gone[0]}')
         self.rows = {r['i']: r for o in paths if o.exists() for r in shard_rows(o)}
 
     def _shard(self, i): return self.folder/'shards'/f"{i//self.meta['per']:06d}.zip"
@@ -265,7 +275,8 @@ class Labels:
         return unpack(self._read(i, r['file']), r['scale'], r['offset'])
     def conf(self, i): # [1, h, w] in [0, 1], or None
         data = self._read(i, f'{i:09d}.conf.png')
-        return None if data is None else torch.from_numpy(np.array(Image.open(io.BytesIO(data), formats=['PNG'])))[None]/255
+        return None if data is None else torch.from_numpy(np.array(Image.open(io.BytesIO(data),
+            formats=['PNG'])))[None]/255
     def check(self): return Manifest(self.folder).check()
 
 # %% ../../nbs/depth/08_pseudo_labels.ipynb #981a2e53
@@ -275,7 +286,8 @@ def kept(self:Labels,
 )->list: # Numbers of pictures
     "What a filter leaves"
     have = [i for i,r in self.rows.items() if 'file' in r]
-    if least is not None and any('conf' not in self.rows[i] for i in have): raise ValueError(f'{self.folder} was labelled without a confidence')
+    if least is not None and any('conf' not in self.rows[i] for i in have):
+        raise ValueError(f'{self.folder} was labelled without a confidence')
     return have if least is None else [i for i in have if self.rows[i]['conf']>least]
 
 @patch
@@ -295,13 +307,15 @@ class LabelSet(Dataset):
         least:float=None, # Confidence of a picture, above
         pixel:float=0., # Confidence of a pixel, at least, where it is kept
     ):
-        if fingerprint(list(source.names))!=labels.meta['source']: raise CacheMismatch(f'{labels.folder} holds labels of other pictures')
+        if fingerprint(list(source.names))!=labels.meta['source']:
+            raise CacheMismatch(f'{labels.folder} holds labels of other pictures')
         self.labels,self.source,self.pixel,self.at = labels,source,pixel,labels.kept(least)
 
     def __len__(self): return len(self.at)
     def __getitem__(self, k):
         i = self.at[k]
         x,d = self.source[i],self.labels[i]
-        if hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16]!=self.labels.rows[i]['picture']: raise CacheMismatch(f'{self.source.names[i]} has changed since it was labelled')
+        if hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16]!=self.labels.rows[i]['picture']:
+            raise CacheMismatch(f'{self.source.names[i]} has changed since it was labelled')
         if self.pixel and (c := self.labels.conf(i)) is not None: d = torch.where(c>=self.pixel, d, math.nan)
         return x.permute(2, 0, 1)/255, d

@@ -47,7 +47,8 @@ def carry_nearest(
     inside = ((xy >= 0) & (xy < xy.new_tensor([w, h]))).all(-1).flatten(-2)
     at = torch.where(inside, (xy[..., 1].floor()*w + xy[..., 0].floor()).flatten(-2), h*w).long()
     order = torch.arange(h*w, device=z.device).expand_as(at)
-    last = torch.full_like(at[..., :1], -1).expand(*at.shape[:-1], h*w+1).scatter_reduce(-1, at, order, 'amax')[..., :-1]
+    last = torch.full_like(at[..., :1], -1).expand(*at.shape[:-1], h*w+1).scatter_reduce(-1, at, order, 'amax')[...,
+        :-1]
     out = torch.where(last < 0, 0., z.flatten(-2).gather(-1, last.clamp(min=0)))
     return out.unflatten(-1, (1, h, w)), (last < 0).unflatten(-1, (1, h, w))
 
@@ -64,7 +65,8 @@ def carry_splat(
     "Each point shared among its four neighbours, the nearest surface wins"
     xy, z = _seen(depth, K, pose_from, pose_to, valid)
     z = z.unsqueeze(-3)
-    out, hole = forward_splat(torch.cat([z, z*z], -3), (xy-pixel_grid(*z.shape[-2:], z)).movedim(-1, -3), z, least=least)
+    out, hole = forward_splat(torch.cat([z, z*z], -3), (xy-pixel_grid(*z.shape[-2:], z)).movedim(-1, -3), z,
+        least=least)
     z, sq = out.split(1, -3)
     return z, hole | (sq-z*z > (mix*z)**2)
 
@@ -144,7 +146,8 @@ def seam_jump(
     "Whether chunks can be told apart"
     d = metres(depth)
     t = d.shape[-4]
-    if not len(seams) or min(seams) < 1 or max(seams) >= t: raise ValueError(f"seams must lie in 1..{t-1}, not {list(seams)}")
+    if not len(seams) or min(seams) < 1 or max(seams) >= t:
+        raise ValueError(f"seams must lie in 1..{t-1}, not {list(seams)}")
     v = torch.ones_like(d, dtype=torch.bool) if valid is None else valid.expand_as(d)
     step = masked_mean(d.log().diff(dim=-4).abs(), v[..., 1:, :, :, :] & v[..., :-1, :, :, :])
     at = torch.zeros(t-1, dtype=torch.bool, device=d.device)
@@ -199,6 +202,8 @@ def temporal_report(
     mean = lambda x: x[~x.isnan()].mean().item()
     out = {k: v for k,v in accuracy(p, world.depth).items() if k in ('abs_rel', 'delta1')}
     out['boundary_f'] = mean(boundary_f(p, world.depth))
-    out |= {n: mean(tae(p, world.K, world.pose, room, c)) for n,c in (('tae', carry_splat), ('tae_published', carry_nearest))}
-    out |= dict(opw=mean(opw(p, world.clip, world.flow, world.occ)), flicker=mean(flicker(p, static)), drift=mean(drift(p, static).abs()))
+    out |= {n: mean(tae(p, world.K, world.pose, room, c))
+        for n,c in (('tae', carry_splat), ('tae_published', carry_nearest))}
+    out |= dict(opw=mean(opw(p, world.clip, world.flow, world.occ)), flicker=mean(flicker(p, static)),
+        drift=mean(drift(p, static).abs()))
     return out if seams is None else out | dict(seam_ratio=mean(seam_jump(p, seams).ratio))

@@ -63,7 +63,8 @@ def remember(
 )->StreamState: # After n+1 frames
     "Keep this frame, drop what nobody looks back at any more"
     keep,had = stream_keep(state.n+1),{f: i for i,f in enumerate(state.ids)}
-    past = {p: [[row[had[f]] for f in keep if f in had]+[new] for row,new in zip(state.past[p], seen[p])] for p in places}
+    past = {p: [[row[had[f]] for f in keep if f in had]+[new] for row,new in zip(state.past[p], seen[p])]
+        for p in places}
     return StreamState(state.n+1, shape, tuple(keep), past)
 
 # %% ../../nbs/depth/12_streaming.ipynb #d3421c3e
@@ -76,7 +77,8 @@ def step(self:VideoDepth,
     "One frame in, one depth out"
     x = frame if frame.ndim==4 else frame[None]
     shape = len(x),*x.shape[-2:]
-    if state.n and shape!=state.shape: raise ValueError(f"frame {state.n} is {shape[1]}x{shape[2]} (batch {shape[0]}), those before were {state.shape[1]}x{state.shape[2]} (batch {state.shape[0]})")
+    if state.n and shape!=state.shape:
+        raise ValueError(f"frame {state.n} is {shape[1]}x{shape[2]} (batch {shape[0]}), those before were {state.shape[1]}x{state.shape[2]} (batch {state.shape[0]})")
     depth,seen = self.talk(x[:,:,None], look_back(state))
     return (depth[:,0] if frame.ndim==4 else depth[0,0]), remember(state, shape, seen)
 
@@ -99,9 +101,11 @@ def load_state(self:VideoDepth,
     "Go on where a film was left"
     got = read_weights(path)
     head = {k: tuple(got.pop(k, torch.zeros(0)).tolist()) for k in ('n','shape','ids','model')}
-    if not head['n'] or bytes(head['model']).hex()!=fingerprint(self): raise StoreError(f"{path} is not the state of a film seen by this model")
+    if not head['n'] or bytes(head['model']).hex()!=fingerprint(self):
+        raise StoreError(f"{path} is not the state of a film seen by this model")
     to = next(self.parameters()).device
-    past = {p: [[o.clone().to(to) for o in got[f'{p}.{i}'].split(1, 1)] if head['ids'] else [] for i in range(2)] for p in places}
+    past = {p: [[o.clone().to(to) for o in got[f'{p}.{i}'].split(1, 1)] if head['ids'] else [] for i in range(2)]
+        for p in places}
     return StreamState(head['n'][0], head['shape'] or None, head['ids'], past)
 
 # %% ../../nbs/depth/12_streaming.ipynb #696bf659
@@ -115,7 +119,8 @@ def stream(
     state,p,first = model.init_state() if state is None else state,next(model.parameters()),None
     for f in frames:
         h,w = first = first or tuple(f.shape[:2])
-        if f.shape[:2]!=first: raise ValueError(f"frame {state.n} is {f.shape[0]}x{f.shape[1]}, those before were {h}x{w}")
+        if f.shape[:2]!=first:
+            raise ValueError(f"frame {state.n} is {f.shape[0]}x{f.shape[1]}, those before were {h}x{w}")
         x = to_input(f[None], size, model.cfg.image.head.patch).to(p)
         d,state = model.step(x[0], state)
         yield to_source(d[None].float(), f.shape[:2])[0].cpu(),state

@@ -27,8 +27,10 @@ class RingConfig:
     window:int=32 # Frames that are looked back at
 
     def __post_init__(self):
-        if self.layers<4 or self.layers%4: raise ValueError(f"layers must be a multiple of the four taps, got {self.layers}")
-        if not 1<=self.window<=self.keep: raise ValueError(f"window {self.window} must lie in 1..{self.keep}, the frames kept")
+        if self.layers<4 or self.layers%4:
+            raise ValueError(f"layers must be a multiple of the four taps, got {self.layers}")
+        if not 1<=self.window<=self.keep:
+            raise ValueError(f"window {self.window} must lie in 1..{self.keep}, the frames kept")
 
 class RingState(namedtuple('RingState', 'n past')):
     "Frames seen; the last `keep` of them, each a list of `[n, c]`, one a layer"
@@ -80,7 +82,8 @@ def step(self:RingDepth,
     "One frame in, one depth out"
     toks,grid = self.image.encoder.taps(frame[None], self.image.cfg.taps)
     toks,seen,look = [o[0] for o in toks],[],state.past[-self.cfg.window:]
-    if look and look[0][0].shape!=toks[0].shape: raise ValueError(f"frame {state.n} has {len(toks[0])} tokens, those before had {len(look[0][0])}")
+    if look and look[0][0].shape!=toks[0].shape:
+        raise ValueError(f"frame {state.n} has {len(toks[0])} tokens, those before had {len(look[0][0])}")
     for i,layer in enumerate(self.layers):
         tap = i*4//len(self.layers)
         if look: toks[tap] = layer(toks[tap], torch.stack([f[i] for f in look], 1))
@@ -97,10 +100,12 @@ def step_many(self:VideoDepth,
     "k frames in, k depths out"
     k,shape = len(frames),(1, *frames.shape[-2:])
     if not 1<=k<=LAST+1: raise ValueError(f"between 1 and {LAST+1} frames at a time, got {k}")
-    if state.n and shape!=state.shape: raise ValueError(f"frame {state.n} is {shape[1]}x{shape[2]}, those before were {state.shape[1]}x{state.shape[2]}")
+    if state.n and shape!=state.shape:
+        raise ValueError(f"frame {state.n} is {shape[1]}x{shape[2]}, those before were {state.shape[1]}x{state.shape[2]}")
     at = {f: i for i,f in enumerate(state.ids)}
     slots = [at[max(i, 0)] for i in (0, state.n-FAR, *range(state.n-LAST-1+k, state.n))] if state.n else []
-    past = {p: [torch.cat([row[i] for i in slots], 1) for row in two] for p,two in state.past.items()} if slots else None
+    past = {p: [torch.cat([row[i] for i in slots], 1) for row in two]
+        for p,two in state.past.items()} if slots else None
     depth,seen = self.talk(frames.transpose(0, 1)[None], past)
     for i in range(k): state = remember(state, shape, {p: [o[:,i:i+1] for o in two] for p,two in seen.items()})
     return depth[0], state

@@ -243,8 +243,10 @@ def student_learner(
 )->Learner: # Train it with `train.callbacks.fit`; the student is `learn.model.model`
     "A Learner that trains a student on labels of a teacher"
     net = Student(model, frozen, own)
-    groups = [dict(params=[*m.parameters()], lr_scale=s, wd_scale=1.) for m,s in ((model.encoder, enc_ratio), (model.head, 1.))]
+    groups = [dict(params=[*m.parameters()], lr_scale=s, wd_scale=1.)
+        for m,s in ((model.encoder, enc_ratio), (model.head, 1.))]
     storm = [StrongAugment(perturb, gen+1)]*(perturb is not None)+[TwoRegions(cut, gen+2)]*(cut>0)
     opt = adamw(net, lr=lr, wd=wd, betas=(.9,.999), groups=groups)
-    steps = [Mirror(gen+3), Unlabelled(pairs, ratio, gen), *storm, Feed(), ParamSchedule(lr=partial(linear, base=lr, final=0.)), History()]
+    steps = [Mirror(gen+3), Unlabelled(pairs, ratio, gen), *storm, Feed(),
+        ParamSchedule(lr=partial(linear, base=lr, final=0.)), History()]
     return Learner(dls, net, loss_func=loss or StudentLoss(), opt_func=opt, lr=lr, cbs=[*steps, *cbs])

@@ -11,15 +11,12 @@ __all__ = ['places', 'video_depth_s', 'video_depth_b', 'video_depth_l', 'VideoDe
 import copy, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from einops import rearrange
-from fastai.learner import Learner
 from fastcore.basics import patch
 from functools import partial
 from torch import nn, Tensor
 from torch.utils.data import TensorDataset
 from ..video.pixels import normalise
-from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import sincos_1d
-from ..train.callbacks import GradClip, History, ParamSchedule
 from ..nn.vit import Attention, init_vit
 from ..worlds.worlds import WorldConfig, make_worlds
 from .depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_b, depth_anything_l, depth_anything_s
@@ -42,7 +39,8 @@ class VideoDepthConfig:
     def __post_init__(self):
         if self.pos not in _positions: raise ValueError(f"pos must be one of {', '.join(_positions)}, got {self.pos!r}")
         for p,c in self.widths.items():
-            if c%(2*self.heads) or c%self.groups: raise ValueError(f"{c} channels at {p} must be a multiple of 2*{self.heads} heads and of {self.groups} groups")
+            if c%(2*self.heads) or c%self.groups:
+                raise ValueError(f"{c} channels at {p} must be a multiple of 2*{self.heads} heads and of {self.groups} groups")
 
     @property
     def widths(self):
@@ -69,7 +67,8 @@ class SlotRope(nn.Module):
     def __init__(self, dim, slots, heads):
         super().__init__()
         sin,cos = (o.repeat_interleave(2, 1) for o in sincos_1d(slots, dim).unflatten(1, (-1,2)).unbind(-1))
-        for k,v in dict(cos=cos, sin=sin).items(): self.register_buffer(k, rearrange(v, 't (h c) -> h t c', h=heads), persistent=False)
+        for k,v in dict(cos=cos, sin=sin).items():
+            self.register_buffer(k, rearrange(v, 't (h c) -> h t c', h=heads), persistent=False)
 
     def forward(self, tok): # `[s, t, dim]` -> the same, and cos and sin `[heads, t, head_dim]`
         check_slots(tok.shape[1], self.cos.shape[1])
@@ -184,7 +183,8 @@ def add_time(
     return VideoDepth(VideoDepthConfig(image.cfg, **kw), gen, copy.deepcopy(image))
 
 # %% ../../nbs/depth/10_temporal_head.ipynb #0f059ff9
-video_depth_s,video_depth_b,video_depth_l = (VideoDepthConfig(o) for o in (depth_anything_s, depth_anything_b, depth_anything_l))
+video_depth_s,video_depth_b,video_depth_l = (VideoDepthConfig(o)
+    for o in (depth_anything_s, depth_anything_b, depth_anything_l))
 
 # %% ../../nbs/depth/10_temporal_head.ipynb #872133f7
 def clip_loss(
@@ -237,8 +237,11 @@ def video_learner(
     wd:float=.01, # Weight decay of matrices
     stable:float=10., # Weight of the part over time
     cbs=(), # Further callbacks
-)->Learner: # Train it with `train.callbacks.fit`
+)->'Learner': # Train it with `train.callbacks.fit`
     "A Learner that trains the temporal modules"
+    from fastai.learner import Learner
+    from vidlit.train.callbacks import GradClip, History, ParamSchedule
+    from vidlit.train.schedules import adamw, warmup_cosine
     if model.kind!=Kind.relative: raise ValueError(f"the loss is for disparity, the model gives {model.kind}")
     opt = adamw(only_time(model, head), lr=lr, wd=wd, betas=(.9,.999))
     cbs = [ParamSchedule(lr=partial(warmup_cosine, warmup=.1, base=lr)), GradClip(1.), History(), *cbs]

@@ -21,12 +21,16 @@ from .temporal_head import VideoDepth, VideoDepthConfig, places
 # %% ../../nbs/depth/video_depth_weights.ipynb #e79adfe2
 _theirs = 'head.motion_modules.{n}.temporal_transformer.'
 _blk,_att = 'transformer_blocks.0.','transformer_blocks.0.attention_blocks.{i}.'
-_names = [*[(f'{k}.{{p}}', f'{k}.{{p}}') for k in ('norm','proj_in','proj_out')], ('block.norms.{i}.{p}', _blk+'norms.{i}.{p}'),
-    ('block.attns.{i}.qkv.weight', tuple(f'{_att}to_{o}.weight' for o in 'qkv')), ('block.attns.{i}.proj.{p}', _att+'to_out.0.{p}'),
+_names = [*[(f'{k}.{{p}}', f'{k}.{{p}}') for k in ('norm','proj_in','proj_out')],
+    ('block.norms.{i}.{p}', _blk+'norms.{i}.{p}'),
+    ('block.attns.{i}.qkv.weight', tuple(f'{_att}to_{o}.weight' for o in 'qkv')),
+    ('block.attns.{i}.proj.{p}', _att+'to_out.0.{p}'),
     ('block.pos.{i}.pe', _att+'pos_encoder.pe'), ('block.norm.{p}', _blk+'ff_norm.{p}'),
     ('block.mlp.fc1.{p}', _blk+'ff.net.0.proj.{p}'), ('block.mlp.fc2.{p}', _blk+'ff.net.2.{p}')]
-official_time = sum((KeyMap(_names).under(f'time.{p}.', _theirs.replace('{n}', str(n))) for n,p in enumerate(places)), KeyMap([]))
-official_video_depth = official_time + official_dinov2.under('image.encoder.', 'pretrained.') + official_dpt.under('image.head.', 'head.')
+official_time = sum((KeyMap(_names).under(f'time.{p}.', _theirs.replace('{n}', str(n))) for n,p in enumerate(places)),
+    KeyMap([]))
+official_video_depth = official_time + official_dinov2.under('image.encoder.',
+    'pretrained.') + official_dpt.under('image.head.', 'head.')
 
 # %% ../../nbs/depth/video_depth_weights.ipynb #ac9ddc29
 def official_video_config(
@@ -37,7 +41,8 @@ def official_video_config(
     **kw, # For `official_config`: `heads` of the encoder as `enc_heads`, `taps`, `offset`
 )->VideoDepthConfig:
     "Sizes from weights, and from what they do not say"
-    if not any(k.startswith('time.') for k in state): raise WeightsError("no temporal modules: these are the weights of a model of stills")
+    if not any(k.startswith('time.') for k in state):
+        raise WeightsError("no temporal modules: these are the weights of a model of stills")
     below = {k.removeprefix('image.'): v for k,v in state.items() if k.startswith('image.')}
     image = official_config(below, version=2, heads=kw.pop('enc_heads', None), **kw)
     tables = [v.shape[1] for k,v in state.items() if k.endswith('.pe')]
@@ -47,7 +52,9 @@ def official_video_config(
 def _ours(state):
     "Our names, or an error that says whose weights these are"
     try: return official_video_depth.to_ours(state)
-    except (WeightsError, RuntimeError) as e: raise WeightsError(f"not the weights of a Video Depth Anything, they look like {whose(state)}: {e}") from e # RuntimeError: pieces that cannot be joined
+    except (WeightsError, RuntimeError) as e:
+        # RuntimeError: pieces that cannot be joined
+        raise WeightsError(f"not the weights of a Video Depth Anything, they look like {whose(state)}: {e}") from e
 
 def _filled(cls, cfg, state):
     with torch.device('meta'): res = cls(cfg)
@@ -80,10 +87,13 @@ def config_from_json(
     c:dict, # config.json
 )->VideoDepthConfig: # `WeightsError` when it is of something else
     "Sizes from a folder's configuration"
-    if c.get('model_type')!='vidlit_video_depth': raise WeightsError(f"a configuration of {c.get('model_type')!r}, not of 'vidlit_video_depth'")
+    if c.get('model_type')!='vidlit_video_depth':
+        raise WeightsError(f"a configuration of {c.get('model_type')!r}, not of 'vidlit_video_depth'")
     try:
-        image = {**c['image'], 'enc': ViTConfig(**_tuples(c['image']['enc'])), 'head': DPTConfig(**_tuples(c['image']['head']))}
-        return VideoDepthConfig(DepthAnythingConfig(**_tuples(image)), **{k: v for k,v in c.items() if k not in ('model_type','image')})
+        image = {**c['image'], 'enc': ViTConfig(**_tuples(c['image']['enc'])),
+            'head': DPTConfig(**_tuples(c['image']['head']))}
+        return VideoDepthConfig(DepthAnythingConfig(**_tuples(image)),
+            **{k: v for k,v in c.items() if k not in ('model_type','image')})
     except (KeyError, TypeError) as e: raise WeightsError(f"a damaged configuration: {e}") from e
 
 # %% ../../nbs/depth/video_depth_weights.ipynb #078e7258
@@ -92,7 +102,8 @@ def save_pretrained(self:VideoDepth,
     path, # Folder, made if missing
 )->Path: # The folder
     "Write config.json and the weights under the authors' names"
-    return save_hub(official_video_depth.to_theirs(self.state_dict()), path, dict(model_type='vidlit_video_depth', **asdict(self.cfg)))
+    return save_hub(official_video_depth.to_theirs(self.state_dict()), path,
+        dict(model_type='vidlit_video_depth', **asdict(self.cfg)))
 
 @patch(cls_method=True)
 def from_pretrained(cls:VideoDepth,
@@ -102,7 +113,8 @@ def from_pretrained(cls:VideoDepth,
     if name in _hub and not Path(name).is_dir():
         from huggingface_hub import hf_hub_download
         try: file = hf_hub_download(name, _hub[name])
-        except Exception as e: raise WeightsError(f"{name}: the Hugging Face Hub did not give {_hub[name]} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})") from e # of many families
+        except Exception as e:
+            raise WeightsError(f"{name}: the Hugging Face Hub did not give {_hub[name]} ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})") from e # of many families
         return cls.from_official(file, metric='Metric' in name)
     c,state = read_hub(name)
     return _filled(cls, config_from_json(c), _ours(state))

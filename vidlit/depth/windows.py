@@ -122,9 +122,11 @@ def run_window(
     "A window through the model, its answer checked"
     with torch.no_grad(): raw = torch.as_tensor(model(torch.stack(win)[None]))
     if raw.ndim==4 and len(raw)==1: raw = raw[0]
-    if raw.ndim!=3 or len(raw)!=WINDOW: raise ValueError(f"the model gave {list(raw.shape)} for {WINDOW} frames, not [{WINDOW}, h, w]")
+    if raw.ndim!=3 or len(raw)!=WINDOW:
+        raise ValueError(f"the model gave {list(raw.shape)} for {WINDOW} frames, not [{WINDOW}, h, w]")
     raw = raw.float().cpu()
-    if not all(map(math.isfinite, torch.aminmax(raw))): raise ValueError(f"the model gave {int((~raw.isfinite()).sum())} of {raw.numel()} values that are not finite")
+    if not all(map(math.isfinite, torch.aminmax(raw))):
+        raise ValueError(f"the model gave {int((~raw.isfinite()).sum())} of {raw.numel()} values that are not finite")
     return raw
 
 # %% ../../nbs/depth/11_windows.ipynb #ed36e689

@@ -11,7 +11,7 @@ import importlib, json, os, platform, shutil, subprocess, time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from ..floor.metrics import interval, paired_interval
+from ..floor.metrics import interval, paired_interval, proportion_interval
 
 # %% ../../nbs/lab/02_experiment.ipynb #8fd85757
 class Later:
@@ -34,7 +34,7 @@ class Experiment:
     title:str             # A question, as a reader would ask it
     section:str           # The paper it belongs to
     jobs:object           # (scale, seeds, variants, data) -> list of Job; a function or its 'package.module:function'
-    summarise:object      # (results by key, folder for figures) -> dict with 'rows', 'paired', 'figures', 'headline'; likewise
+    summarise:object      # (results by key, folder for figures) -> dict with 'rows', 'headline', ...; likewise
     minutes:dict          # Rough core-minutes by scale for one seed
     seeds:int = 3         # Seeds by default
     headline:bool = True  # Part of the default `vidlit reproduce`
@@ -55,7 +55,8 @@ def register(e:Experiment # What to register
 )->Experiment:            # The same, so that it can be bound to a name
     "Put an experiment into the register; a second one of the same name from another module is refused"
     have = _register.get(e.name)
-    if have is not None and _home(have.jobs)!=_home(e.jobs): raise ValueError(f"experiment {e.name!r} is registered twice")
+    twice = have is not None and _home(have.jobs)!=_home(e.jobs)
+    if twice: raise ValueError(f"experiment {e.name!r} is registered twice")
     _register[e.name] = e
     return e
 
@@ -64,33 +65,46 @@ def registered(name:str=None # One name, or None for all
 ):                           # The experiment, or all of them by name
     "Look into the register; an unknown name is a ValueError that lists the known ones"
     if name is None: return dict(_register)
-    if name not in _register: raise ValueError(f"no experiment {name!r}; there are: {', '.join(sorted(_register)) or 'none'}")
+    known = ', '.join(sorted(_register)) or 'none'
+    if name not in _register: raise ValueError(f"no experiment {name!r}; there are: {known}")
     return _register[name]
 
 # %% ../../nbs/lab/02_experiment.ipynb #9b86bd6c
-def arm_rows(arms:dict,  # Values per seed, by arm
+def arm_rows(arms:dict,  # Values per seed, by variant
     metric:str,          # Name of the column
     digits:int=3,        # Decimals
-)->list:                 # A row for each arm
-    "Rows for a table: mean and 95 % interval of every arm over its seeds"
+    tries:int=0,         # Trials behind each value if it is a proportion, such as test clips
+    low:float=None,      # What a value cannot fall below, such as 0 for an error
+)->list:                 # A row for each variant
+    "Rows for a table: mean, 95 % interval and the score of every seed"
     def row(k, v):
-        m,lo,hi = interval(v) if len(v)>1 else (v[0], None, None)
-        return {'arm': k, metric: round(m, digits), '95 % interval': f'{lo:.{digits}f} to {hi:.{digits}f}' if lo is not None else 'one seed', 'seeds': len(v)}
+        if len(v)<2: m,ends = v[0],'one seed'
+        else:
+            m,lo,hi = proportion_interval(v, tries) if tries else interval(v)
+            ends = f'{lo if low is None else max(lo, low):.{digits}f} to {hi:.{digits}f}'
+        scores = [round(float(o), digits+1) for o in v]
+        return {'arm': k, metric: round(m, digits), '95 % interval': ends, 'seeds': len(v), 'scores': scores}
     return [row(k, list(v)) for k,v in arms.items() if len(v)]
 
 # %% ../../nbs/lab/02_experiment.ipynb #d997f9de
-def compare(arms:dict, # Values per seed, by arm (same seeds in the same order)
-    a:str,             # One arm
+def compare(arms:dict, # Values per seed, by variant (same seeds in the same order)
+    a:str,             # One variant
     b:str,             # The other
     metric:str='',     # What is compared
+    span:float=float('inf'), # No difference can be larger: 1 for proportions
 )->dict:               # Mean difference a - b, its 95 % interval and what it allows one to say
-    "Paired comparison of two arms over seeds"
+    "Paired comparison of two variants over seeds"
     x,y = list(arms[a]),list(arms[b])
-    if len(x)!=len(y): raise ValueError(f"{a!r} has {len(x)} seeds and {b!r} has {len(y)}: a paired comparison needs the same")
-    if len(x)<2: return dict(a=a, b=b, metric=metric, difference=round(x[0]-y[0], 4), low=None, high=None, seeds=len(x), verdict='one seed: no verdict')
+    seeds = f"{a!r} has {len(x)} seeds and {b!r} has {len(y)}"
+    if len(x)!=len(y): raise ValueError(f"{seeds}: a paired comparison needs the same")
+    out = dict(a=a, b=b, metric=metric)
+    if len(x)<2:
+        m = round(x[0]-y[0], 4)
+        return out | dict(difference=m, low=None, high=None, seeds=1, verdict='one seed: no verdict')
     m,lo,hi = paired_interval(x, y)
+    lo,hi = max(lo, -span),min(hi, span)
     verdict = f'{a} is higher' if lo>0 else f'{b} is higher' if hi<0 else 'undecided'
-    return dict(a=a, b=b, metric=metric, difference=round(m, 4), low=round(lo, 4), high=round(hi, 4), seeds=len(x), verdict=verdict)
+    return out | dict(difference=round(m, 4), low=round(lo, 4), high=round(hi, 4), seeds=len(x), verdict=verdict)
 
 # %% ../../nbs/lab/02_experiment.ipynb #c9c6c29b
 def machine()->dict: # Processor, cores, memory, versions, accelerators
@@ -101,8 +115,8 @@ def machine()->dict: # Processor, cores, memory, versions, accelerators
         cpu = next((l.split(':')[1].strip() for l in p.read_text().splitlines() if l.startswith('model name')), cpu)
     mem = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return dict(system=platform.system(), cpu=cpu, cores=os.cpu_count(), memory_gib=round(mem, 1), python=platform.python_version(),
-        torch=torch.__version__, threads=torch.get_num_threads(), gpus=gpus)
+    return dict(system=platform.system(), cpu=cpu, cores=os.cpu_count(), memory_gib=round(mem, 1),
+        python=platform.python_version(), torch=torch.__version__, threads=torch.get_num_threads(), gpus=gpus)
 
 # %% ../../nbs/lab/02_experiment.ipynb #02a37adf
 def code_version()->str: # 0.0.1, or 0.0.1+abc1234 inside a git checkout ('*' when changed)
@@ -123,10 +137,11 @@ def _keep(path, m): # Metrics, columns in their order
 
 def folder_name(e:Experiment, # An experiment
     scale:str='toy',          # Scale
-    data:str=None,            # Folder of films, if it trains on one
+    data:str=None,            # Folder of videos, if it trains on one
 )->str:                       # Folder under OUT: runs that differ in kind do not overwrite each other
     "Where an experiment's run is kept"
-    return '-'.join([e.name] + [scale]*(scale!='toy') + ['films']*(data is not None))
+    parts = [e.name, scale if scale!='toy' else '', 'films' if data is not None else '']
+    return '-'.join(o for o in parts if o)
 
 # %% ../../nbs/lab/02_experiment.ipynb #a7244ec0
 def _spent(jobs, root): # Seconds of all jobs together, those of earlier calls too
@@ -135,12 +150,13 @@ def _spent(jobs, root): # Seconds of all jobs together, those of earlier calls t
 def asked_jobs(e:Experiment, # What to run
     scale:str='toy',         # 'toy', 'small' or 'paper'
     seeds:int=None,          # How many (0, 1, ...); the experiment's default
-    variants:bool=False,     # Also the sweeps and the document's variants
-    data:str=None,           # Folder of films, for those that take one
+    variants:bool=False,     # Also the sweeps and variants
+    data:str=None,           # Folder of videos, for those that take one
 )->list:                     # Its jobs, in order
     "What an experiment would run; ValueError when it cannot"
     from vidlit.lab.jobs import plan
-    if scale not in e.minutes: raise ValueError(f"experiment {e.name!r} has no scale {scale!r}; it has {', '.join(e.minutes)}")
+    have = ', '.join(e.minutes)
+    if scale not in e.minutes: raise ValueError(f"experiment {e.name!r} has no scale {scale!r}; it has {have}")
     if data is not None and not e.takes_data: raise ValueError(f"experiment {e.name!r} takes no data folder")
     n = e.seeds if seeds is None else seeds
     if n<1: raise ValueError(f"seeds must be at least 1, not {n}")
@@ -150,24 +166,28 @@ def place(es:list,   # Experiments
     out:Path,        # Folder of all results
     scale:str='toy', # 'toy', 'small' or 'paper'
     seeds:int=None,  # How many (0, 1, ...); each experiment's default
-    variants:bool=False, # Also the sweeps and the document's variants
-    data:str=None,   # Folder of films, for those that take one
+    variants:bool=False, # Also the sweeps and variants
+    data:str=None,   # Folder of videos, for those that take one
 )->list:             # Of (experiment, its folder, its `Placed` jobs)
     "The jobs of several experiments, in order, their weights made comparable"
     from vidlit.lab.jobs import Placed
     def one(i, e):
         root,jobs = Path(out)/folder_name(e, scale, data),asked_jobs(e, scale, seeds, variants, data)
-        plain = e.jobs(scale, range(e.seeds if seeds is None else seeds), variants=False, data=data)
-        sec = 60*e.minutes[scale]*(e.seeds if seeds is None else seeds)/sum(j.weight for j in plain)
-        return e, root, [Placed(j, root/'jobs', f'{e.name}: '*(len(es)>1), i, sec) for j in jobs]
+        n = e.seeds if seeds is None else seeds
+        plain = e.jobs(scale, range(n), variants=False, data=data)
+        sec = 60*e.minutes[scale]*n/sum(j.weight for j in plain)
+        name = f'{e.name}: ' if len(es)>1 else ''
+        return e, root, [Placed(j, root/'jobs', name, i, sec) for j in jobs]
     return [one(i, e) for i,e in enumerate(es)]
 
 # %% ../../nbs/lab/02_experiment.ipynb #178d958e
 def _finish(e, jobs, results, root, start, **asked):
     "Metrics of an experiment whose jobs are done, written"
     when = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    m = dict(experiment=root.name, title=e.title, section=e.section, **asked, vidlit=code_version(), machine=machine(), finished=when,
-        seconds=round(time.time()-start, 1), job_seconds=_spent(jobs, root/'jobs'), **e.summarise(results, root))
+    asked = dict(experiment=root.name, title=e.title, section=e.section) | asked
+    took = dict(seconds=round(time.time()-start, 1), job_seconds=_spent(jobs, root/'jobs'))
+    made = dict(vidlit=code_version(), machine=machine(), finished=when)
+    m = asked | made | took | e.summarise(results, root)
     _keep(root/'metrics.json', m)
     return m
 
@@ -178,8 +198,8 @@ def run_experiments(es:list, # What to run, in order
     seeds:int=None,          # How many (0, 1, ...); each experiment's default
     workers:int=1,           # Processes, shared by all
     device:str='cpu',        # Where to compute
-    variants:bool=False,     # Also the sweeps and the document's variants
-    data:str=None,           # Folder of films, for those that take one
+    variants:bool=False,     # Also the sweeps and variants
+    data:str=None,           # Folder of videos, for those that take one
     report=None,             # Called with (key, fraction, text); of several experiments keys begin with 'NAME: '
     each=None,               # Called with the metrics of an experiment as soon as they are written
 )->list:                     # Metrics of each, as written to metrics.json
@@ -210,13 +230,13 @@ def results_dir()->Path: # data/results of the checkout
     import vidlit
     for p in (Path.cwd(), *Path.cwd().parents, Path(vidlit.__file__).parents[1]):
         if (p/'settings.ini').exists() and (p/'data'/'results').is_dir(): return p/'data'/'results'
-    raise FileNotFoundError("recorded results live in data/results of a vidlit checkout; none was found above the working folder")
+    raise FileNotFoundError("recorded results live in data/results of a vidlit checkout; none was found here or above")
 
 # %% ../../nbs/lab/02_experiment.ipynb #09d51f25
 def save_result(name:str, # Experiment
     out:Path,             # Folder that `run_experiment` wrote to
     to:Path=None,         # Results folder; the checkout's by default
-    seeds:int=None,       # The experiment's default: a run over more or fewer is kept beside it, as NAME-6-seeds, not over it
+    seeds:int=None,       # The experiment's default: a run over more or fewer is kept beside it, as NAME-6-seeds
 )->Path:                  # Where it was kept
     "Record an experiment's metrics and figures (not its weights)"
     src = Path(out)/name
@@ -234,5 +254,6 @@ def load_result(name:str, # Experiment
 )->dict:                  # Its metrics
     "Read a recorded result"
     p = Path(at or results_dir())/name/'metrics.json'
-    if not p.exists(): raise FileNotFoundError(f"no recorded result of {name!r}: run `vidlit reproduce {name} --record`")
+    how = f'run `vidlit reproduce {name} --record`'
+    if not p.exists(): raise FileNotFoundError(f"no recorded result of {name!r}: {how}")
     return json.loads(p.read_text())

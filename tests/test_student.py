@@ -25,8 +25,9 @@ from vidlit.depth.student import (
     two_regions,
 )
 from vidlit.lab.jobs import Context, plan, run_jobs
-from vidlit.studies import depth_common as L, pseudo_labels_study as S
-from vidlit.studies.pseudo_labels import depth_anything, facts_of, summary
+from vidlit.studies import depth_common as L, pseudo_labels_jobs as S
+from vidlit.studies.pseudo_labels import facts_of, summary
+from vidlit.studies.register import depth_anything
 from vidlit.train.callbacks import fit
 
 TINY = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 8, 8)),

@@ -45,11 +45,11 @@ def test_a_node_is_killed(cluster, tmp_path, monkeypatch):
     jobs = [make_job(tmp_path/o, film, 6, 12) for o in ('whole', 'job')]
     for o in jobs: make_plan(o.path, Plan('chunk_toys:moody'))
     monkeypatch.setenv('TOY_SLOW', '0') # the nodes have it from before
-    work_on(jobs[0].path, threads=1)
+    work_on(jobs[0].path, threads=1, model='chunk_toys:moody')
     job, failed = jobs[1], []
 
     def go():
-        try: run_on_ray(job.path, cluster.address, ttl=5)
+        try: run_on_ray(job.path, cluster.address, ttl=5, model='chunk_toys:moody')
         except BaseException as e: failed.append(e)
     t = threading.Thread(target=go)
     t.start()
@@ -68,11 +68,11 @@ def test_a_node_is_killed(cluster, tmp_path, monkeypatch):
     assert total<=sum(o['windows'] for o in status(job.path)['workers'])<=total+1
     other = make_job(tmp_path/'other', write_video(tmp_path/'other.mp4', (numbered_frame(i) for i in range(40)), 25))
     make_plan(other.path, Plan('chunk_toys:nobody'))
-    with pytest.raises(ChunkError, match="1 of 1 chunks are not done.*chunk_toys:nobody"): run_on_ray(other.path, cluster.address)
+    with pytest.raises(ChunkError, match="1 of 1 chunks are not done.*chunk_toys:nobody"): run_on_ray(other.path, cluster.address, model='chunk_toys:nobody')
 
 
 def test_no_cluster(tmp_path):
     job = make_job(tmp_path/'job', write_video(tmp_path/'f.mp4', (numbered_frame(i) for i in range(9)), 25))
     make_plan(job.path, Plan('chunk_toys:moody'))
-    with pytest.raises(ChunkError, match='no Ray cluster at .auto.*ray start --head'): run_on_ray(job.path)
+    with pytest.raises(ChunkError, match='no Ray cluster at .auto.*ray start --head'): run_on_ray(job.path, model='chunk_toys:moody')
     assert Path(job.path/'plan.json').exists()

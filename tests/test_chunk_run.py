@@ -64,7 +64,7 @@ def undisturbed(film, tmp_path_factory):
     path = tmp_path_factory.mktemp('whole')
     job = make_job(path/'job', film, 6, 12)
     make_plan(job.path, Plan('chunk_toys:moody'))
-    work_on(job.path, threads=1)
+    work_on(job.path, threads=1, model='chunk_toys:moody')
     merge(job.path, path/'out')
     return contents(job.path), pictures(path/'out')
 
@@ -79,7 +79,7 @@ def job(film, tmp_path):
 def test_ten_kills_through_the_command_line(job, undisturbed, tmp_path):
     "Workers and those who watch them die at random moments; the same command goes on each time"
     rng, log, kills, killed = random.Random(3), tmp_path/'calls', 0, 0
-    def start(): return command('run', job.path, '--workers', 2, '--device', 'cpu', '--quiet', TOY_LOG=str(log), TOY_SLOW='.25')
+    def start(): return command('run', job.path, '--model', 'chunk_toys:moody', '--workers', 2, '--device', 'cpu', '--quiet', TOY_LOG=str(log), TOY_SLOW='.25')
     def kill(pid):
         nonlocal kills
         os.kill(pid, signal.SIGKILL)
@@ -101,7 +101,7 @@ def test_ten_kills_through_the_command_line(job, undisturbed, tmp_path):
     assert p.returncode==0 and kills==10, err
     assert contents(job.path)==undisturbed[0]
     assert windows(job)<=calls(log)<=windows(job)+killed+1, 'done twice beyond the windows in flight'
-    assert not list(job.path.rglob('.tmp-*'))
+    assert not list(job.path.rglob('.vidlit-*'))
     merge(job.path, tmp_path/'out')
     assert pictures(tmp_path/'out')==undisturbed[1]
 
@@ -140,7 +140,7 @@ def test_two_workers_with_a_real_network_are_one(film, tmp_path):
 def test_the_terminal_closes(job, undisturbed, tmp_path):
     "The command runs on a terminal of its own; the terminal goes; the job gets done, and the watcher goes home"
     master, slave = os.openpty()
-    typed = ['vidlit', 'chunks', 'run', str(job.path), '--workers', '1', '--device', 'cpu']
+    typed = ['vidlit', 'chunks', 'run', str(job.path), '--model', 'chunk_toys:moody', '--workers', '1', '--device', 'cpu']
     code = f'import os, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv({VIDLIT!r}, {typed!r})'
     p = subprocess.Popen([sys.executable, '-c', code], stdin=slave, stdout=slave, stderr=slave, env={**ENV, 'TOY_SLOW': '.1'})
     os.close(slave)
@@ -153,19 +153,19 @@ def test_the_terminal_closes(job, undisturbed, tmp_path):
 
 
 def test_asked_to_leave_it_takes_its_workers_along(job, undisturbed):
-    p = command('run', job.path, '--workers', 2, '--device', 'cpu', TOY_SLOW='.3')
+    p = command('run', job.path, '--model', 'chunk_toys:moody', '--workers', 2, '--device', 'cpu', TOY_SLOW='.3')
     two = until(lambda: done(job)>0 and pids(job))
     p.terminate()
     err = p.communicate(timeout=60)[1]
     assert p.returncode==130 and 'same command goes on' in err and err.count('\n')==1
     until(lambda: all(gone(o) for o in two), 10)
     assert 0<done(job)<windows(job)
-    now = run_workers(job.path, 1, 'cpu')
+    now = run_workers(job.path, 1, 'cpu', model='chunk_toys:moody')
     assert now['deaths']==0 and contents(job.path)==undisturbed[0]
 
 
 def test_detached(job, undisturbed):
-    p = command('run', job.path, '--workers', 1, '--device', 'cpu', '--detach', '--json')
+    p = command('run', job.path, '--model', 'chunk_toys:moody', '--workers', 1, '--device', 'cpu', '--detach', '--json')
     out, err = p.communicate(timeout=120)
     said = json.loads(out)
     assert p.returncode==0 and Path(said['log']).exists(), err
@@ -177,7 +177,7 @@ def test_detached(job, undisturbed):
 def test_status_while_it_runs(job):
     w = command('status', job.path, '--watch', '--json', '--every', .2)
     lines = [json.loads(w.stdout.readline())]
-    p = command('run', job.path, '--workers', 1, '--device', 'cpu', '--quiet', TOY_SLOW='.2')
+    p = command('run', job.path, '--model', 'chunk_toys:moody', '--workers', 1, '--device', 'cpu', '--quiet', TOY_SLOW='.2')
     lines += [json.loads(o) for o in w.communicate(timeout=120)[0].splitlines()]
     assert p.wait(60)==0 and w.returncode==0
     assert lines[0]['done']==0 and lines[0]['left'] is None and lines[-1]['done']==300 and lines[-1]['left']==0
@@ -190,7 +190,7 @@ def test_a_part_for_each_task_of_an_array(job, undisturbed, monkeypatch):
     monkeypatch.setenv('SLURM_ARRAY_TASK_COUNT', '2')
     for i in (1, 0):
         monkeypatch.setenv('SLURM_ARRAY_TASK_ID', str(i))
-        run_workers(job.path, 1, 'cpu')
+        run_workers(job.path, 1, 'cpu', model='chunk_toys:moody')
         if i: assert [not job.work(c).missing for c in range(6)]==[False, True]*3
     assert contents(job.path)==undisturbed[0]
 
@@ -198,7 +198,8 @@ def test_a_part_for_each_task_of_an_array(job, undisturbed, monkeypatch):
 def test_a_full_disk_says_so(film, undisturbed, tmp_path, monkeypatch):
     job = make_job(tmp_path/'job', film, 6, 12)
     make_plan(job.path, Plan('chunk_toys:full'))
-    with pytest.raises(ChunkError, match=r'6 of 6 chunks are not done, the rest is kept.*No space left.*same command'): run_workers(job.path, 1, 'cpu')
+    with pytest.raises(ChunkError, match=r'6 of 6 chunks are not done, the rest is kept.*No space left.*same command'):
+        run_workers(job.path, 1, 'cpu', model='chunk_toys:full')
     assert done(job)==1
     run(job.path, lambda w: chunk_toys.Moody().infer(w), 'moody') # the same model, with room
     assert contents(job.path)==undisturbed[0]
@@ -219,7 +220,7 @@ def test_as_many_as_fit(job, undisturbed, monkeypatch, fits):
     monkeypatch.setenv('TOY_SLOW', '.3')
     start, begun = WorkerPool.start, []
     monkeypatch.setattr(WorkerPool, 'start', lambda self, i: begun.append((i, self.threads, done(job)>0)) or start(self, i))
-    run_workers(job.path, device='cpu')
+    run_workers(job.path, device='cpu', model='chunk_toys:moody')
     assert begun==[(0, 1, False), (1, 1, True) if fits==2 else (0, 2, True)] and contents(job.path)==undisturbed[0]
 
 

@@ -353,7 +353,7 @@ def test_a_full_disk_loses_nothing(film, undisturbed, tmp_path, monkeypatch):
         save(p, a)
     monkeypatch.setattr(C.np, 'save', full)
     with pytest.raises(ChunkError, match='No space left.*goes on'): run(job.path, Moody(), 'moody')
-    assert not list(job.path.rglob('.tmp-*')) and sum(len(job.work(c).done) for c in range(3))==4
+    assert not list(job.path.rglob('.vidlit-*')) and sum(len(job.work(c).done) for c in range(3))==4
     log = tmp_path/'calls'
     run(job.path, Moody(log), 'moody')
     assert contents(job.path)==undisturbed[0] and calls(log)==5
@@ -422,7 +422,10 @@ def test_folders_of_something_else(film, tmp_path):
     merge(job.path, tmp_path/'out', storage='npz')
     with pytest.raises(DepthError, match='another source'): merge(two.path, tmp_path/'out', storage='npz')
     with pytest.raises((DepthError, ChunkError), match='another'): merge(job.path, tmp_path/'out', storage='npz', how='discard')
-    with pytest.raises(DepthError, match='holds other things'): merge(job.path, tmp_path)
+    with pytest.raises(ValueError, match='is the folder of the input'): merge(job.path, tmp_path)
+    (tmp_path/'full').mkdir()
+    (tmp_path/'full'/'letter.txt').write_text('dear')
+    with pytest.raises(DepthError, match='holds other things'): merge(job.path, tmp_path/'full')
     (tmp_path/'made').mkdir()
     with pytest.raises(ChunkError, match='no chunk job'): status(tmp_path/'made')
     for text in ('{', '{"format": "other"}', '{"format": "vidlit-chunks-1"}'):

@@ -231,7 +231,7 @@ def test_folders_of_something_else(box, tmp_path):
     for word, args in others.items(): refused(go(box, box/'film.mp4', tmp_path/'d', *args), f'another {word}')
     assert files(tmp_path/'d') == before
     assert go(box, box/'film.mp4', tmp_path/'d')[0] == 0 and files(tmp_path/'d') == before
-    refused(go(box, box/'film.mp4', box), 'the folder holds other things')
+    refused(go(box, box/'film.mp4', box), 'is the folder of the input')
     refused(go(box, box/'film.mp4', box/'other.mp4'), 'other.mp4')
     with V.writer(tmp_path/'busy'): refused(go(box, box/'film.mp4', tmp_path/'busy'), 'held by process')
 
@@ -297,7 +297,7 @@ def test_a_full_disk(box, tmp_path, monkeypatch, where, args):
             write_video(tmp_path/'long.mp4', numbered(150), 25)
         film = tmp_path/'long.mp4' if (tmp_path/'long.mp4').exists() else box/'film.mp4'
         refused(go(box, film, tmp_path/'d', *args), 'is full', 'frames are kept')
-    assert not [o for o in tmp_path.rglob('.tmp-*')] and not list((tmp_path/'d').glob('*.tmp*'))
+    assert not [o for o in tmp_path.rglob('.vidlit*')] and not list((tmp_path/'d').glob('*.tmp*'))
     assert go(box, film, tmp_path/'d', *args)[0] == 0
     assert go(box, film, tmp_path/'e', *args)[0] == 0 and files(tmp_path/'d') == files(tmp_path/'e')
 

@@ -6,7 +6,7 @@
 __all__ = ['chunks_app', 'span', 'one_line', 'lines_of', 'gpus', 'split', 'run', 'merge', 'status', 'forget']
 
 # %% ../../nbs/cli/chunks.ipynb #a14929e4
-import shutil, subprocess, sys, time
+import os, shutil, subprocess, sys, time
 from pathlib import Path
 from .app import _app, _show, app, command
 
@@ -91,14 +91,16 @@ def _watcher(quiet): # A line on standard error, where that is a terminal
 
 def _detach(job, args): # The same command, in a session of its own
     code = 'import sys, vidlit.cli.chunks; from vidlit.cli.app import app, run_app; sys.exit(run_app(app, sys.argv[1:]))'
+    from vidlit.floor.places import open_log
     (Path(job)/'logs').mkdir(exist_ok=True)
-    with (Path(job)/'logs'/'run.log').open('ab') as f:
-        return subprocess.Popen([sys.executable, '-c', code, 'chunks', 'run', job, *args], stdin=subprocess.DEVNULL, stdout=f, stderr=f, start_new_session=True)
+    env = {**os.environ, 'PYTHONPATH':os.pathsep.join(o for o in sys.path if o)} # and -P: nothing is imported from the folder it happens to run in
+    with open_log(Path(job)/'logs'/'run.log') as f:
+        return subprocess.Popen([sys.executable, '-P', '-c', code, 'chunks', 'run', job, *args], stdin=subprocess.DEVNULL, stdout=f, stderr=f, env=env, start_new_session=True)
 
 # %% ../../nbs/cli/chunks.ipynb #51cf52e9
 @command(chunks_app)
 def run(job:str,         # Folder made by `vidlit chunks split`
-    model:str=None,      # toy, a published name, a folder, a file, or module:function; what the job began with
+    model:str=None,      # toy, a published name, a folder or a file; what the job began with. Or module:function, each time: code is loaded only where it is typed
     precision:str=None,  # fp32, bf16 or fp16; what the job began with, at first fp32
     max_res:int=None,    # Longer side inside the model, at most
     workers:int=None,    # Processes; one a GPU, or one a core as far as memory goes
@@ -118,17 +120,17 @@ def run(job:str,         # Folder made by `vidlit chunks split`
     part = task_of(task) if task else None
     plan = _plan(job, model, precision, max_res)
     if detach:
-        p = _detach(job, _again(workers, device, task, ray, ttl))
+        p = _detach(job, _again(workers, device, task, ray, ttl, model))
         return _show(dict(process=p.pid, log=str(Path(job)/'logs'/'run.log'), see=f'vidlit chunks status {job} --watch'), as_json)
     watch = _watcher(quiet or as_json)
     if ray: from vidlit.pipeline.ray import run_on_ray
-    now = run_on_ray(job, ray, workers, device, ttl, watch) if ray else run_workers(job, workers, device, part, ttl, watch)
+    now = run_on_ray(job, ray, workers, device, ttl, watch, model=model) if ray else run_workers(job, workers, device, part, ttl, watch, model=model)
     if watch: print(file=sys.stderr)
     took = sum(o['seconds'] for o in now['workers'])
     _show(now if as_json else {'job': job, 'model': plan.model, 'frames': f"{now['done']} of {now['frames']}", 'worker seconds': round(took, 1), 'replaced workers': now.get('deaths', 0)}, as_json)
 
-def _again(workers, device, task, ray, ttl): # The options, as they were typed
-    opts = {'--workers': workers, '--device': device, '--task': task, '--ray': ray, '--ttl': ttl}
+def _again(workers, device, task, ray, ttl, model=None): # The options, as they were typed
+    opts = {'--workers': workers, '--device': device, '--task': task, '--ray': ray, '--ttl': ttl, '--model': model}
     return ['--quiet', *(str(o) for kv in opts.items() if kv[1] is not None for o in kv)]
 
 # %% ../../nbs/cli/chunks.ipynb #917924d8

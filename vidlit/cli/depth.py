@@ -32,7 +32,7 @@ def _chunked(video, out, m, preview, report, **kw): # Through several workers
     r = depth_in_chunks(video, out, report=report, **kw)
     row = dict(out=out, frames=len(r), size=f'{r.meta.width}x{r.meta.height}', fps=str(r.meta.fps), kind=r.meta.kind, units=r.meta.units, model=m.about)
     if preview:
-        with VideoReader(video) as v: row['preview'] = str(write_preview(Path(out)/'preview.mp4', v, r))
+        with VideoReader(video) as v: row['preview'] = str(p if (p := Path(out)/'preview.mp4').exists() else write_preview(p, v, r))
     return row
 
 def _alone(**kw): # What does not go with --chunks
@@ -64,7 +64,9 @@ def depth(video:str,       # Film
     if chunks is not None:
         if chunks!='auto' and not (chunks.isdigit() and int(chunks)): raise ValueError(f"--chunks must be auto or a number from 1, not {chunks!r}")
         _alone(mode=mode!='offline' and mode, native=native, cut=cut, partial=partial, upto=upto, dtype=dtype)
+    from vidlit.floor.places import free_place
     from vidlit.depth.models import load_depth_model
+    free_place(out, video if Path(video).is_file() else None, model)
     from vidlit.pipeline.video_depth import read_video, video_depth
     read_video(video, partial)[0].close() # a bad film is told before weights are loaded
     m = load_depth_model(model, 'cpu' if chunks else device, precision, max_res)

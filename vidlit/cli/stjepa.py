@@ -54,6 +54,7 @@ def build(data:str,        # Folder of films: Something-Something, UCF-101, or a
     as_json:bool=False,    # Print JSON
 ):
     "Let a frozen VideoMAE look at every film once and keep its tokens"
+    from vidlit.floor.places import free_place
     from vidlit.pretrain.ssv2 import estimate, present
     from vidlit.pretrain.target_cache import ClipSpec
     from vidlit.pretrain.token_targets import build_targets
@@ -66,6 +67,7 @@ def build(data:str,        # Folder of films: Something-Something, UCF-101, or a
         row = estimate(len(videos[:n])-len(gone), cfg, spec, dim, device=device, out=out or '.')
         return _show({'data': kind, 'teacher': f'{teacher} ({what})', **row, 'missing films': len(gone), 'for example': _some(gone)}, as_json)
     if out is None: raise ValueError("--out is missing: the folder of the cache")
+    free_place(out, data, teacher)
     cache = build_targets(videos, data, enc, out, spec, dim, projection, n, device, _counter(quiet), teacher_name=str(teacher), teacher_kind=what)
     bad = cache.bad()
     _show({'cache': out, 'teacher': f'{teacher} ({what})', 'films': len(cache), 'ready': len(cache.ready()), 'tokens per film': spec.grid.n, 'width': cache.dim,
@@ -123,11 +125,13 @@ def stjepa(cache:str,      # Folder made by `vidlit targets build`
 ):
     "Train an ST-JEPA student from cached targets; the teacher is not needed"
     import torch
+    from vidlit.floor.places import free_place
     from vidlit.train.callbacks import fit
     from vidlit.nn.vit import ViTConfig
     from vidlit.pretrain.stjepa import STJEPAConfig
     from vidlit.pretrain.target_cache import TargetCache, pair_dls
     from vidlit.lab.reproduce import pick_device
+    if free_place(out, cache, data).is_dir() and not (Path(out)/'ckpt').is_dir() and any(o.name[0]!='.' for o in Path(out).iterdir()): raise ValueError(f'--out {out} holds other things, it is no folder of a run')
     got,device = TargetCache(cache),torch.device(pick_device(device))
     cfg = STJEPAConfig(ViTConfig(dim=dim, depth=depth, heads=heads, patch=got.spec.patch), fact, got.dim)
     dls = pair_dls(got, bs, data, workers=workers, device=device)

@@ -6,7 +6,7 @@
 __all__ = ['read_K', 'tracks_3d']
 
 # %% ../../nbs/cli/tracks.ipynb #4587169a
-import json, math
+import math
 from pathlib import Path
 from .app import _show, app, command
 
@@ -18,12 +18,13 @@ def read_K(
 ): # float64 [3, 3]
     "Intrinsics as people type them"
     import torch
+    from vidlit.floor.reading import StoreError, read_json
     try:
         if Path(text).is_file():
-            o = json.loads(Path(text).read_text())
+            o = read_json(text, (dict, list))
             v = [float(x) for x in _flatten(o.get('K', o.get('intrinsics')) if isinstance(o, dict) else o)]
         else: v = [float(x) for x in text.split(',')]
-    except (ValueError, TypeError) as e: raise ValueError(f"--K must be fx,fy,cx,cy, nine numbers, or a JSON file with them, not {text!r}") from e
+    except (ValueError, TypeError, StoreError) as e: raise ValueError(f"--K must be fx,fy,cx,cy, nine numbers, or a JSON file with them, not {text!r}") from e
     if len(v)==4: v = [v[0], 0., v[2], 0., v[1], v[3], 0., 0., 1.]
     good = len(v)==9 and all(map(math.isfinite, v)) and v[0]>0 and v[4]>0 and v[6:]==[0, 0, 1]
     if not good: raise ValueError(f"--K must be fx,fy,cx,cy or nine numbers of a pinhole, in pixels, not {text!r}")
@@ -73,9 +74,11 @@ def tracks_3d(file:str,      # Tracking JSON: boxes or points by frame
     as_json:bool=False,      # Print JSON
 ):
     "Positions in metres for every box or point of a tracking file"
+    from vidlit.floor.places import free_place, replaceable
     from vidlit.pipeline.tracks import enrich_file
     for k,v in dict(depth=depth, out=out).items():
         if v is None: raise ValueError(f"--{k} is missing: {dict(depth='the folder of depth frames', out='the JSON to write')[k]}")
+    if picture: replaceable(free_place(picture, file, depth, out, film, file=True, what='picture'), _is_drawn, 'picture')
     hw = _size(size)
     kw = dict(boxes=boxes, prefer=prefer, first=first, scale=scale, shift=shift, relative=relative, near=near, far=far, how=how, field=field)
     r = enrich_file(file, depth, out, _camera(K, fov, hw, file, relative), film=film, size=hw, **kw)
@@ -84,7 +87,20 @@ def tracks_3d(file:str,      # Tracking JSON: boxes or points by frame
     _show({'out': out, **r, **({'positions': lines} if as_json else {'tracks': len(lines)})}, as_json)
 
 # %% ../../nbs/cli/tracks.ipynb #3b5ed635
+_stamp = 'vidlit tracks' # in our PNG files
+
+def _is_drawn(path): # Is it one of ours?
+    from PIL import Image
+    try:
+        with Image.open(path, formats=['PNG']) as im: return im.text.get('Software')==_stamp
+    except (OSError, SyntaxError, ValueError): return False
+
 def _draw(lines, path): # The tracks from above, as PNG
+    import io
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
     from vidlit.floor.store import atomic_path
     from vidlit.pipeline.tracks import top_view
-    with atomic_path(path) as p: p.write_bytes(top_view({k: [o[1:] for o in v] for k,v in lines.items()}).png())
+    info,png = PngInfo(),top_view({k: [o[1:] for o in v] for k,v in lines.items()}).png()
+    info.add_text('Software', _stamp)
+    with atomic_path(path) as p: Image.open(io.BytesIO(png)).save(p, 'PNG', pnginfo=info)

@@ -161,11 +161,14 @@ def resolve_name(host, port): # Addresses of a name, as text
     try: return sorted({o[4][0] for o in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
     except (OSError, UnicodeError) as e: raise FetchError(f'{host} has no address ({e})') from e
 
+_inner = [ipaddress.ip_network(o) for o in ('192.0.0.0/24', '192.88.99.0/24', '2001::/23', '2001:db8::/32', '2002::/16', '2620:4f:8000::/48', '3fff::/20')] # for protocols, tunnels, books
+_open6 = ipaddress.ip_network('2000::/3') # all that is given out; outside lie loopback, local, site-local, mapped and translated (NAT64) forms
+
 def public(address)->bool:
-    "Is this the address of a machine on the open internet?"
+    "Is this the address of a machine on the open internet, and in no form that stands for another?"
     ip = ipaddress.ip_address(address.partition('%')[0])
-    inner = [getattr(ip, k, None) for k in ('ipv4_mapped', 'sixtofour')] + list(getattr(ip, 'teredo', None) or [])
-    return all(o.is_global and not o.is_multicast for o in (ip, *inner) if o is not None)
+    if not ip.is_global or ip.is_multicast or any(ip in o for o in _inner): return False
+    return ip.version==4 or ip in _open6 and int(ip)>>32&0xfdffffff!=0x5efe # ISATAP: an IPv4 address in the last half
 
 # %% ../../nbs/depth/07_images.ipynb #47eed6b9
 def check_url(

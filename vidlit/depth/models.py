@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
 from ..floor.fingerprint import fingerprint
-from ..floor.store import read_json
+from ..floor.reading import Text, read_json
 from ..nn.weights import WeightsError, read_weights
 from .depth_anything_weights import DepthAnything, whose # with its files
 from .dpt import lower_bound, to_input, to_source
@@ -188,12 +188,12 @@ def per_frame(
 def _folder(p):
     "Model and remark for a folder with a config.json"
     if not (p/'config.json').is_file(): raise WeightsError(f"{p} holds no model: config.json is missing")
-    kind = read_json(p/'config.json').get('model_type')
+    kind = read_json(p/'config.json', {'model_type?':(str, None), str:object}).get('model_type')
     if kind=='vidlit_video_depth': return VideoDepth.from_pretrained(p),_recipe(p)
     if kind=='depth_anything': return per_frame(DepthAnything.from_pretrained(p)),'frame by frame, nothing along time'
     raise WeightsError(f"{p} is a model of kind {kind!r}, not a depth model (vidlit_video_depth or depth_anything)")
 
-def _recipe(p): return read_json(p/'recipe.json').get('about') if (p/'recipe.json').is_file() else None
+def _recipe(p): return read_json(p/'recipe.json', {'about?':Text(r'[^\x00-\x1f\x7f]*'), str:object}).get('about') if (p/'recipe.json').is_file() else None
 
 # %% ../../nbs/depth/models.ipynb #8aa855ec
 _ranges = dict(hypersim=20., vkitti=80.) # metres, of the metric models of stills

@@ -12,6 +12,8 @@ from pathlib import Path
 from .experiment import folder_name, place, registered, run_experiments, save_result
 from .jobs import read_result
 from ..floor.charts import tables
+from ..floor.places import free_place, replaceable
+from ..floor.reading import inside
 from ..floor.store import atomic_path
 from .claims import measured, read_claims, wings
 
@@ -104,7 +106,7 @@ def _table(rows): # Rows of one shape as an HTML table
 _types = {'.png': 'image/png', '.gif': 'image/gif', '.svg': 'image/svg+xml'}
 
 def _figure(folder, f): # A figure with its caption, inlined
-    p = Path(folder)/f['file']
+    p = inside(folder, f['file'])
     data = base64.b64encode(p.read_bytes()).decode()
     return (f'<figure><img alt="{html.escape(f["caption"])}" src="data:{_types[p.suffix]};base64,{data}">'
         f'<figcaption>{_esc(f["caption"])}</figcaption></figure>')
@@ -145,9 +147,9 @@ def section(m:dict, # Metrics of an experiment
     for p in m.get('paired', []): paired.setdefault(p['metric'] or 'difference', []).append(p) # each measure on its own axis
     comps = ''.join(f'<h4>{_esc(k)}</h4>{interval_svg(v)}{_table(_said(v))}' for k,v in paired.items())
     if comps: comps = '<h3>Paired comparisons</h3><p class="meta">Difference seed by seed, 95 % interval; a ranking is claimed only where it excludes zero.</p>'+comps
-    return (f'<section id="{m["experiment"]}"><h2>{_esc(m["title"])}</h2><p class="meta">{_esc(m["section"])} · scale {m["scale"]} · '
+    return (f'<section id="{html.escape(m["experiment"])}"><h2>{_esc(m["title"])}</h2><p class="meta">{_esc(m["section"])} · scale {_esc(m["scale"])} · '
         f'{m["seeds"]} seed{"s"*(m["seeds"]!=1)} · {m.get("job_seconds", m["seconds"])/60:.1f} min of work · {_esc(m_["cpu"])}, {m_["cores"]} cores'
-        f'{" · " + ", ".join(m_["gpus"]) if m_["gpus"] else ""} · torch {m_["torch"]} · vidlit {m["vidlit"]}</p>'
+        f'{_esc(" · " + ", ".join(m_["gpus"]) if m_["gpus"] else "")} · torch {_esc(m_["torch"])} · vidlit {_esc(m["vidlit"])}</p>'
         f'<div class="box">{_esc(m["headline"])}</div>{notes}{"".join(map(_table, tables(m.get("rows") or [])))}{comps}{figs}</section>')
 
 # %% ../../nbs/lab/03_reproduce.ipynb #d7edf56d
@@ -171,6 +173,9 @@ def claims_section(which:list, # Wings whose ledgers to show
     return f'<section id="claims"><h2>What the documents claim</h2>{out}</section>' if out else ''
 
 # %% ../../nbs/lab/03_reproduce.ipynb #0eacbc7c
+def _is_report(path): # Is it one of ours?
+    with open(path, 'rb') as f: return b'<title>vidlit: what was reproduced</title>' in f.read(2000)
+
 def write_report(runs:list, # Metrics of experiments, in order
     out:Path,               # Folder of all results
     command:str='vidlit reproduce', # What to type to get the same
@@ -178,15 +183,15 @@ def write_report(runs:list, # Metrics of experiments, in order
 )->Path:                    # The file
     "Write one self-contained page over all experiments"
     out = Path(out)
-    body = ''.join(section(m, out/m['experiment']) for m in runs)
-    nav = ' '.join(f'<a href="#{m["experiment"]}">{_esc(m["experiment"])}</a>' for m in runs)
+    body = ''.join(section(m, inside(out, m['experiment'])) for m in runs)
+    nav = ' '.join(f'<a href="#{html.escape(m["experiment"])}">{_esc(m["experiment"])}</a>' for m in runs)
     page = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<title>vidlit: what was reproduced</title><style>{_css}</style></head><body><main><h1>vidlit: what was reproduced</h1>'
         '<p class="lead">Trained and measured on this machine, every number below. Nothing was downloaded.</p>'
         f'<nav>{nav} <a href="#claims">claims</a></nav>{body}{claims_section(which or wings(), {m["experiment"]: m for m in runs})}'
         f'<section><h2>The same again</h2><pre>{_esc(command)}</pre><p class="meta">Seeds are fixed; finished jobs are not run twice. '
         'Metrics, figures and weights lie beside this file.</p></section></main></body></html>')
-    with atomic_path(out/'report.html') as p: Path(p).write_text(page, encoding='utf-8')
+    with atomic_path(replaceable(out/'report.html', _is_report)) as p: Path(p).write_text(page, encoding='utf-8')
     return out/'report.html'
 
 # %% ../../nbs/lab/03_reproduce.ipynb #b446ed95
@@ -245,6 +250,7 @@ def reproduce(names:list=None, # Experiments; none for the headline ones
     if data is not None:
         if not Path(data).is_dir(): raise ValueError(f"--data {data}: no such folder")
         data,es = str(Path(data).resolve()),[e for e in es if e.takes_data or names]
+    replaceable(free_place(out, data)/'report.html', _is_report)
     device = pick_device(device)
     by_name,runs = {folder_name(e, scale, data): e for e in es},{}
     es = sorted(es, key=lambda e: -e.minutes.get(scale, 0)) # short ones last: they fill up the end
@@ -256,7 +262,6 @@ def reproduce(names:list=None, # Experiments; none for the headline ones
     with Bars(jobs, [p.key for p in jobs if read_result(p.job, p.root) is not None], quiet) as b:
         run_experiments(es, out, scale, seeds, workers or n_workers(device), device, variants, data, b.report, each)
     return [runs[n] for n in by_name]
-
 
 # %% ../../nbs/lab/03_reproduce.ipynb #e0e3db16
 def _command(names, scale, seeds, variants, all, data):

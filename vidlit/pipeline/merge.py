@@ -17,8 +17,9 @@ from fastcore.basics import patch
 from pathlib import Path
 from PIL import Image
 from ..video.depth_frames import DepthReader, DepthWriter
+from ..floor.places import free_place
 from ..floor.store import read_json, writer
-from .job import ChunkError, ChunkFrames, Job, cores, open_job
+from .job import ChunkError, ChunkFrames, Job, cores, open_job, plan_form
 from .shared_windows import SharedFrames
 from ..depth.dpt import to_source
 from ..depth.windows import apply_fit
@@ -128,7 +129,7 @@ def _whole(d, m, lo, hi):
 def made_by(out)->dict: # out: folder of depth frames
     "What made a folder, also one of the first versions"
     f = Path(out)/'made.json'
-    old = read_json(f) if f.exists() else {}
+    old = read_json(f, dict) if f.exists() else {}
     return dict(old, fingerprint=old.get('model')) if old else DepthReader(out, partial=True).meta.made
 
 def _how(job, how):
@@ -150,7 +151,7 @@ def is_merge_of(
 def _plan(path):
     "What people call the model, where they have said so"
     f = Path(path)/'plan.json'
-    return read_json(f) if f.exists() else {}
+    return read_json(f, plan_form) if f.exists() else {}
 
 # %% ../../nbs/pipeline/07_merge.ipynb #f788f96d
 def side_by_side(
@@ -183,6 +184,7 @@ def merge(
 )->DepthReader:
     "One film of depth from all chunks of a job"
     job = open_job(path)
+    free_place(out, path, job.film)
     info,how = job.bound(),_how(job, how)
     readers,ranges,fits = _pieces(job, info, how)
     whole = (storage=='png16' and dtype is None) or dtype=='uint16'
@@ -224,7 +226,7 @@ def _exr(f):
     except ImportError as e: raise ImportError("EXR files need OpenEXR: pip install 'vidlit[exr]'") from e
     with OpenEXR.File(str(f)) as o: return next(np.array(c.pixels) for n,c in sorted(o.channels().items(), key=lambda c: c[0]!='Z'))
 
-def _one(f): return {'.png':lambda f: np.array(Image.open(f)), '.exr':_exr}.get(f.suffix, lambda f: _array(f)[0])(f)
+def _one(f): return {'.png':lambda f: np.array(Image.open(f, formats=['PNG'])), '.exr':_exr}.get(f.suffix, lambda f: _array(f)[0])(f)
 
 class Depths:
     "Depth maps of another program: [i] -> float32 [h, w]"

@@ -9,8 +9,9 @@ __all__ = ['leave_word', 'same_folder', 'ray_worker', 'shape_of', 'run_on_ray']
 import importlib.util, os, socket, sys, time
 from collections.abc import Callable
 from pathlib import Path
+from ..floor.reading import StoreError, Text
 from ..floor.store import read_json, write_json
-from .pool import work_on
+from .pool import trusted, work_on
 from .worker import status
 from .job import ChunkError, open_job
 
@@ -25,8 +26,8 @@ def same_folder(path, word):
     "Is this the folder where the word was left?"
     f,end = Path(path)/'shared.json',time.monotonic()+20 # network folders need their time
     while True:
-        try: got = read_json(f)
-        except OSError: got = dict(word=None)
+        try: got = read_json(f, dict(word=Text('[0-9a-f]{16}'), host=Text(most=255)))
+        except (OSError, StoreError): got = dict(word=None)
         if got['word']==word: return
         if time.monotonic()>end: raise ChunkError(f"{socket.gethostname()} does not see the folder {path} of the machine that started the job: film, job and weights must lie where all machines find them")
         time.sleep(.2)
@@ -38,12 +39,13 @@ def ray_worker(
     gpu:bool, # Was a GPU asked for?
     threads:int, # On processors
     ttl:float, # Seconds after which a silent worker's chunk is free
-    places=() # Where else modules are found, such as that of a model of your own
+    places=(), # Where else modules are found, such as that of a model of your own
+    model:str=None # What was typed as its model, see `trusted`
 )->dict: # The worker's note
     "What Ray runs"
     sys.path += [o for o in places if o not in sys.path]
     same_folder(path, word)
-    return work_on(path, 'cuda:0' if gpu else 'cpu', None if gpu else threads, ttl=ttl) # Ray shows a task its own card alone
+    return work_on(path, 'cuda:0' if gpu else 'cpu', None if gpu else threads, ttl=ttl, model=model) # Ray shows a task its own card alone
 
 # %% ../../nbs/pipeline/10_ray.ipynb #86893601
 def _ray():
@@ -78,15 +80,17 @@ def run_on_ray(
     device:str='auto', # 'auto', 'cpu' or 'cuda'
     ttl:float=60., # Seconds after which the chunk of a silent machine is free
     report:Callable=None, # Gets `status(path)` about once a second
-    every:float=1. # Seconds between reports
+    every:float=1., # Seconds between reports
+    model:str=None # What was typed as its model, see `trusted`
 )->dict: # `status(path)`
     "Keep workers at work all over a cluster until a job is done"
     ray,job = _ray(),open_job(path)
+    trusted(path, model)
     guest = _join(ray, address)
     try:
         n,gpu = shape_of(ray.cluster_resources(), device, workers, len(job.chunks))
         task = ray.remote(num_cpus=1, num_gpus=int(gpu), max_retries=-1)(ray_worker)
-        args = str(Path(path).resolve()),leave_word(path),gpu,1,ttl,[o for o in sys.path if o]
+        args = str(Path(path).resolve()),leave_word(path),gpu,1,ttl,[o for o in sys.path if o],model
         said = _await(ray, [task.remote(*args) for _ in range(n)], path, report, every)
     finally:
         if guest: ray.shutdown()

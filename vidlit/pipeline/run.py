@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from ..video.depth_frames import DepthReader, source_id
+from ..floor.places import free_place
 from ..video.reader import VideoReader
-from .pool import WorkerPool, Plan, devices_for, make_plan, slurm_task
+from .pool import WorkerPool, Plan, devices_for, make_plan, open_plan, slurm_task, trusted
 from .merge import drop_windows, is_merge_of, merge
 from .worker import status
 from .job import ChunkError, auto_chunks, cores, make_job, open_job
@@ -35,9 +36,10 @@ def _hear(report, path):
     return report
 
 # %% ../../nbs/pipeline/09_run.ipynb #ffbb9359
-def _crew(path, devices, task, ttl):
+def _crew(path, devices, task, ttl, model):
     "No more workers than chunks; threads by all chunks, not by those left, so that a film is the same when it was interrupted"
-    crew = WorkerPool(path, devices, 1, task, ttl)
+    trusted(path, model)
+    crew = WorkerPool(path, devices, 1, task, ttl, model)
     crew.threads = max(1, cores()//min(len(devices), max(1, len(crew._mine(open_job(path))))))
     crew.devices = devices[:max(1, len(crew.left()))]
     return crew
@@ -62,10 +64,11 @@ def run_workers(
     task:tuple=None, # (i, of): only a part of the chunks; None asks Slurm
     ttl:float=60., # Seconds after which a silent worker's chunk is free
     report:Callable=None, # Gets `status(path)` about once a second
-    every:float=1. # Seconds between reports
+    every:float=1., # Seconds between reports
+    model:str=None # What was typed as its model: a plan that names code is followed only where the same is said here
 )->dict: # `status(path)`, with `deaths`: how many workers died on the way
     "Keep workers at work until a job is done"
-    crew = _crew(path, devices_for(device, workers), task or slurm_task(), ttl)
+    crew = _crew(path, devices_for(device, workers), task or slurm_task(), ttl, model)
     if not crew.left(): return {**status(path), 'deaths':0}
     since,told = time.time(),0.
     with _calm():
@@ -132,14 +135,14 @@ def depth_in_chunks(
     report:Callable=None # Gets `status` about once a second
 )->DepthReader:
     "Depth of a film by several workers; the same call again goes on"
-    put = as_how(how)
+    put,_ = as_how(how),free_place(out, film, model)
     if put=='discard' and overlap is None: overlap = 32
     path = Path(work or f'{out}.chunks')
     job = split_job(path, film, chunks, overlap, len(devices_for(device, workers)))
     whole = _free_for(out, job, storage)
     make_plan(path, Plan(str(model), precision, max_res))
     if not (whole and is_merge_of(job, out, put)):
-        run_workers(path, workers, device, report=report)
+        run_workers(path, workers, device, report=report, model=open_plan(path).model) # the plan is the one just asked for
         merge(path, out, storage, how=put)
     drop_windows(job) # those too that a killed call left
     return DepthReader(out)

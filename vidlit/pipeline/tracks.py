@@ -16,6 +16,8 @@ from torch import Tensor
 from ..worlds.camera import crop_K, resize_K, unproject
 from ..video.depth_frames import DepthReader
 from ..floor.charts import COLOURS, FAINT, INK, Picture
+from ..floor.places import free_place, replaceable
+from ..floor.reading import Limits, StoreError, read_json
 from ..floor.store import atomic_path
 from .box_depth import sample_frame
 from ..depth.measure import DepthMap, Kind, disparity_to_z, file_kind
@@ -30,19 +32,14 @@ class Kept(float):
         self.text = text
         return self
 
-def _once(pairs):
-    d = dict(pairs)
-    if len(d)<len(pairs): raise TrackError(f"a key stands twice in one object: {Counter(k for k,_ in pairs).most_common(1)[0][0]!r}")
-    return d
-
-def _no(name): raise TrackError(f"{name} is no JSON number")
+_large = Limits(bytes=1<<30, items=50_000_000)
 
 def read_tracks(path): # -> dict or list
     "A JSON file; TrackError where it is none"
     path = Path(path)
     if not path.is_file(): raise TrackError(f"{path}: there is no such file")
-    try: return json.loads(path.read_text(encoding='utf-8-sig'), parse_float=Kept, parse_constant=_no, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as e: raise TrackError(f"{path} cannot be read as JSON: {e}") from e
+    try: return read_json(path, object, _large, Kept)
+    except StoreError as e: raise TrackError(str(e).replace('is not JSON', 'cannot be read as JSON', 1)) from e
 
 # %% ../../nbs/pipeline/12_tracks.ipynb #4392eb9f
 def _line(o): # JSON on one line
@@ -331,14 +328,14 @@ def top_view(
 def enrich_file(
     path, # Tracking JSON
     depth, # Folder of depth frames
-    out, # JSON to be; replaced when it is there
+    out, # JSON to be; replaced when it is there and this has made it
     K:Tensor=None, # [3, 3], see `enrich`
     film=None, # The film that both are of, to be sure; not checked when missing
     field:str='position_3d', # Name of the new field
     **kw, # For `enrich`
 )->dict: # What happened, in numbers, and `positions`: track -> [[frame, x, y, z]]
     "Positions for a tracking file"
-    if Path(out).resolve()==Path(path).resolve(): raise TrackError(f"{out} is the input: it is not written over")
+    replaceable(free_place(out, path, depth, film, file=True), lambda p: _is_ours(p, field))
     data,reader = read_tracks(path),DepthReader(depth, source=film)
     entries = enrich(data, reader, K, field=field, **kw)
     if isinstance(data, dict): data[f'{field}_about'] = _about(reader, K, kw)
@@ -349,6 +346,13 @@ def enrich_file(
     done = sum(n for k,n in count.items() if k not in lost)
     told = {k: count[k] for k in ('ok','occluded','cut',*lost)}
     return dict(entries=len(entries), enriched=done, share=round(done/len(entries), 4), **told, frames=len(reader), positions=lines)
+
+def _is_ours(path, field):
+    "Did `enrich_file` write this?"
+    try: data = read_tracks(path)
+    except (TrackError, OSError): return False
+    if isinstance(data, dict): return any(isinstance(v, dict) and v.get('made_by')=='vidlit tracks' for v in data.values())
+    return isinstance(data, list) and any(isinstance(o, dict) and isinstance(o.get(field), dict) and 'status' in o[field] for o in data)
 
 def _about(reader, K, kw):
     m,relative = reader.meta,kw.get('relative', False)

@@ -7,9 +7,10 @@ __all__ = ['sizes', 'ssv2', 'ucf101', 'layout', 'find_videos', 'present', 'teach
            'matmul_rate', 'estimate']
 
 # %% ../../nbs/pretrain/ssv2.ipynb #6adc960b
-import json, re, shutil, time, torch
+import re, shutil, time, torch
 from pathlib import Path
-from ..video.sampling import VideoList, list_folder, list_ssv2, list_ucf
+from ..floor.reading import read_json
+from ..video.sampling import VideoList, list_folder, list_ssv2, list_ucf, ssv2_form
 from ..nn.vit import ViTConfig, block_flops, vit_b, vit_h, vit_l, vit_s
 from .target_cache import ClipSpec
 
@@ -21,7 +22,7 @@ def _films_in(root, first): # The folder that holds a film: the root itself, or 
     return next((o for o in (root, *sorted(p for p in root.iterdir() if p.is_dir())) if (o/first).is_file()), root)
 
 def _templates(file): # Names of the classes, as a training split has them
-    return sorted({re.sub(r'[\[\]]', '', o['template']) for o in json.loads(file.read_text()) if 'template' in o})
+    return sorted({re.sub(r'[\[\]]', '', o['template']) for o in read_json(file, ssv2_form) if 'template' in o})
 
 # %% ../../nbs/pretrain/ssv2.ipynb #2678d38a
 def ssv2(
@@ -34,7 +35,7 @@ def ssv2(
     if split not in ('train', 'validation', 'test'): raise ValueError(f"Something-Something has splits train, validation and test, not {split!r}")
     file,labels = _json_of(root, split),_json_of(root, 'labels')
     if file is None: raise ValueError(f"{root} has no {split}.json")
-    rows = json.loads(file.read_text())
+    rows = read_json(file, ssv2_form)
     if not rows: raise ValueError(f"{file} lists no film")
     films = _films_in(root, f"{rows[0]['id']}{ext}")
     if labels: return list_ssv2(file, labels, films, ext)
@@ -84,7 +85,7 @@ def find_videos(
     if kind=='ucf101': return ucf101(root, train=split!='test')
     if kind=='folder': return list_folder(root) if split=='all' else _fourth(list_folder(root), split=='train')
     files = [_json_of(root, 'train')]
-    ext = next((p.suffix for p in root.rglob('*') if p.stem==str(json.loads(files[0].read_text())[0]['id']) and p.suffix!='.json'), '.webm')
+    ext = next((p.suffix for p in root.rglob('*') if p.stem==str(read_json(files[0], ssv2_form)[0]['id']) and p.suffix!='.json'), '.webm')
     return ssv2(root, 'validation' if split=='test' else 'train', ext)
 
 def present(

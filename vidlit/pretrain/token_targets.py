@@ -17,7 +17,7 @@ from ..floor.store import StoreError
 from ..video.reader import VideoError
 from ..nn.vit import ViT
 from ..nn.weights import read_hub, read_weights, write_weights
-from .target_cache import ClipSpec, TargetCache, read_clip
+from .target_cache import free_cache, ClipSpec, TargetCache, read_clip
 from .videomae import VideoMAE, VideoMAEClassifier
 from .videomae_weights import unpack
 
@@ -175,7 +175,7 @@ def build_targets(
 )->TargetCache:
     "Fill a cache of targets; interrupted, the same call goes on"
     if tuple(spec.patch)!=tuple(encoder.cfg.patch): spec = ClipSpec(spec.frames, spec.size, spec.sampling, spec.stride, encoder.cfg.patch)
-    teacher,file = Teacher(encoder.to(device)),Path(out)/'projection.safetensors'
+    teacher,file = Teacher(encoder.to(device)),free_cache(out)/'projection.safetensors'
     if not file.exists(): save_projection(make_projection(teacher, kind, dim, videos, spec, device=device), file)
     p = teacher.projection = load_projection(file, kind).to(device)
     ids = dict(teacher=teacher_id(teacher), projection=fingerprint([p.weight, p.mean]))

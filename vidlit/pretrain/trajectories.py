@@ -17,6 +17,7 @@ from ..worlds.motions import matmul3, turn
 from ..video.sampling import by_rate
 from ..floor.store import atomic_path
 from ..video.reader import VideoReader, write_video
+from ..floor.reading import StoreError, read_json
 
 # %% ../../nbs/pretrain/trajectories.ipynb #aaa3a6b5
 def euler_matrix(
@@ -116,8 +117,8 @@ def video_path(
 )->Path: # The film of that camera
     "Where metadata.json says the film of a view is"
     path,key = Path(folder)/'metadata.json',f'{view}_mp4_path'
-    try: meta = json.loads(path.read_text())
-    except (OSError, ValueError) as e: raise TrajectoryError(path, None, f'not readable: {e}') from e
+    try: meta = read_json(path, dict)
+    except (OSError, StoreError) as e: raise TrajectoryError(path, None, f'not readable: {e}') from e
     if not isinstance(meta, dict) or key not in meta: raise TrajectoryError(path, key, f"is missing; there are {', '.join(sorted(map(str, meta)))}")
     film = Path(folder)/'recordings'/'MP4'/Path(str(meta[key])).name
     if not film.is_file(): raise TrajectoryError(path, key, f'names {film.name}, which is not in recordings/MP4')

@@ -83,7 +83,7 @@ def _paint(root, s=0):
     "Films (first and last frame) and stills of test worlds under the joint model"
     jobs = Path(root)/'jobs'
     d,w = load_file(jobs/f'data/seed{s}'/'data.safetensors'),jobs/f'pretrain/joint/seed{s}'/'model.safetensors'
-    r = Setup(**read_json(w.parent/'result.json')['result']['setup'])
+    r = Setup(**read_json(w.parent/'result.json', {'result':dict, str:object})['result']['setup'])
     mae,cols,size = network(r, s, weights=w).eval(),[],r.model.enc.patch
     for x,at in ((to_input(d['motion_test'][:2]), [0, -1]), (to_input(d['place_test'][:2]), [0])):
         m = omni_mask(x if x.shape[2]>1 else x[:,:,0], size, r.ratio, torch.Generator().manual_seed(1))

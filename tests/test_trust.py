@@ -68,10 +68,10 @@ def test_a_plan_names_code_and_nothing_is_imported(film, tmp_path, trap, capsys)
     for args in ((), ('--precision', 'fp32'), ('--model', 'toy'), ('--model', 'another:load')):
         code, err = said(capsys, 'chunks', 'run', job.path, '--workers', 1, '--device', 'cpu', *args)
         assert code==2 and 'trap_of_a_plan:load' in err and err.count('\n')==0, err
-    for name in ('chunk_crew', 'chunk_run', 'chunk_ray'):
-        do = dict(chunk_crew='work_on', chunk_run='run_workers', chunk_ray='run_on_ray')[name]
-        if name=='chunk_ray' and not __import__('importlib.util').util.find_spec('ray'): continue
-        with pytest.raises(ChunkError, match='names code to be run'): getattr(__import__(f'vidlit.depth.{name}', fromlist=[do]), do)(job.path)
+    for name in ('pool', 'run', 'ray'):
+        do = dict(pool='work_on', run='run_workers', ray='run_on_ray')[name]
+        if name=='ray' and not __import__('importlib.util').util.find_spec('ray'): continue
+        with pytest.raises(ChunkError, match='names code to be run'): getattr(__import__(f'vidlit.pipeline.{name}', fromlist=[do]), do)(job.path)
     assert not trap.exists()
     code, err = said(capsys, 'chunks', 'run', job.path, '--workers', 1, '--device', 'cpu', '--model', 'trap_of_a_plan:load')  # typed: so it is loaded
     assert trap.exists() and 'loaded' in err

@@ -76,7 +76,8 @@ def _open_lock(lock):
     "The file, made when missing; its folder may vanish meanwhile"
     while True:
         try:
-            lock.parent.mkdir(exist_ok=True, parents=True)
+            lock.parent.parent.mkdir(exist_ok=True, parents=True)
+            with suppress(FileExistsError): os.mkdir(lock.parent)
             if lock.parent.is_symlink(): raise StoreError(f'{lock.parent} is a link: nothing is locked through it')
             return os.open(lock, os.O_RDWR|os.O_CREAT|os.O_NOFOLLOW|os.O_NONBLOCK|os.O_CLOEXEC, 0o644)
         except FileNotFoundError: pass

@@ -60,7 +60,7 @@ def test_regions_have_their_own_scale(seed, a, b):
     torch.testing.assert_close(region_loss(p, o), cutmix_loss(p[:, None], o.targ_a, o.targ_b, r), atol=1e-5, rtol=1e-5)
 
 
-def test_whole_pictures_are_the_plain_loss():
+def test_whole_images_are_the_plain_loss():
     p, t = rand(3, 8, 8), rand(3, 1, 8, 8, s=1)
     o = Pseudo(t, t, t, t.roll(-1, 0)*math.nan, torch.ones(3, 1, 8, 8, dtype=torch.bool))
     torch.testing.assert_close(region_loss(p, o), affine_loss(p[:, None], t))
@@ -104,7 +104,7 @@ def test_own_features_are_the_students():
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=15, deadline=None)
-def test_storm_is_of_its_own_seed(seed):
+def test_augmentation_is_of_its_own_seed(seed):
     x = rand(3, 3, 12, 12, s=seed)
     torch.manual_seed(0)
     a = strong_colour(x, gen(seed))
@@ -146,7 +146,7 @@ def test_same_seed_same_student():
         for a, b in zip(ws[0], ws[2]))
 
 
-def test_validation_sees_plain_pictures():
+def test_validation_sees_plain_images():
     "Nothing is added or distorted in validation, and the loss is that of the labels"
     learn = learner()
     learn.dls.loaders.append(DataLoader(TensorDataset(rand(4, 3, 16, 16), 1+rand(4, 1, 16, 16, s=1)), 4))
@@ -243,7 +243,7 @@ def test_jobs():
 
 
 def test_equal_arithmetic():
-    "The rival sees as many pictures in a step as the student"
+    "The rival sees as many images in a step as the student"
     r = S.setups['toy']
     assert 3*r.bs == r.bs+2*r.bs and r.pool >= 10*r.labelled
     d = dict(labelled=torch.zeros(30, 3, 32, 32, dtype=torch.uint8), labelled_z=torch.ones(30, 1, 32, 32))

@@ -25,7 +25,7 @@ from vidlit.depth.student import (
     two_regions,
 )
 from vidlit.lab.jobs import Context, plan, run_jobs
-from vidlit.studies import depth_common as L, pseudo_labels_study as S
+from vidlit.studies import depth_common as L, pseudo_labels_jobs as S
 from vidlit.studies.pseudo_labels import depth_anything, facts_of, summary
 from vidlit.train.callbacks import fit
 

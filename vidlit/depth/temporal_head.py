@@ -34,8 +34,7 @@ class VideoDepthConfig:
     heads:int=8 # Of every attention along time
     groups:int=32 # Of the norm in front of a module
     pos:str='sincos' # 'sincos': a table added to the tokens, as in the published weights; 'rotary'
-    # Are the numbers metres? The published metric models have the same shapes, so the file does not tell
-    metric:bool=False
+    metric:bool=False # Are the numbers metres? Files of metric models look the same
 
     def __post_init__(self):
         if self.pos not in _positions: raise ValueError(f"pos must be one of {', '.join(_positions)}, got {self.pos!r}")

@@ -186,7 +186,7 @@ def test_list_is_resumed(tmp_path):
     assert len(P.fetched(tmp_path, got)) == 5 and not [*tmp_path.glob('.tmp*')]
 
 
-# pictures
+# images
 
 @pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'I;16', '1', 'CMYK'])
 def test_modes(tmp_path, mode):
@@ -200,7 +200,7 @@ def test_modes(tmp_path, mode):
 @given(st.binary(max_size=300), st.integers(0, 200))
 @settings(max_examples=80, deadline=None)
 def test_rubbish(data, at):
-    "Any bytes are a picture or a BadImage"
+    "Any bytes are an image or a BadImage"
     good = png(noise(0, 8, 8))
     for b in (data, good[:at], good[:at]+data):
         try: assert P.decode_image(b).dtype == torch.uint8
@@ -229,10 +229,10 @@ def test_batches_do_not_depend_on_the_past():
     assert all(len({good[i].shape for i in b}) == 1 and len(b) <= 4 for b in in_batches(good, 4))
 
 
-def test_bad_pictures_have_reasons(tmp_path):
+def test_bad_images_have_reasons(tmp_path):
     for i in range(3): (tmp_path/f'{i}.png').write_bytes(png(noise(i)))
     (tmp_path/'3.png').write_bytes(png(torch.full((40, 40, 3), 9).byte()))
-    (tmp_path/'4.png').write_bytes(b'no picture')
+    (tmp_path/'4.png').write_bytes(b'no image')
     src = P.image_folder(tmp_path)
     out = label_images(TEACHER, src, tmp_path/'labels', per=2)
     labels = Labels(tmp_path/'labels')
@@ -269,7 +269,7 @@ def test_killed_and_resumed(tmp_path):
 
 
 def test_two_processes_share(tmp_path):
-    "Every picture is asked about once; the result is that of one process"
+    "Every image is asked about once; the result is that of one process"
     ps = [fork.Process(target=_label, args=(tmp_path/'two', tmp_path/'log', .01)) for _ in range(2)]
     for p in ps: p.start()
     for p in ps: p.join()
@@ -346,21 +346,21 @@ def test_names_are_stable(tmp_path):
         (tmp_path/o).parent.mkdir(exist_ok=True)
         (tmp_path/o).write_bytes(png(noise(0)))
     assert P.image_folder(tmp_path).names == ['a/1.PNG', 'b/2.png']
-    with pytest.raises(ValueError, match='no picture'): P.image_folder(tmp_path, ends=['.webp'])
+    with pytest.raises(ValueError, match='no image'): P.image_folder(tmp_path, ends=['.webp'])
     with pytest.raises(ValueError, match='not a folder'): P.image_folder(tmp_path/'gone')
     assert P.image_folder(tmp_path)[0].shape == (40, 48, 3)
 
 
-def test_films_are_labelled(tmp_path):
-    "A folder of films, through video.sampling; a broken one costs a row, not the run"
+def test_videos_are_labelled(tmp_path):
+    "A folder of videos, through video.sampling; a broken one costs a row, not the run"
     from vidlit.video.reader import write_video
     from vidlit.video.sampling import list_folder
     write_video(tmp_path/'a.mp4', torch.stack([noise(i) for i in range(6)]), 10)
-    (tmp_path/'b.mp4').write_bytes(b'no film')
-    films = P.VideoImages(list_folder(tmp_path).paths, every=2, root=tmp_path)
-    out = label_images(TEACHER, films, tmp_path/'labels', per=2)
+    (tmp_path/'b.mp4').write_bytes(b'no video')
+    videos = P.VideoImages(list_folder(tmp_path).paths, every=2, root=tmp_path)
+    out = label_images(TEACHER, videos, tmp_path/'labels', per=2)
     rows = Labels(tmp_path/'labels').rows
     assert out['kept'] == 3 and [r['name'] for r in rows.values()] == ['a.mp4#0', 'a.mp4#2', 'a.mp4#4',
         'b.mp4#0'] and 'b.mp4' in rows[3]['why']
-    x, d = LabelSet(Labels(tmp_path/'labels'), films)[1]
+    x, d = LabelSet(Labels(tmp_path/'labels'), videos)[1]
     torch.testing.assert_close(d[0], brightness((x*255).round().byte().permute(1, 2, 0)[None])[0], atol=.01, rtol=0)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_s
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
-from vidlit.depth.temporal_head import VideoDepth, add_time, clip_loss, only_time, places, video_depth_s
+from vidlit.depth.temporal_head import VideoDepth, add_time, clip_loss, train_only_time, places, video_depth_s
 from vidlit.depth.video_depth_weights import official_video_config, official_video_depth
 from vidlit.nn.weights import WeightsError
 
@@ -81,7 +81,7 @@ def test_modules_sit_where_the_authors_put_them():
     model, gen = build(), torch.Generator().manual_seed(2)
     clip = torch.randn(1, 3, 3, 14, 21, generator=gen)
     with torch.no_grad():
-        full, seen = model.talk(clip)
+        full, seen = model.forward_past(clip)
         for p in places:
             kept = model.time[p].proj_out.weight.clone(), model.time[p].proj_out.bias.clone()
             model.time[p].proj_out.weight.zero_(), model.time[p].proj_out.bias.zero_()
@@ -97,10 +97,10 @@ def test_modules_sit_where_the_authors_put_them():
 def test_fresh_is_per_frame(b, t, h, w, eps):
     "To the last bit; maps of a single pixel change their strides on the way, and the convolution after them its rounding"
     gen = torch.Generator().manual_seed(t)
-    still = DepthAnything(SMALL, gen, 'xavier').eval()
+    image_model = DepthAnything(SMALL, gen, 'xavier').eval()
     clip = torch.randn(b, 3, t, h, w, generator=gen)
     with torch.no_grad():
-        gap = add_time(still, gen, heads=4, groups=8)(clip)-still(clip.transpose(1, 2).flatten(0, 1)).unflatten(0,
+        gap = add_time(image_model, gen, heads=4, groups=8)(clip)-image_model(clip.transpose(1, 2).flatten(0, 1)).unflatten(0,
             (b, t))
     assert gap.abs().max() <= eps
 
@@ -129,7 +129,7 @@ def test_every_entry_is_needed():
 
 @pytest.mark.parametrize('head', [False, True])
 def test_training_touches_what_it_says(head):
-    model, gen = only_time(build(), head), torch.Generator().manual_seed(3)
+    model, gen = train_only_time(build(), head), torch.Generator().manual_seed(3)
     clip, depth = torch.randn(1, 3, 4, 14, 14, generator=gen), 1+torch.rand(1, 4, 1, 14, 14, generator=gen)
     clip_loss(model(clip), depth).backward()
     with_grad = {n.split('.')[0 if n.startswith('time') else 1] for n, p in model.named_parameters()

@@ -35,7 +35,8 @@ def shorter_side(
     if max_res is None or max(lower_bound(h, w, s, patch))<=max_res: return s
     fits = [o for o in range(patch, s, patch) if max(lower_bound(h, w, o, patch))<=max_res]
     if not fits:
-        raise ValueError(f"a longer side of {max_res} is too small for frames of {w}x{h}: at least {max(lower_bound(h, w, patch, patch))}")
+        least = max(lower_bound(h, w, patch, patch))
+        raise ValueError(f"a longer side of {max_res} is too small for frames of {w}x{h}: at least {least}")
     return fits[-1]
 
 # %% ../../nbs/depth/models.ipynb #e2605f3a
@@ -77,8 +78,8 @@ def prep(self:DepthModel,
     frames, # uint8: a frame `[h, w, 3]`, or a clip of them, list or `[t, h, w, 3]`
 )->Tensor: # `[3, h', w']` for a frame, `[1, t, 3, h', w']` for a clip; normalised, on the model's device
     "Frames as the model wants them"
-    x = torch.stack([torch.as_tensor(f) for f in frames]) if isinstance(frames,
-        (list,tuple)) else torch.as_tensor(frames)
+    if isinstance(frames, (list,tuple)): x = torch.stack([torch.as_tensor(f) for f in frames])
+    else: x = torch.as_tensor(frames)
     one = x.ndim==3
     if one: x = x[None]
     if x.ndim!=4 or x.shape[-1]!=3:
@@ -117,9 +118,9 @@ def infer(self:DepthModel,
 
 def _exact(f):
     "The last convolutions in float32, whatever surrounds them"
-    def paint(path, grid):
+    def in_float32(path, grid):
         with torch.autocast(path.device.type, enabled=False): return f(path.float(), grid)
-    return paint
+    return in_float32
 
 def wrap(
     model:VideoDepth, # Any
@@ -132,9 +133,9 @@ def wrap(
     "A network of yours, ready to be used"
     img,mark = model.cfg.image,fingerprint(model)
     model = model.eval().requires_grad_(False).to(device)
-    if not hasattr(model.image.head.paint, '__wrapped__'):
-        model.image.head.paint = _exact(model.image.head.paint)
-        model.image.head.paint.__wrapped__ = True
+    if not hasattr(model.image.head.to_depth, '__wrapped__'):
+        model.image.head.to_depth = _exact(model.image.head.to_depth)
+        model.image.head.to_depth.__wrapped__ = True
     return DepthModel(model, name, f"{name}: {about or _sizes(model)}", mark, size or img.side*img.head.patch, **kw)
 
 def _sizes(model): return f"{sum(p.numel() for p in model.parameters())/1e6:.3g} M parameters, {_says[model.kind]}"
@@ -144,12 +145,14 @@ _says = {Kind.relative: 'relative disparity (larger is nearer, of unknown scale 
 
 # %% ../../nbs/depth/models.ipynb #0aeb3c8c
 def _vda():
-    return {f'depth-anything/{m}Video-Depth-Anything-{s}': (f"{m.lower().replace('-','_')}video_depth_anything_vit{s[0].lower()}.pth",) for m in ('','Metric-') for s in ('Small','Base','Large')}
-def _stills():
+    def file(metric, size): return f"{metric.lower().replace('-','_')}video_depth_anything_vit{size[0].lower()}.pth"
+    return {f'depth-anything/{m}Video-Depth-Anything-{s}': (file(m, s),)
+        for m in ('','Metric-') for s in ('Small','Base','Large')}
+def _da2():
     return {f'depth-anything/Depth-Anything-V2-{s}-hf': ('config.json','model.safetensors')
         for s in ('Small','Base','Large')}
 
-published = _vda() | _stills() # repository -> files
+published = _vda() | _da2() # repository -> files
 
 def licence(name): return 'Apache-2.0' if 'Small' in name else 'CC-BY-NC-4.0: not for commercial use'
 
@@ -171,15 +174,16 @@ def toy_folder()->Path:
 
 def choices()->str:
     "What can be asked for, for an error"
-    return f"choose toy, a folder of save_pretrained, a file of official weights, or a published name: {', '.join(published)}"
+    return ("choose toy, a folder of save_pretrained, a file of official weights, or a published name: "
+        f"{', '.join(published)}")
 
 def _fetch(name): return f"hf download {name} {' '.join(published[name])}"
 
 # %% ../../nbs/depth/models.ipynb #4db3ad1c
 def per_frame(
-    image:DepthAnything, # A model of stills
-)->VideoDepth: # Its frames say nothing to each other
-    "A model of stills as one along time"
+    image:DepthAnything, # An image model
+)->VideoDepth: # Temporal modules that change nothing
+    "An image model as a video model"
     h = image.cfg.head
     widths = h.out[2],h.out[3],h.features
     return add_time(image, torch.Generator().manual_seed(0), heads=math.gcd(8, *[c//2 for c in widths]),
@@ -196,7 +200,7 @@ def _folder(p):
 def _recipe(p): return read_json(p/'recipe.json', {'about?':Text(r'[^\x00-\x1f\x7f]*'), str:object}).get('about') if (p/'recipe.json').is_file() else None
 
 # %% ../../nbs/depth/models.ipynb #8aa855ec
-_ranges = dict(hypersim=20., vkitti=80.) # metres, of the metric models of stills
+_ranges = dict(hypersim=20., vkitti=80.) # metres, of the metric image models
 
 def _file(p, **kw):
     "Model and remark for a file of official weights"
@@ -234,7 +238,9 @@ def load_depth_model(
 
 def pick(device):
     "A device that is there"
-    have = ['cuda']*torch.cuda.is_available()+['mps']*torch.backends.mps.is_available()+['cpu']
+    have = ['cpu']
+    if torch.backends.mps.is_available(): have.insert(0, 'mps')
+    if torch.cuda.is_available(): have.insert(0, 'cuda')
     if device=='auto': return have[0]
     kind,_,i = str(device).partition(':')
     if kind not in have or i and (not i.isdigit() or kind!='cuda' or int(i)>=torch.cuda.device_count()):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from vidlit.video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter
-from vidlit.video.depth_frames import from_stored, max_error, source_id, step16, to_stored
+from vidlit.video import depth_frames
+from vidlit.video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, max_error, source_id
 from vidlit.video.writing import VideoError
 
+from_stored, to_stored, step16 = depth_frames.from_stored, depth_frames.to_stored, depth_frames.step16
 quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 WAYS = [('png16', 'uint16'), ('npz', 'float32'), ('npz', 'float16'), ('npz', 'uint16'), ('exr', 'float32'),
     ('exr', 'float16'),

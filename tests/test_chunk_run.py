@@ -251,7 +251,7 @@ def test_status_while_it_runs(job, forks):
     assert w.wait()==0 and p.wait()==0
     lines = [json.loads(o) for o in Path(said).read_text().splitlines()]
     assert lines[0]['done']==0 and lines[0]['left'] is None and lines[-1]['done']==300 and lines[-1]['left']==0
-    mid = next(o for o in lines if o['done'] and o['workers'][0]['state']=='working')
+    mid = next(o for o in lines if o['done'] and o['left'] and o['workers'] and o['workers'][0]['state']=='working')
     row = mid['workers'][0]
     assert row['memory']>1e7 and 0<row['busy']<3 and row['device'].startswith('cpu x ')
     assert row['rate']>0 and mid['left']>0

@@ -138,16 +138,17 @@ def run(job:str,         # Folder made by `vidlit chunks split`
     plan = _plan(job, model, precision, max_res)
     if detach:
         p = _detach(job, _again(workers, device, task, ray, ttl))
-        return _show(dict(process=p.pid, log=str(Path(job)/'logs'/'run.log'),
-            see=f'vidlit chunks status {job} --watch'), as_json)
+        log = str(Path(job)/'logs'/'run.log')
+        return _show(dict(process=p.pid, log=log, see=f'vidlit chunks status {job} --watch'), as_json)
     watch = _watcher(quiet or as_json)
     if ray: from vidlit.pipeline.ray import run_on_ray
     now = run_on_ray(job, ray, workers, device, ttl, watch) if ray else run_workers(job, workers, device, part, ttl,
         watch)
     if watch: print(file=sys.stderr)
     took = sum(o['seconds'] for o in now['workers'])
-    _show(now if as_json else {'job': job, 'model': plan.model, 'frames': f"{now['done']} of {now['frames']}",
-        'worker seconds': round(took, 1), 'replaced workers': now.get('deaths', 0)}, as_json)
+    row = {'job': job, 'model': plan.model, 'frames': f"{now['done']} of {now['frames']}"}
+    row |= {'worker seconds': round(took, 1), 'replaced workers': now.get('deaths', 0)}
+    _show(now if as_json else row, as_json)
 
 def _again(workers, device, task, ray, ttl): # The options, as they were typed
     opts = {'--workers': workers, '--device': device, '--task': task, '--ray': ray, '--ttl': ttl}

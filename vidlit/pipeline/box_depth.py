@@ -22,8 +22,8 @@ def boxed(
     out,(h,w) = clip.clone(),clip.shape[-2:]
     ids = sorted({str(e['track_id']) for e in entries})
     for e in entries:
-        c = torch.tensor([int(COLOURS[ids.index(str(e['track_id']))%len(COLOURS)][i:i+2], 16)/255
-            for i in (1,3,5)]).to(out)[:,None]
+        code = COLOURS[ids.index(str(e['track_id']))%len(COLOURS)] # '#rrggbb'
+        c = torch.tensor([int(code[i:i+2], 16)/255 for i in (1,3,5)]).to(out)[:,None]
         x1,y1,x2,y2 = (max(0, min(n, round(float(v)))) for v,n in zip(e['bbox'], (w-1,h-1,w,h)))
         f,x2,y2 = out[:,e['frame']],max(x2, x1+1),max(y2, y1+1)
         f[:,[y1,y2-1],x1:x2],f[:,y1:y2,[x1,x2-1]] = c[...,None],c[...,None]

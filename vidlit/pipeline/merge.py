@@ -82,7 +82,7 @@ def overlap_fit(
 def chunk_fits(
     readers:list, # One a chunk
     ranges:list, # (start, stop) of each
-    how:str='align', # 'align', 'blend' (a metric model: no fit) or 'discard' (the document)
+    how:str='align', # 'align', 'blend' (a metric model: no fit) or 'discard' (the earlier piece wins)
 )->list: # (S, T) for each; None: as it is
     "Every chunk to the scale of the first, neighbour by neighbour"
     if how not in ('align','blend','discard'):
@@ -242,8 +242,8 @@ class Depths:
     ):
         self.path,self.scale,p = Path(path),scale,Path(path)
         if not p.exists(): raise ChunkError(f"{p}: there is no such file or folder")
-        self.files = [o for o in sorted(p.iterdir())
-            if o.suffix in ('.png','.npz','.npy','.exr')] if p.is_dir() else None
+        self.files = None
+        if p.is_dir(): self.files = [o for o in sorted(p.iterdir()) if o.suffix in ('.png','.npz','.npy','.exr')]
         self.maps = _array(p) if self.files is None else None
         if not len(self): raise ChunkError(f"{p} holds no depth maps")
         self[0]

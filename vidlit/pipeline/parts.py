@@ -101,8 +101,8 @@ def next_stretch(
         with m.auto(): d,state = m.model.step(m.prep(video[i]), state)
         out.append(_finite(d.float().cpu(), i, m.precision))
     n,over = p.at+len(out),len(out)<min(stop-p.at, STRETCH)
-    return torch.stack(out) if out else torch.empty(0, 1, 1),Point(n, n, n if over else p.start, None if over
-        else state)
+    depth = torch.stack(out) if out else torch.empty(0, 1, 1)
+    return depth,Point(n, n, n, None) if over else Point(n, n, p.start, state)
 
 # %% ../../nbs/pipeline/01_parts.ipynb #229b2997
 modes = dict(offline=next_window, stream=next_stretch)

@@ -90,8 +90,8 @@ class Entry:
 def _named(where, track, frame): return f"{where} (track {track if track is not None else 'unnamed'}, frame {frame})"
 
 def _numbers(v, n, at, key):
-    ok = isinstance(v, list) and len(v)==n and all(isinstance(o, (int, float)) and not isinstance(o, bool)
-        and math.isfinite(o) and abs(o)<1e9 for o in v)
+    def number(o): return isinstance(o, (int, float)) and not isinstance(o, bool) and math.isfinite(o) and abs(o)<1e9
+    ok = isinstance(v, list) and len(v)==n and all(map(number, v))
     if not ok: raise TrackError(f"{at}: {key} must be {n} finite numbers, got {_line(v)[:80]}")
     return [float(o) for o in v]
 
@@ -262,8 +262,8 @@ def lift(
     z:Tensor, # [n], planar depth, metres
     K:Tensor, # [3, 3]
 )->Tensor: # [n, 3], camera axes, metres
-    "Places in the picture to places in front of the camera (eq. 1)"
-    one = crop_K(K.expand(len(uv), 3, 3), uv[:,1:]-.5, uv[:,:1]-.5) # of a picture of one pixel, there
+    "Places in the image to places in front of the camera (eq. 1)"
+    one = crop_K(K.expand(len(uv), 3, 3), uv[:,1:]-.5, uv[:,:1]-.5) # of an image of one pixel, there
     return unproject(z[:,None,None,None], one)[:,0,0]
 
 # %% ../../nbs/pipeline/12_tracks.ipynb #430f0e83
@@ -283,9 +283,9 @@ def status_of(
 
 def _field(s, state, xyz): # What is written into an entry
     num = lambda v, k: round(float(v), k)+0.
-    place = {} if s is None or state in lost else {'disparity': num(s.value, 5)} if xyz is None else {k: num(v, 4)
-        for k,v in zip('xyz', xyz)}
-    rest = {} if not place else dict(spread=num(s.spread, 4), share=num(s.share, 3), hidden=num(s.hidden, 3),
+    if s is None or state in lost: return {'status': state}
+    place = {'disparity': num(s.value, 5)} if xyz is None else {k: num(v, 4) for k,v in zip('xyz', xyz)}
+    rest = dict(spread=num(s.spread, 4), share=num(s.share, 3), hidden=num(s.hidden, 3),
         inside=num(s.inside, 3))
     return {**place, **rest, 'status': state}
 
@@ -299,8 +299,8 @@ def _samples(entries, reader, meaning, K, size, how): # A `Sample` for each entr
         known = value[np.isfinite(value)]
         unit = None if not meaning.relative else max(float(np.diff(np.quantile(known, [.02, .98]))[0]),
             1e-9) if len(known) else 1.
-        out |= {e.where: s for e,s in zip(here, sample_frame(value, [tuple(np.array(e.box)*scale) for e in here], unit,
-            how))}
+        scaled = [tuple(np.array(e.box)*scale) for e in here]
+        out |= {e.where: s for e,s in zip(here, sample_frame(value, scaled, unit, how))}
     return [out.get(e.where) for e in entries]
 
 def _free(entries, field): # Refuse to write over what somebody else has written
@@ -387,8 +387,8 @@ def enrich_file(
 
 def _about(reader, K, kw):
     m,relative = reader.meta,kw.get('relative', False)
-    told = {k: v for k,v in kw.items() if k in ('scale','shift','how','size','near','far') and v is not None
-        and not v==math.inf}
+    keys = 'scale','shift','how','size','near','far'
+    told = {k: v for k,v in kw.items() if k in keys and v is not None and not v==math.inf}
     return dict(made_by='vidlit tracks', units='relative' if relative else 'm',
         axes='camera: x right, y down, z forward', K=None if K is None else [round(v, 6) for v in K.flatten().tolist()],
         depth=dict(kind=m.kind, units=m.units, frames=m.frames, source=m.source), **told)

@@ -139,8 +139,9 @@ def _grow(more, d):
     "Bounds of the video so far"
     if not d.numel(): return
     lo,hi = (o.item() for o in d.aminmax())
-    more.update(lo=lo if more['lo'] is None else min(lo, more['lo']), hi=hi if more['hi'] is None
-        else max(hi, more['hi']))
+    if more['lo'] is not None: lo = min(lo, more['lo'])
+    if more['hi'] is not None: hi = max(hi, more['hi'])
+    more.update(lo=lo, hi=hi)
 
 @patch
 def advance(self:DepthRun
@@ -170,8 +171,8 @@ class _Clock:
     def __call__(self, n):
         if self.run.report is None: return
         rate = (n-self.first)/max(1e-9, time.perf_counter()-self.at)
-        self.run.report(dict(stage=self.stage, done=n, frames=self.run.stop, rate=rate, left=(self.run.stop-n)/rate
-            if rate else None))
+        left = (self.run.stop-n)/rate if rate else None
+        self.run.report(dict(stage=self.stage, done=n, frames=self.run.stop, rate=rate, left=left))
 
 @patch
 def keep(self:DepthRun, n, depth, more):

@@ -52,10 +52,10 @@ class Metric:
 @dataclass(frozen=True)
 class Comparison:
     "Two variants, seed by seed"
-    fact:str      # Name in the claims ledger
+    fact:str      # Name in the claims ledger; '' where the ledger does not ask
     a:str         # A variant
     b:str         # The variant it is held against
-    text:str      # What is asked; '{a}' and '{b}' stand for what the two reached, by default at the end
+    text:str = '' # What is asked; '{a}' and '{b}' stand for what the two reached, by default at the end
     yes:str = ''  # What to say on top where `a` is better
     no:str = ''   # Where `b` is better
     open:str = '' # Where the interval includes zero
@@ -71,7 +71,7 @@ class Study:
     comparisons:tuple  # Of `Comparison`; the order is that of the ledger
     metric:Metric = Metric()
     setting:str = ''   # 'With 256 labels and 500 steps'
-    told:tuple = ()    # Variants whose numbers stand on top of the page
+    told:dict = None   # Variants whose numbers stand on top of the page -> how they are called there
     label:str = '{}'   # How a row is named, where a page has several studies: 'motion, linear probe: {}'
 
     def scores(self, res): # Name -> a number for each seed, of the variants that were run
@@ -97,7 +97,7 @@ class Study:
         said = [c.said(facts[c.fact]['supports']) for c in self.comparisons if c.fact in facts]
         first = '; '.join(o for o in said if o)
         m = self.metric
-        numbers = ', '.join(f'{k} {m.number(got[k])}' for k in self.told if k in got)
+        numbers = ', '.join(f'{v} {m.number(got[k])}' for k,v in (self.told or {}).items() if k in got)
         second = f'{self.setting}: {numbers}{m.say_chance()}' if numbers else ''
         return ' '.join(f'{o[0].upper()}{o[1:]}.' for o in (first, second) if o)
 
@@ -106,7 +106,7 @@ class Study:
         rows = arm_rows({self.label.format(k): v for k,v in got.items()}, m.name, m.digits, m.tries, m.low)
         chance = [{} if m.chance is None else {'at chance': m.at_chance(v)} for v in got.values()]
         pairs = self.compared(got)
-        facts = {c.fact: self.fact(got, c, p) for c,p in pairs}
+        facts = {c.fact: self.fact(got, c, p) for c,p in pairs if c.fact}
         paired = [p | dict(a=self.label.format(p['a']), b=self.label.format(p['b'])) for _,p in pairs]
         rows = [r|c for r,c in zip(rows, chance)]
         return dict(question=self.question, rows=rows, paired=paired, facts=facts, headline=self.answer(got, facts))

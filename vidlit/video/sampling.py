@@ -171,7 +171,8 @@ def list_csv(
     return _some(VideoList(paths, labels, list(vocab or [])), path)
 
 # %% ../../nbs/video/04_sampling.ipynb #f9c7d574
-ssv2_form = [{'id':(Num(0), Text(r'[\w-][\w.-]*', 200)), 'template?':str, str:object}] # an id is a file's name, and leads nowhere else
+# an id is a file's name, and leads nowhere else
+ssv2_form = [{'id':(Num(0), Text(r'[\w-][\w.-]*', 200)), 'template?':str, str:object}]
 
 def list_ssv2(
     path, # JSON of entries with "id" and "template"

@@ -1,4 +1,4 @@
-"Depth Anything against transformers from the same weights, in both directions; whose file it is; sizes; the head's places; what alignment hides."
+"Depth Anything against transformers from the same weights, both ways; kinds of files; sizes; the head's places; alignment."
 import json
 import warnings
 from dataclasses import replace
@@ -260,7 +260,7 @@ def test_predict_any_size(h, w):
     torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
 
 def test_between():
-    "Each place is passed once, in order; a map that is handed on changes nothing; one that is changed matters at every place"
+    "Each place is passed once, in order; an unchanged map changes nothing, a changed one does at every place"
     head,g = DPTHead(DPTConfig(24, 16, (8,12,16,24), mid=8)),gen()
     head.output3.bias.data.fill_(5.)
     toks = [torch.randn(1, 15, 24, generator=g) for _ in range(4)]

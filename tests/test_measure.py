@@ -1,10 +1,20 @@
-"Properties of the depth measures and losses: invariances, holes that may hold anything, batches, time reversal, slow references"
+"Properties of the depth measures and losses: invariances, masked pixels, batches, time reversal, slow references"
 import math
 from functools import partial
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.depth.losses import affine_loss, cutmix_loss, feature_loss, official_ssi, silog_loss, spread_norm, ssi_loss, tgm_loss, video_loss
+from vidlit.depth.losses import (
+    affine_loss,
+    cutmix_loss,
+    feature_loss,
+    official_ssi,
+    silog_loss,
+    spread_norm,
+    ssi_loss,
+    tgm_loss,
+    video_loss,
+)
 from vidlit.depth.measure import (
     DepthMap,
     Kind,
@@ -22,7 +32,19 @@ from vidlit.depth.measure import (
     valid_depth,
     z_to_disparity,
 )
-from vidlit.depth.stability import boundary_f, carry_nearest, carry_splat, drift, flicker, opw, scale_jitter, seam_jump, static_pixels, tae, temporal_report
+from vidlit.depth.stability import (
+    boundary_f,
+    carry_nearest,
+    carry_splat,
+    drift,
+    flicker,
+    opw,
+    scale_jitter,
+    seam_jump,
+    static_pixels,
+    tae,
+    temporal_report,
+)
 from vidlit.worlds.camera import look_at, make_K
 from vidlit.worlds.worlds import WorldConfig, make_worlds
 

@@ -328,7 +328,7 @@ def test_metric_teacher():
 
 
 def test_confidences():
-    "The document's depends on the unit and not on a shift; agreement on neither; a map that leans does not agree with its mirror"
+    "One depends on the unit and not on a shift; agreement on neither; a tilted map does not agree with its mirror"
     z = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0))*3
     torch.testing.assert_close(document_score(z+5), document_score(z), atol=1e-4, rtol=1e-4)
     assert (document_score(z*.01) == 0).all() and (document_score(z*50) == 0).all()

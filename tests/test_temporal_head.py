@@ -1,4 +1,4 @@
-"""The temporal modules against the released code's formulas written out plainly; files of the true size; what training may touch."""
+"""The temporal modules against the released code's formulas; files of the true size; what training changes."""
 from dataclasses import replace
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_s
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
-from vidlit.depth.temporal_head import VideoDepth, add_time, clip_loss, train_only_time, places, video_depth_s
+from vidlit.depth.temporal_head import VideoDepth, add_time, clip_loss, places, train_only_time, video_depth_s
 from vidlit.depth.video_depth_weights import official_video_config, official_video_depth
 from vidlit.nn.weights import WeightsError
 
@@ -95,13 +95,13 @@ def test_modules_sit_where_the_authors_put_them():
 @pytest.mark.parametrize('b,t,h,w,eps',
     [(1, 1, 28, 28, 0), (2, 3, 21, 28, 0), (1, 32, 28, 21, 0), (1, 32, 7, 14, 1e-6)])
 def test_fresh_is_per_frame(b, t, h, w, eps):
-    "To the last bit; maps of a single pixel change their strides on the way, and the convolution after them its rounding"
+    "To the last bit; maps of one pixel change their strides, and the convolution after them its rounding"
     gen = torch.Generator().manual_seed(t)
     image_model = DepthAnything(SMALL, gen, 'xavier').eval()
     clip = torch.randn(b, 3, t, h, w, generator=gen)
     with torch.no_grad():
-        gap = add_time(image_model, gen, heads=4, groups=8)(clip)-image_model(clip.transpose(1, 2).flatten(0, 1)).unflatten(0,
-            (b, t))
+        alone = image_model(clip.transpose(1, 2).flatten(0, 1)).unflatten(0, (b, t))
+        gap = add_time(image_model, gen, heads=4, groups=8)(clip)-alone
     assert gap.abs().max() <= eps
 
 

@@ -1,11 +1,23 @@
-"""Windows of long videos: the stream against lists in the manner of the official program, its memory, its arithmetic."""
+"""Windows of long videos: the stream against the lists of the official program, memory, arithmetic."""
 import weakref
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from vidlit.depth import windows
-from vidlit.depth.windows import apply_fit, cut_score, fit_window, frame_parts, infer_windows, is_cut, n_windows, scale_shift, scenes, slide, window_frames
+from vidlit.depth.windows import (
+    apply_fit,
+    cut_score,
+    fit_window,
+    frame_parts,
+    infer_windows,
+    is_cut,
+    n_windows,
+    scale_shift,
+    scenes,
+    slide,
+    window_frames,
+)
 
 lengths = st.integers(1, 400)
 quick = settings(max_examples=60, deadline=None, derandomize=True)

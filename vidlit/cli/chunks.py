@@ -150,7 +150,7 @@ def run(job:str,         # Folder made by `vidlit chunks split`
     else: now = run_workers(job, workers, device, part, ttl, watch, model=model)
     if watch: print(file=sys.stderr)
     took = sum(o['seconds'] for o in now['workers'])
-    row = {'job': job, 'model': plan.model, 'frames': f"{now['done']} of {now['frames']}"}
+    row = dict(job=job, model=plan.model, frames=f"{now['done']} of {now['frames']}")
     row |= {'worker seconds': round(took, 1), 'replaced workers': now.get('deaths', 0)}
     _show(now if as_json else row, as_json)
 

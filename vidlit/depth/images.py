@@ -161,8 +161,12 @@ def resolve_name(host, port): # Addresses of a name, as text
     try: return sorted({o[4][0] for o in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
     except (OSError, UnicodeError) as e: raise FetchError(f'{host} has no address ({e})') from e
 
-_inner = [ipaddress.ip_network(o) for o in ('192.0.0.0/24', '192.88.99.0/24', '2001::/23', '2001:db8::/32', '2002::/16', '2620:4f:8000::/48', '3fff::/20')] # for protocols, tunnels, books
-_open6 = ipaddress.ip_network('2000::/3') # all that is given out; outside lie loopback, local, site-local, mapped and translated (NAT64) forms
+# for protocols, tunnels, books
+_inner = [ipaddress.ip_network(o)
+    for o in ('192.0.0.0/24', '192.88.99.0/24', '2001::/23', '2001:db8::/32', '2002::/16', '2620:4f:8000::/48',
+    '3fff::/20')]
+# all that is given out; outside lie loopback, local, site-local, mapped and translated (NAT64) forms
+_open6 = ipaddress.ip_network('2000::/3')
 
 def public(address)->bool:
     "Is this the address of a machine on the open internet, and in no form that stands for another?"

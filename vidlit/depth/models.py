@@ -197,7 +197,9 @@ def _folder(p):
     if kind=='depth_anything': return per_frame(DepthAnything.from_pretrained(p)),'frame by frame, nothing along time'
     raise WeightsError(f"{p} is a model of kind {kind!r}, not a depth model (vidlit_video_depth or depth_anything)")
 
-def _recipe(p): return read_json(p/'recipe.json', {'about?':Text(r'[^\x00-\x1f\x7f]*'), str:object}).get('about') if (p/'recipe.json').is_file() else None
+def _recipe(p):
+    return (read_json(p/'recipe.json', {'about?':Text(r'[^\x00-\x1f\x7f]*'), str:object}).get('about')
+        if (p/'recipe.json').is_file() else None)
 
 # %% ../../nbs/depth/models.ipynb #8aa855ec
 _ranges = dict(hypersim=20., vkitti=80.) # metres, of the metric image models

@@ -249,7 +249,8 @@ class _Watch:
             self.report(dict(done=self.done, total=self.total, kept=self.kept, rate=rate, left=left))
 
 _part = Num(-1e300, 1e300, whole=False)
-row_form = {'i':Num(0, 2**31), 'name':str, 'why?':str, 'picture?':_hash, 'file?':Text('[0-9]{9,}[.](png|npy)'), 'scale?':_part, 'offset?':_part, 'conf?':_part}
+row_form = {'i':Num(0, 2**31), 'name':str, 'why?':str, 'picture?':_hash, 'file?':Text('[0-9]{9,}[.](png|npy)'),
+    'scale?':_part, 'offset?':_part, 'conf?':_part}
 
 def _member(z, name, most=1<<30): # A file of a shard, not larger than one can be
     if z.getinfo(name).file_size>most: raise ValueError(f'{name} has more than {most} bytes')
@@ -259,7 +260,8 @@ def shard_rows(path)->list: # Dicts of i, name, and file, scale, offset, conf, o
     "What became of the images of a shard; a damaged one is a `StoreError`"
     try:
         with zipfile.ZipFile(path) as z: return parse_json(_member(z, 'rows.json'), f'rows.json of {path}', [row_form])
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, NotImplementedError, RuntimeError, zlib.error) as e: raise StoreError(f'{path} is damaged: {e}') from e
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, NotImplementedError, RuntimeError, zlib.error) as e:
+        raise StoreError(f'{path} is damaged: {e}') from e
 
 def seal(folder, shards):
     "List all shards in the manifest, once"

@@ -17,7 +17,8 @@ def _text(path):
     try: return Path(path).read_text()
     except OSError: return ''
 
-def _fields(pid): return _text(f'/proc/{pid}/stat').rpartition(')')[2].split() # state, parent, ...; none where there is no /proc
+# state, parent, ...; none where there is no /proc
+def _fields(pid): return _text(f'/proc/{pid}/stat').rpartition(')')[2].split()
 
 def _began(pid): return (_fields(pid)+['0']*20)[19]
 
@@ -132,11 +133,14 @@ def free_place(
     what:str='out' # What it is called
 )->Path:
     "Where something may be written; a `ValueError` says why not"
-    if not str(out).strip() or '\0' in str(out): raise ValueError(f"--{what} is empty: name a {'file' if file else 'folder'}")
+    if not str(out).strip() or '\0' in str(out):
+        raise ValueError(f"--{what} is empty: name a {'file' if file else 'folder'}")
     p,here = Path(os.path.realpath(out)),Path(os.path.realpath('.'))
-    if p in (here, *here.parents): raise ValueError(f'--{what} {out} is the folder you stand in, or one around it: name a place of its own')
+    if p in (here, *here.parents):
+        raise ValueError(f'--{what} {out} is the folder you stand in, or one around it: name a place of its own')
     if file and p.is_dir(): raise ValueError(f'--{what} {out} is a folder: name a file')
-    if not file and p.exists() and not p.is_dir(): raise ValueError(f'--{what} {out} is a file that is there already: it is not written over')
+    if not file and p.exists() and not p.is_dir():
+        raise ValueError(f'--{what} {out} is a file that is there already: it is not written over')
     for o in inputs: _apart(p, o, f'--{what} {out}')
     return Path(out)
 
@@ -155,7 +159,8 @@ def replaceable(
     what:str='out' # What it is called
 )->Path:
     "Refuse to replace a file that somebody else has made"
-    if os.path.lexists(path) and (os.path.islink(path) or not ours(path)): raise ValueError(f'--{what} {path} is there already, and not made by this command: it is not written over')
+    if os.path.lexists(path) and (os.path.islink(path) or not ours(path)):
+        raise ValueError(f'--{what} {path} is there already, and not made by this command: it is not written over')
     return Path(path)
 
 def clear(

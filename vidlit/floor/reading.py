@@ -79,7 +79,8 @@ class Text:
     form:str='.*' # Regular expression for all of it
     most:int=4096 # Characters
 
-    def __str__(self): return f'a text of at most {self.most} characters'+(f' like {self.form}' if self.form!='.*' else '')
+    def __str__(self):
+        return f'a text of at most {self.most} characters'+(f' like {self.form}' if self.form!='.*' else '')
     def fits(self, v): return isinstance(v, str) and len(v)<=self.most and re.fullmatch(self.form, v, re.S) is not None
 
 # %% ../../nbs/floor/reading.ipynb #2803f620
@@ -120,14 +121,18 @@ def _wrong(v, schema, at): return f"{at.lstrip('.') or 'it'} must be {_said(sche
 def _misfits(v, schema, at):
     "The same, name by name"
     want = {k.removesuffix('?'): s for k,s in schema.items() if k is not str}
-    if lost := [k for k in want if k not in v and f'{k}?' not in schema]: return f"{at.lstrip('.') or 'it'} lacks {lost[0]!r}"
-    if str not in schema and (more := [k for k in v if k not in want]): return f"{at.lstrip('.') or 'it'} has an unknown name {more[0]!r:.80}"
-    return next((w for k,o in v.items() if (w := misfit(o, want[k] if k in want else schema[str], f'{at}.{k[:80]}'))), None)
+    if lost := [k for k in want if k not in v and f'{k}?' not in schema]:
+        return f"{at.lstrip('.') or 'it'} lacks {lost[0]!r}"
+    if str not in schema and (more := [k for k in v if k not in want]):
+        return f"{at.lstrip('.') or 'it'} has an unknown name {more[0]!r:.80}"
+    return next((w for k,o in v.items()
+        if (w := misfit(o, want[k] if k in want else schema[str], f'{at}.{k[:80]}'))), None)
 
 # %% ../../nbs/floor/reading.ipynb #68f03982
 def _once(pairs):
     d = dict(pairs)
-    if len(d)<len(pairs): raise ValueError(f"a key stands twice in one object: {Counter(k for k,_ in pairs).most_common(1)[0][0]!r:.80}")
+    if len(d)<len(pairs):
+        raise ValueError(f"a key stands twice in one object: {Counter(k for k,_ in pairs).most_common(1)[0][0]!r:.80}")
     return d
 
 def _no(name): raise ValueError(f'{name} is no JSON number')
@@ -195,7 +200,8 @@ _grid = {'name':{'regular'}, 'configuration':{'chunk_shape':[Num(1, 2**31)]}}
 _keys = {'name':{'default'}, 'configuration?':{'separator?':{'/', '.'}}}
 _value = (Num(-math.inf, math.inf, whole=False), bool, Text('-?Infinity|NaN|0x[0-9a-fA-F]{1,16}'))
 _zarr = {'zarr_format':{3}, 'node_type':{'array'}, 'data_type':zarr_dtypes, 'shape':[_side], 'chunk_grid':_grid,
-    'chunk_key_encoding':_keys, 'fill_value':_value, 'codecs':[_codec], 'attributes?':dict, 'storage_transformers?':list,
+    'chunk_key_encoding':_keys, 'fill_value':_value, 'codecs':[_codec], 'attributes?':dict,
+    'storage_transformers?':list,
     'dimension_names?':(None, [(str, None)])}
 
 # %% ../../nbs/floor/reading.ipynb #6bc6ad42
@@ -209,7 +215,8 @@ def check_zarr(
     d = read_json(f, _zarr, Limits(bytes=1<<20))
     if d.get('storage_transformers'): raise StoreError(f'{f}: storage_transformers must be empty')
     chunk = d['chunk_grid']['configuration']['chunk_shape']
-    if len(chunk)!=len(d['shape']) or math.prod(chunk)*8>most: raise StoreError(f"{f}: chunks of {chunk} do not suit an array of {d['shape']}")
+    if len(chunk)!=len(d['shape']) or math.prod(chunk)*8>most:
+        raise StoreError(f"{f}: chunks of {chunk} do not suit an array of {d['shape']}")
     return d
 
 def open_zarr(

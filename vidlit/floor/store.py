@@ -104,7 +104,8 @@ def _row(item, value): return json.dumps(dict(item=item, value=value), sort_keys
 
 def _read_row(line, path): # A hundred thousand of them are read at once: the schema is written out
     row = parse_json(line, path) if len(line)>512 else _decoder(None).decode(line.decode())
-    if type(row) is not dict or row.keys()!={'item', 'value'} or type(row['item']) not in (int, str): raise StoreError(f'{path}: no item and value')
+    if type(row) is not dict or row.keys()!={'item', 'value'} or type(row['item']) not in (int, str):
+        raise StoreError(f'{path}: no item and value')
     return row['item'],row['value']
 
 class _Log:
@@ -194,7 +195,8 @@ class TokenCache:
 def _create(self:TokenCache):
     self.path.mkdir(parents=True, exist_ok=True)
     with temp_path(self.path/'tokens') as tmp:
-        zarr.create_array(str(tmp), shape=(self.n, *self.shape), chunks=(1, *self.shape), dtype='float16', fill_value=0, zarr_format=3,
+        zarr.create_array(str(tmp), shape=(self.n, *self.shape), chunks=(1, *self.shape), dtype='float16',
+            fill_value=0, zarr_format=3,
             attributes=dict(version=1, source=self.source))
         try: os.rename(tmp, self.path/'tokens')
         except OSError:  # another process was first
@@ -217,7 +219,8 @@ def _half(self:TokenCache, i, tok):
     if not 0<=i<self.n: raise ValueError(f'item {i} is outside 0..{self.n-1}')
     if tuple(tok.shape)!=self.shape: raise ValueError(f'item {i} has shape {tuple(tok.shape)} instead of {self.shape}')
     a = tok.detach().cpu().half().numpy()
-    if not np.isfinite(a).all(): raise ValueError(f'item {i} does not fit float16: largest value {tok.detach().abs().max().item():g}')
+    if not np.isfinite(a).all():
+        raise ValueError(f'item {i} does not fit float16: largest value {tok.detach().abs().max().item():g}')
     return a
 
 @patch

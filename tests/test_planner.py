@@ -103,13 +103,13 @@ def test_the_judge_is_right(small):
 
 def test_same_ride_twice(small):
     r,wm,tasks = small
-    rides = [ride(tasks, planned(Planner(wm, r.space(2), r.search(2)), tasks.image, torch.Generator().manual_seed(3)),
-        2) for _ in range(2)]
+    rides = [ride(tasks, planned(Planner(wm, r.space(2), r.search(2)), tasks.image, torch.Generator().manual_seed(3)), 2)
+        for _ in range(2)]
     assert torch.equal(rides[0].actions, rides[1].actions)
 
 def test_jobs_run_from_nothing_to_a_summary(small, tmp_path, monkeypatch):
-    from vidlit.studies import planner as planner_results, planner_study
-    monkeypatch.setitem(planner_study.plan_setups, 'toy', small[0])
+    from vidlit.studies import planner as planner_results, planner_jobs as planner_page
+    monkeypatch.setitem(planner_page.plan_setups, 'toy', small[0])
     jobs = [j for j in planner_jobs('toy', range(1), variants=True) if not j.key.startswith('variant')]
     res = run_jobs(jobs, tmp_path/'jobs')
     s = planner_results.summary(res, tmp_path)

@@ -1,4 +1,4 @@
-"Depth Anything against transformers from the same weights, both ways; kinds of files; sizes; the head's places; alignment."
+"Depth Anything against transformers from the same weights, both ways; kinds of files; the head's places; alignment."
 import json
 import warnings
 from dataclasses import replace

@@ -446,7 +446,7 @@ def test_names_on_disk_are_those_of_the_first_version(video, tmp_path):
     "Jobs and folders outlive the names in the code"
     job = make_job(tmp_path/'job', video, 3)
     row = json.loads((job.path/'job.json').read_text())
-    assert list(row)==['format', 'film', 'source', 'frames', 'height', 'width', 'fps', 'overlap', 'chunks']
+    assert {*row}=={'format', 'film', 'source', 'frames', 'height', 'width', 'fps', 'overlap', 'chunks'}
     assert row['film']==job.video==str(video) and row['format']=='vidlit-chunks-1' and open_job(job.path)==job
     run(job.path, Drifting(), 'drifting')
     assert merge(job.path, tmp_path/'out').meta.made['how']=='deal'

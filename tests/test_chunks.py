@@ -1,5 +1,6 @@
 """Chunks: exact arithmetic, kills at random and at every write, two workers, hanging ones, bad input, exact merges."""
 import errno
+import json
 import multiprocessing as mp
 import os
 import random
@@ -442,6 +443,16 @@ def test_folders_of_something_else(video, tmp_path):
     for text in ('{', '{"format": "other"}', '{"format": "vidlit-chunks-1"}'):
         (job.path/'job.json').write_text(text)
         with pytest.raises(store.StoreError, match='job.json'): open_job(job.path)
+
+
+def test_names_on_disk_are_those_of_the_first_version(video, tmp_path):
+    "Jobs and folders outlive the names in the code"
+    job = make_job(tmp_path/'job', video, 3)
+    row = json.loads((job.path/'job.json').read_text())
+    assert {*row}=={'format', 'film', 'source', 'frames', 'height', 'width', 'fps', 'overlap', 'chunks'}
+    assert row['film']==job.video==str(video) and row['format']=='vidlit-chunks-1' and open_job(job.path)==job
+    run(job.path, Drifting(), 'drifting')
+    assert merge(job.path, tmp_path/'out').meta.made['how']=='deal'
 
 
 def test_damaged_windows(video, undisturbed, tmp_path):

@@ -138,7 +138,8 @@ def _how(job, how):
     if job.shared() and how:
         why = f"its pieces share no frames to {how}, the video's windows were shared out"
         raise ChunkError(f"{job.path}: {why}: split with an overlap")
-    return 'share_windows' if job.shared() else how or ('blend' if job.bound()['metric'] else 'align')
+    if job.shared(): return 'deal' # shared windows, by the name that folders on disk have for them
+    return how or ('blend' if job.bound()['metric'] else 'align')
 
 def is_merge_of(
     job, # A `DepthJob`

@@ -77,7 +77,7 @@ def forward(self:SplitOmniMAE,
 
 @patch
 def features(self:SplitOmniMAE,
-    x:Tensor, # Stills or films
+    x:Tensor, # Images or videos
 )->Tensor: # `[b, n, dim]`, after the final norm
     "Encoder tokens of everything"
     _,side,clip = self.side(x)
@@ -85,7 +85,7 @@ def features(self:SplitOmniMAE,
 
 # %% ../../nbs/pretrain/omnimae_variants.ipynb #075f5776
 class SplitClassifier(nn.Module):
-    "A classifier of stills or films over the split network's encoder"
+    "A classifier of images or videos over the split network's encoder"
     def __init__(self, net, n_classes, init_scale=.001, gen=None):
         super().__init__()
         self.net,self.head = net,nn.Linear(net.cfg.enc.dim, n_classes)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 # %% ../../nbs/floor/04_metrics.ipynb #3d782d85
 def _same(pred, targ):
-    if pred.shape!=targ.shape: raise ValueError(f'prediction {tuple(pred.shape)} and target {tuple(targ.shape)} must have one shape')
+    if pred.shape!=targ.shape: raise ValueError(
+        f'prediction {tuple(pred.shape)} and target {tuple(targ.shape)} must have one shape')
     if pred.ndim<2: raise ValueError(f'a batch is needed, got shape {tuple(pred.shape)}')
 
 # %% ../../nbs/floor/04_metrics.ipynb #ca7cac81
@@ -45,7 +46,8 @@ def ssim(
 )->Tensor: # Similarity [b], at most 1
     "Structural similarity of each sample, averaged over channels and frames (eq. 2, Wang et al. 2004)"
     _same(pred, targ)
-    if min(pred.shape[-2:])<n: raise ValueError(f'frames of {tuple(pred.shape[-2:])} are smaller than the window of {n}')
+    if min(pred.shape[-2:])<n: raise ValueError(
+        f'frames of {tuple(pred.shape[-2:])} are smaller than the window of {n}')
     h, w = pred.shape[-2:]
     x, y = (o.float().reshape(-1, 1, h, w) for o in (pred, targ))
     win, c1, c2 = _gauss(n, sigma).to(x.device), (.01*top)**2, (.03*top)**2
@@ -60,7 +62,8 @@ def top_k(
     k:int=1 # How many guesses are allowed
 )->Tensor: # Fraction right, a scalar in [0, 1]
     "Share of samples whose label is among the k best guesses; ties count against the model"
-    if logit.ndim!=2 or len(logit)!=len(label): raise ValueError(f'scores {tuple(logit.shape)} do not fit labels {tuple(label.shape)}')
+    if logit.ndim!=2 or len(logit)!=len(label): raise ValueError(
+        f'scores {tuple(logit.shape)} do not fit labels {tuple(label.shape)}')
     if not 1<=k<=logit.shape[1]: raise ValueError(f'k={k} must lie between 1 and the {logit.shape[1]} classes')
     better = (logit >= logit.gather(1, label[:,None])).sum(1)  # the label itself is one of them
     return (better<=k).float().mean()

@@ -8,7 +8,7 @@ ONE    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTW
 OUT    ?= results
 ARGS   ?=
 
-.PHONY: help setup reproduce test test-nbs test-py check docs docs-check bench clean
+.PHONY: help setup reproduce test test-nbs test-py check docs docs-check preview bench clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -41,6 +41,9 @@ check: $(STAMP)  ## Seconds: export in sync, notebooks clean, chkstyle quiet, la
 docs: $(STAMP)  ## Render the site with nbdev and Quarto
 	@if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else echo 'make docs needs Quarto on PATH: https://quarto.org/docs/get-started (then run it again)'; fi
 
+preview: $(STAMP)  ## Every page as HTML without Quarto, into _preview/ (make preview ARGS="nn/02_vit.ipynb --shots shots")
+	$(ONE) $(BIN)/python tests/preview.py $(ARGS)
+
 docs-check: $(STAMP)  ## Parse every page as the site would, without Quarto
 	$(ONE) $(BIN)/python -m pytest tests/test_docs.py -q
 
@@ -48,5 +51,5 @@ bench: $(STAMP)  ## Run benchmarks/, both sides alternating on one thread, JSON 
 	@set -e; for b in benchmarks/*.py; do echo "== $$b"; $(ONE) $(BIN)/python $$b; done
 
 clean:  ## Remove what can be made again (not .venv, not results)
-	rm -rf _docs _proc build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf _docs _proc _preview build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -46,7 +46,8 @@ def tool(*cmd):
 
 
 def quiet():
-    r = sh(BIN/'chkstyle', 'nbs', '--skip-path-re', r'.*(_proc|\.ipynb_checkpoints).*')
+    joins = 'single-statement-body,inefficient-multiline-expression'  # would join lines up to 140 columns
+    r = sh(BIN/'chkstyle', 'nbs', '--ignore', joins, '--skip-path-re', r'.*(_proc|\.ipynb_checkpoints).*')
     return [] if 'found 0 ' in r.stdout else [(r.stdout+r.stderr).strip()[-4000:]]
 
 
@@ -63,6 +64,19 @@ def placeless():
     return [f'{p.relative_to(ROOT)}: an output shows {s[0]}' for p in pages if (s := said(p))]
 
 
+WIDE = 120
+
+
+def narrow():
+    "No line of code is longer than 120: cells, tests, benchmarks"
+    def said(name, lines): return [f'{name}: {len(l)} columns: {l.strip()[:70]}' for l in lines if len(l)>WIDE]
+    pages = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not {'_proc', '.ipynb_checkpoints'} & set(p.parts))
+    out = [s for p in pages for c in json.loads(p.read_text())['cells'] if c['cell_type']=='code'
+        for s in said(p.relative_to(ROOT), [l for l in ''.join(c['source']).splitlines() if not l.startswith('#| fig-cap')])]
+    scripts = [*(ROOT/'tests').glob('*.py'), *(ROOT/'benchmarks').glob('*.py'), ROOT/'setup.py', ROOT/'vidlit'/'__init__.py']
+    return out + [s for p in sorted(scripts) for s in said(p.relative_to(ROOT), p.read_text().splitlines())]
+
+
 def readme():
     sys.path.insert(0, str(ROOT/'tests'))
     from readme import made
@@ -70,7 +84,7 @@ def readme():
 
 
 def main():
-    checks = {'export in sync, notebooks clean': synced, 'chkstyle': quiet, 'README from index': readme, 'outputs without places': placeless,
+    checks = {'export in sync, notebooks clean': synced, 'chkstyle': quiet, 'README from index': readme, 'lines of at most 120': narrow, 'outputs without places': placeless,
               'walls': lambda: tool(sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_layers.py'),
               'ruff': lambda: tool(BIN/'ruff', 'check', '-q', 'tests', 'benchmarks', 'setup.py', 'vidlit/__init__.py')}
     bad = 0

@@ -1,12 +1,12 @@
-"Models for tests of chunk workers, found by name ('chunk_toys:moody'); what they do is told them by environment variables, since workers are other processes."
+"Models for tests of chunk workers, found by name ('chunk_toys:drifting'); environment variables say what they do."
 import errno
 import os
 import time
 
 
-class Moody:
+class Drifting:
     "Brightness on a scale that depends on what is seen alone; counts its calls in a file, which outlives the process"
-    id, file_kind, units, metric = 'moody', 'disparity', 'relative', False
+    id, file_kind, units, metric = 'drifting', 'disparity', 'relative', False
     def __init__(self, *_): self.log, self.slow = os.environ.get('TOY_LOG'), float(os.environ.get('TOY_SLOW', 0))
     def prep(self, f): return f
 
@@ -19,13 +19,13 @@ class Moody:
         return x*(.5+s)+s/3
 
 
-class Null(Moody):
+class Null(Drifting):
     "Costs next to nothing: one channel"
     id = 'null'
     def infer(self, x): return x[..., 1].float()
 
 
-class Full(Moody):
+class Full(Drifting):
     "The disk is full at its second window"
     calls = 0
 
@@ -35,4 +35,4 @@ class Full(Moody):
         return super().infer(x)
 
 
-moody, null, full = Moody, Null, Full
+drifting, null, full = Drifting, Null, Full

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: as a process of its own, or `here`, where nothing is imported again, through the same `main`."""
+"""The command line as its users meet it: as a process of its own, or `here`, in this process through the same `main`."""
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 VIDLIT = str(Path(sys.executable).parent/'vidlit')
 
 
-def vidlit(*args, **kw): return subprocess.run([VIDLIT, *map(str, args)], capture_output=True, text=True, timeout=120, **kw)
+def vidlit(*args, **kw):
+    return subprocess.run([VIDLIT, *map(str, args)], capture_output=True, text=True, timeout=120, **kw)
 
 
 def here(monkeypatch, capfd, *args):

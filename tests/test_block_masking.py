@@ -23,7 +23,8 @@ def gen(seed=0): return torch.Generator().manual_seed(seed)
 
 quick = settings(max_examples=40, deadline=None)
 grids = st.builds(Grid, st.integers(1, 6), st.integers(3, 10), st.integers(3, 10))
-specs = st.builds(BlockSpec, st.integers(1, 4), st.floats(.05, .6), st.just((.75,1.5)), st.sampled_from([1., .5, (.3,1.)]))
+specs = st.builds(BlockSpec, st.integers(1, 4), st.floats(.05, .6), st.just((.75,1.5)),
+    st.sampled_from([1., .5, (.3,1.)]))
 
 
 def plain(pred):
@@ -67,7 +68,8 @@ def test_all_hows_share_the_draw():
 
 def test_unbiased_loses_no_slot():
     grid = Grid(8,14,14)
-    slots = lambda how: torch.stack([multiblock(24, grid, gen(i), how=how).mask(grid.n).view(24,8,196).sum((0,2)).float() for i in range(30)]).mean(0)
+    slots = lambda how: torch.stack([multiblock(24, grid, gen(i), how=how).mask(grid.n).view(24,8,
+        196).sum((0,2)).float() for i in range(30)]).mean(0)
     fair,cut = slots('unbiased'),slots('faithful')
     assert fair.min()>.95*fair.max() and cut[-1]<.15*cut[0]
     assert abs(float(fair.sum()/cut.sum())-1)<1e-6
@@ -114,7 +116,8 @@ def test_document_block_is_80_to_90_percent():
         for i in range(20): assert document_blocks(3, g, gen(i)).keep.shape[1]>0
 
 @pytest.mark.parametrize('kw,say', [(dict(how='fair'), 'fair'), (dict(scale=1.5), 'fractions'), (dict(scale=0.), '0.0'),
-    (dict(aspect=(2.,1.)), r'\(2.0, 1.0\)'), (dict(scale=1., aspect=1.), 'no context'), (dict(scale=.9, aspect=1., blocks=200), 'no context')])
+    (dict(aspect=(2.,1.)), r'\(2.0, 1.0\)'), (dict(scale=1., aspect=1.), 'no context'),
+    (dict(scale=.9, aspect=1., blocks=200), 'no context')])
 def test_refusals(kw, say):
     with pytest.raises(ValueError, match=say): multiblock(2, Grid(2,6,6), gen(), **kw)
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine; one of them is killed in the middle. Needs `pip install 'vidlit[ray]'`."""
+"""A Ray cluster of three nodes on this machine; one is killed in the middle. Needs `pip install 'vidlit[ray]'`."""
 import socket
 import threading
 import time
@@ -14,7 +14,8 @@ from vidlit.pipeline.worker import status  # noqa: E402
 from vidlit.video.writing import numbered_frame, write_video  # noqa: E402
 
 
-def contents(path): return {o.relative_to(path).as_posix(): o.read_bytes() for o in sorted(path.glob('chunk_*/*')) if o.suffix!='.lock'}
+def contents(path):
+    return {o.relative_to(path).as_posix(): o.read_bytes() for o in sorted(path.glob('chunk_*/*')) if o.suffix!='.lock'}
 
 
 def ports():
@@ -23,16 +24,19 @@ def ports():
         with socket.socket() as s:
             s.bind(('', 0))
             return s.getsockname()[1]
-    return {k: free() for k in ('metrics_agent_port', 'runtime_env_agent_port', 'dashboard_agent_listen_port', 'metrics_export_port')}
+    return {k: free() for k in ('metrics_agent_port', 'runtime_env_agent_port', 'dashboard_agent_listen_port',
+        'metrics_export_port')}
 
 
 @pytest.fixture
 def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
-    env = dict(RAY_raylet_start_wait_time_s=180, RAY_agent_register_timeout_ms=240000, RAY_enable_metrics_collection=0, OMP_NUM_THREADS=1, TOY_SLOW=.4)
+    env = dict(RAY_raylet_start_wait_time_s=180, RAY_agent_register_timeout_ms=240000, RAY_enable_metrics_collection=0,
+        OMP_NUM_THREADS=1, TOY_SLOW=.4)
     for k, v in env.items(): monkeypatch.setenv(k, str(v))
     small = dict(object_store_memory=80<<20)
-    c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False, include_log_monitor=False, **small, **ports()))
+    c = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False,
+        include_log_monitor=False, **small, **ports()))
     c.two = [c.add_node(num_cpus=1, **small, **ports()) for _ in range(2)]
     yield c
     ray.shutdown()
@@ -41,15 +45,15 @@ def cluster(monkeypatch):
 
 @pytest.mark.timeout(600)
 def test_a_node_is_killed(cluster, tmp_path, monkeypatch):
-    film = write_video(tmp_path/'film.mp4', (numbered_frame(i) for i in range(300)), 25)
-    jobs = [make_job(tmp_path/o, film, 6, 12) for o in ('whole', 'job')]
-    for o in jobs: make_plan(o.path, Plan('chunk_toys:moody'))
+    video = write_video(tmp_path/'video.mp4', (numbered_frame(i) for i in range(300)), 25)
+    jobs = [make_job(tmp_path/o, video, 6, 12) for o in ('whole', 'job')]
+    for o in jobs: make_plan(o.path, Plan('chunk_toys:drifting'))
     monkeypatch.setenv('TOY_SLOW', '0') # the nodes have it from before
-    work_on(jobs[0].path, threads=1)
+    work_on(jobs[0].path, threads=1, model='chunk_toys:drifting')
     job, failed = jobs[1], []
 
     def go():
-        try: run_on_ray(job.path, cluster.address, ttl=5)
+        try: run_on_ray(job.path, cluster.address, ttl=5, model='chunk_toys:drifting')
         except BaseException as e: failed.append(e)
     t = threading.Thread(target=go)
     t.start()
@@ -68,11 +72,13 @@ def test_a_node_is_killed(cluster, tmp_path, monkeypatch):
     assert total<=sum(o['windows'] for o in status(job.path)['workers'])<=total+1
     other = make_job(tmp_path/'other', write_video(tmp_path/'other.mp4', (numbered_frame(i) for i in range(40)), 25))
     make_plan(other.path, Plan('chunk_toys:nobody'))
-    with pytest.raises(ChunkError, match="1 of 1 chunks are not done.*chunk_toys:nobody"): run_on_ray(other.path, cluster.address)
+    with pytest.raises(ChunkError, match="1 of 1 chunks are not done.*chunk_toys:nobody"):
+        run_on_ray(other.path, cluster.address, model='chunk_toys:nobody')
 
 
 def test_no_cluster(tmp_path):
     job = make_job(tmp_path/'job', write_video(tmp_path/'f.mp4', (numbered_frame(i) for i in range(9)), 25))
-    make_plan(job.path, Plan('chunk_toys:moody'))
-    with pytest.raises(ChunkError, match='no Ray cluster at .auto.*ray start --head'): run_on_ray(job.path)
+    make_plan(job.path, Plan('chunk_toys:drifting'))
+    with pytest.raises(ChunkError, match='no Ray cluster at .auto.*ray start --head'):
+        run_on_ray(job.path, model='chunk_toys:drifting')
     assert Path(job.path/'plan.json').exists()

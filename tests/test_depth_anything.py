@@ -1,4 +1,4 @@
-"Depth Anything against transformers from the same weights, in both directions; whose file it is; sizes; the head's places; what alignment hides."
+"Depth Anything against transformers from the same weights, both ways; kinds of files; sizes; the head's places; alignment."
 import json
 import warnings
 from dataclasses import replace
@@ -37,7 +37,8 @@ def gen(seed=0): return torch.Generator().manual_seed(seed)
 def small(cfg, dim, depth):
     "A published configuration with less width and depth; its own ratio of channels, its own kind of taps"
     head = replace(cfg.head, dim=dim, features=cfg.head.features//8, out=tuple(o//8 for o in cfg.head.out))
-    return replace(cfg, enc=replace(cfg.enc, dim=dim, depth=depth, heads=dim//16), head=head, taps=(0,1,depth-2,depth-1), side=5, offset=0.)
+    return replace(cfg, enc=replace(cfg.enc, dim=dim, depth=depth, heads=dim//16), head=head,
+        taps=(0,1,depth-2,depth-1), side=5, offset=0.)
 
 SMALL = dict(s=small(depth_anything_s, 48, 4), b=small(depth_anything_b, 64, 5), l=small(depth_anything_l, 96, 6))
 
@@ -120,7 +121,8 @@ def test_names_in_memory_and_on_disk(tmp_path):
     (tmp_path/'b').mkdir()
     save_file({k: v.contiguous() for k,v in ref.state_dict().items()}, tmp_path/'b/model.safetensors')
     (tmp_path/'b/config.json').write_text((tmp_path/'a/config.json').read_text())
-    for k,v in DepthAnything.from_pretrained(tmp_path/'b').state_dict().items(): assert torch.equal(v, ours.state_dict()[k]), k
+    for k,v in DepthAnything.from_pretrained(tmp_path/'b').state_dict().items():
+        assert torch.equal(v, ours.state_dict()[k]), k
 
 def test_half_precision_files(tmp_path):
     ours = built(SMALL['s'])
@@ -136,10 +138,12 @@ def test_official_sizes(cfg, m):
 def official_keys(cfg):
     "Names of an official file, written out independently of the map"
     blk = ['norm1','attn.qkv','attn.proj','norm2','mlp.fc1','mlp.fc2']
-    enc = ['cls_token','pos_embed','mask_token','patch_embed.proj.weight','patch_embed.proj.bias','norm.weight','norm.bias']
+    enc = ['cls_token','pos_embed','mask_token','patch_embed.proj.weight','patch_embed.proj.bias','norm.weight',
+        'norm.bias']
     enc += [f'blocks.{i}.{b}.{p}' for i in range(cfg.enc.depth) for b in blk for p in ('weight','bias')]
     enc += [f'blocks.{i}.ls{k}.gamma' for i in range(cfg.enc.depth) for k in (1,2)]
-    head = [f'projects.{i}.{p}' for i in range(4) for p in ('weight','bias')] + [f'resize_layers.{i}.{p}' for i in (0,1,3) for p in ('weight','bias')]
+    head = [f'projects.{i}.{p}' for i in range(4) for p in ('weight','bias')] + [f'resize_layers.{i}.{p}'
+        for i in (0,1,3) for p in ('weight','bias')]
     head += [f'scratch.layer{i}_rn.weight' for i in (1,2,3,4)]
     units = [f'resConfUnit{u}.conv{c}' for u in (1,2) for c in (1,2)] + ['out_conv']
     head += [f'scratch.refinenet{i}.{u}.{p}' for i in (1,2,3,4) for u in units for p in ('weight','bias')]
@@ -169,9 +173,12 @@ def test_loading_makes_copies():
 def test_wrong_files(tmp_path):
     ours = built(SMALL['s'])
     good = ours.to_official()
-    video = {k.replace('depth_head.', 'head.'): v for k,v in good.items()} | {'head.motion_modules.0.norm.weight': torch.ones(1)}
-    cases = [(video, 'Video Depth Anything'), (ours.encoder.to_weights(), 'encoder alone'), ({'core.core.pretrained.cls_token': torch.ones(1)}, 'ZoeDepth'),
-        (hf_depth_anything.to_theirs(ours.state_dict()), 'from_pretrained'), ({'fc.weight': torch.ones(1)}, 'something else')]
+    video = {k.replace('depth_head.', 'head.'): v
+        for k,v in good.items()} | {'head.motion_modules.0.norm.weight': torch.ones(1)}
+    cases = [(video, 'Video Depth Anything'), (ours.encoder.to_weights(), 'encoder alone'),
+        ({'core.core.pretrained.cls_token': torch.ones(1)}, 'ZoeDepth'),
+        (hf_depth_anything.to_theirs(ours.state_dict()), 'from_pretrained'),
+        ({'fc.weight': torch.ones(1)}, 'something else')]
     for state,word in cases:
         with pytest.raises(WeightsError, match=word): DepthAnything.from_official(state, 2)
     changes = [(lambda s: s.pop('pretrained.norm.bias'), 'missing: encoder.norm.bias'),
@@ -188,7 +195,8 @@ def test_wrong_files(tmp_path):
 
 def test_wrong_folders(tmp_path):
     ours = built(SMALL['s'])
-    odd = [('model_type','dpt','not of'), ('head_in_index',0,'head_in_index=0'), ('reassemble_factors',[2,2,1,.5],'reassemble_factors')]
+    odd = [('model_type','dpt','not of'), ('head_in_index',0,'head_in_index=0'),
+        ('reassemble_factors',[2,2,1,.5],'reassemble_factors')]
     for key,value,word in [*odd, ('max_depth',20,'max_depth=20')]:
         ours.save_pretrained(tmp_path)
         c = json.loads((tmp_path/'config.json').read_text()) | {key: value}
@@ -202,14 +210,17 @@ def test_wrong_folders(tmp_path):
 @pytest.mark.parametrize('cfg,name', [(dinov2_s, 'small'), (dinov2_b, 'base'), (dinov2_l, 'large')])
 def test_timm_names(cfg, name):
     timm = pytest.importorskip('timm')
-    with torch.device('meta'): ref,ours = timm.create_model(f'vit_{name}_patch14_dinov2', pretrained=False),DINOv2(cfg, mask_token=False)
+    with torch.device('meta'):
+        ref,ours = timm.create_model(f'vit_{name}_patch14_dinov2', pretrained=False),DINOv2(cfg, mask_token=False)
     from vidlit.depth.dinov2 import official_dinov2
-    assert {k: v.shape for k,v in official_dinov2.to_theirs(ours.state_dict()).items()} == {k: v.shape for k,v in ref.state_dict().items()}
+    assert {k: v.shape for k,v in official_dinov2.to_theirs(ours.state_dict()).items()} == {k: v.shape
+        for k,v in ref.state_dict().items()}
 
 @pytest.mark.parametrize('size', SIZES)
 def test_dinov2_of_transformers(size, tmp_path):
     cfg = replace(dinov2_s, dim=48, depth=3, heads=3)
-    ref = transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, image_size=70)).eval()
+    ref = transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=48, num_hidden_layers=3,
+        num_attention_heads=3, image_size=70)).eval()
     with torch.no_grad(): [p.add_(torch.randn(p.shape, generator=gen(p.numel()))*.1) for p in ref.parameters()]
     ref.save_pretrained(tmp_path)
     ours = DINOv2.from_weights(tmp_path/'model.safetensors', 'hf', heads=3).eval()
@@ -249,7 +260,7 @@ def test_predict_any_size(h, w):
     torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5)
 
 def test_between():
-    "Each place is passed once, in order; a map that is handed on changes nothing; one that is changed matters at every place"
+    "Each place is passed once, in order; an unchanged map changes nothing, a changed one does at every place"
     head,g = DPTHead(DPTConfig(24, 16, (8,12,16,24), mid=8)),gen()
     head.output3.bias.data.fill_(5.)
     toks = [torch.randn(1, 15, 24, generator=g) for _ in range(4)]
@@ -278,7 +289,8 @@ def test_alignment_hides_scale_shift_and_sign(a, b, flip):
 def test_metric_training_freezes_then_moves():
     from fastai.data.core import DataLoaders
     from torch.utils.data import DataLoader
-    tiny = DepthAnythingConfig(replace(dinov2_s, dim=32, depth=4, heads=2, patch=(1,8,8)), DPTConfig(32, 8, (8,8,8,8), 8, 4), (0,1,2,3), 2)
+    tiny = DepthAnythingConfig(replace(dinov2_s, dim=32, depth=4, heads=2, patch=(1,8,8)),
+        DPTConfig(32, 8, (8,8,8,8), 8, 4), (0,1,2,3), 2)
     start = DepthAnything(tiny, gen(), 'xavier')
     dls = DataLoaders(DataLoader(depth_images(range(16), WorldConfig(t=1, h=16, w=16)), 8))
     model = metric_from(start, 20., gen(1))
@@ -287,4 +299,5 @@ def test_metric_training_freezes_then_moves():
     same = [torch.equal(a, b) for a,b in zip(model.encoder.parameters(), start.encoder.parameters())]
     assert all(same) and all(p.requires_grad for p in model.parameters())
     fit(depth_learner(model, dls, lr=1e-3), steps=3)
-    assert not any(torch.equal(a, b) for a,b in zip(model.encoder.blocks.parameters(), start.encoder.blocks.parameters()))
+    assert not any(torch.equal(a, b) for a,b in zip(model.encoder.blocks.parameters(),
+        start.encoder.blocks.parameters()))

@@ -1,4 +1,4 @@
-"""Depth on disk: every storage gives back what it promises, survives a kill, and is refused for another film."""
+"""Depth on disk: every storage gives back what it promises, survives a kill, and is refused for another video."""
 import json
 import os
 import signal
@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
-from vidlit.video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, from_stored, max_error, source_id, step16, to_stored
+from vidlit.video import depth_frames
+from vidlit.video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, max_error, source_id
 from vidlit.video.writing import VideoError
 
+from_stored, to_stored, step16 = depth_frames.from_stored, depth_frames.to_stored, depth_frames.step16
 quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-WAYS = [('png16', 'uint16'), ('npz', 'float32'), ('npz', 'float16'), ('npz', 'uint16'), ('exr', 'float32'), ('exr', 'float16'),
+WAYS = [('png16', 'uint16'), ('npz', 'float32'), ('npz', 'float16'), ('npz', 'uint16'), ('exr', 'float32'),
+    ('exr', 'float16'),
         ('zarr', 'float32'), ('zarr', 'float16'), ('zarr', 'uint16')]
 exr = pytest.mark.skipif(not __import__('importlib').util.find_spec('OpenEXR'), reason='no OpenEXR')
 ways = pytest.mark.parametrize('storage,dtype', [pytest.param(*w, marks=exr) if w[0] == 'exr' else w for w in WAYS])
@@ -44,7 +47,8 @@ def test_comes_back(tmp_path, storage, dtype):
     assert ((got-z).nan_to_num().abs() <= bound+z.nan_to_num()*2**-23).all()
     if dtype == 'float32': assert torch.equal(got.nan_to_num(), z.nan_to_num())
     assert r.meta.fps == Fraction(2500, 1001) and r.meta.units == 'm' and len(r) == 5
-    assert torch.equal(r[[4, 0, 0]].nan_to_num(), got[[4, 0, 0]].nan_to_num()) and r[-1].shape == (1, 7, 9) and r[5:].shape == (0, 1, 7, 9)
+    assert torch.equal(r[[4, 0, 0]].nan_to_num(), got[[4, 0, 0]].nan_to_num()) and r[-1].shape == (1, 7, 9)
+    assert r[5:].shape == (0, 1, 7, 9)
     assert not [p for p in (tmp_path/'d').rglob('.*')], 'no temporary files stay'
 
 
@@ -69,12 +73,14 @@ def test_half_floats_keep_their_promise(v):
 def test_what_cannot_be_stored(tmp_path):
     w = writer(tmp_path/'d', 'png16')
     z = values()[0]
-    for bad, why in ((z*2, 'outside 0.5..60'), (-z, 'greater than 0'), (z[:, :3], r'\[7, 9\]'), (z*0, 'greater than 0')):
+    for bad, why in ((z*2, 'outside 0.5..60'), (-z, 'greater than 0'), (z[:, :3], r'\[7, 9\]'),
+        (z*0, 'greater than 0')):
         with pytest.raises(ValueError, match=why): w[0] = bad
     with pytest.raises(IndexError, match='has 5'): w[5] = z
     with pytest.raises(ValueError, match='65504'): writer(tmp_path/'h', 'npz', 'float16')[0] = z*1e5
     assert len(w) == 0
-    for kw, why in ((dict(kind='height'), 'height'), (dict(storage='tiff'), 'tiff'), (dict(lo=2., hi=1.), 'lo < hi'), (dict(fps=0), 'fps'),
+    for kw, why in ((dict(kind='height'), 'height'), (dict(storage='tiff'), 'tiff'), (dict(lo=2., hi=1.), 'lo < hi'),
+        (dict(fps=0), 'fps'),
                     (dict(size=(0, 3)), '0x3'), (dict(storage='exr', dtype='uint16'), 'uint16')):
         with pytest.raises(ValueError, match=why): writer(tmp_path/'x', **kw)
     assert not (tmp_path/'x').exists(), 'nothing is made of what was refused'
@@ -84,9 +90,11 @@ def test_nothing_mixed_up(tmp_path):
     for name in 'ab': (tmp_path/f'{name}.mp4').write_bytes(name.encode()*5000)
     p, a, b = tmp_path/'d', tmp_path/'a.mp4', tmp_path/'b.mp4'
     with writer(p, source=a) as w: w.extend(values())
-    for kw, why in ((dict(source=b), 'source'), (dict(source=None), 'source'), (dict(kind='radius'), 'kind'), (dict(fps=24), 'fps'),
+    for kw, why in ((dict(source=b), 'source'), (dict(source=None), 'source'), (dict(kind='radius'), 'kind'),
+        (dict(fps=24), 'fps'),
                     (dict(size=(9, 7)), 'height'),
-                    (dict(dtype='float16'), 'dtype'), (dict(storage='zarr'), 'storage'), (dict(frames=6), 'frames'), (dict(units='feet'), 'units')):
+                    (dict(dtype='float16'), 'dtype'), (dict(storage='zarr'), 'storage'), (dict(frames=6), 'frames'),
+                    (dict(units='feet'), 'units')):
         with pytest.raises(DepthError, match=f'another {why}'): writer(p, **{**dict(source=a), **kw})
     assert len(writer(p, source=a, frames=None)) == 5
     with pytest.raises(DepthError, match='b.mp4'): DepthReader(p, source=b)
@@ -122,7 +130,8 @@ def test_bad_json(tmp_path):
     with writer(tmp_path/'d') as w: w.extend(values())
     j = tmp_path/'d/sequence.json'
     d = json.loads(j.read_text())
-    for bad in ('', '[]', '{}', json.dumps({**d, 'format': 'other'}), json.dumps({**d, 'kind': 'x'}), json.dumps({**d, 'more': 1}), j.read_text()[:40]):
+    for bad in ('', '[]', '{}', json.dumps({**d, 'format': 'other'}), json.dumps({**d, 'kind': 'x'}),
+        json.dumps({**d, 'more': 1}), j.read_text()[:40]):
         j.write_text(bad)
         with pytest.raises(DepthError, match='cannot be read'): DepthReader(tmp_path/'d')
 
@@ -161,7 +170,8 @@ def long(path, storage):
 
 
 def test_kill_and_go_on(tmp_path):
-    p = subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path), os.path.dirname(__file__)], stdout=subprocess.PIPE)
+    p = subprocess.Popen([sys.executable, '-c', KILLED, str(tmp_path), os.path.dirname(__file__)],
+        stdout=subprocess.PIPE)
     assert p.stdout.readline() == b'go\n'
     time.sleep(.1)
     p.send_signal(signal.SIGKILL)

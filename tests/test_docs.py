@@ -1,46 +1,13 @@
 """The pages, without Quarto: every notebook is processed as nbdev does for the site and parsed by pandoc with Quarto's extensions."""
-import atexit
 import json
-import os
 import re
-from pathlib import Path
 import pytest
 import yaml
+from pages import NBS, ROOT, pages, process, sidebar, text
 
-ROOT = Path(__file__).resolve().parents[1]
-NBS = ROOT/'nbs'
 QUARTO = ('ipynb+fenced_divs+header_attributes+citations+bracketed_spans+link_attributes+raw_attribute+pipe_tables+grid_tables+footnotes+fenced_code_attributes'
           '+inline_code_attributes+tex_math_dollars+definition_lists+task_lists+implicit_figures+smart+fancy_lists+startnum+emoji+superscript+subscript')
-PAGES = sorted(str(p.relative_to(NBS)) for p in NBS.rglob('*.ipynb') if not any(o.startswith(('.', '_')) for o in p.relative_to(NBS).parts))
-
-
-def text(o): return ''.join(o) if isinstance(o, list) else o
-
-
-def put_away(shell):
-    "A page's shell, done with: at the end of the process IPython would collect garbage once for each, a minute for all pages"
-    if shell is None: return
-    atexit.unregister(shell.atexit_operations)
-    if shell.history_manager.save_thread is not None: shell.history_manager.save_thread.stop()
-
-
-@pytest.fixture
-def processed(tmp_path):
-    "A notebook as the site gets it"
-    from IPython.core.interactiveshell import InteractiveShell
-    from nbdev.processors import FilterDefaults
-    from nbdev.serve_drv import exec_nb
-    def of(page):
-        here = os.getcwd()
-        os.environ['IN_TEST'] = '1'
-        os.chdir(ROOT)
-        try: exec_nb(NBS/page, tmp_path/'page.ipynb', FilterDefaults)
-        finally:
-            os.environ.pop('IN_TEST', None)
-            os.chdir(here)
-            put_away(InteractiveShell._instance)
-        return json.loads((tmp_path/'page.ipynb').read_text())
-    return of
+PAGES = pages()
 
 
 def short(o):
@@ -114,21 +81,24 @@ def there(page, path): return (NBS/page).parent.joinpath(path).exists() or (NBS/
 
 
 @pytest.mark.parametrize('page', PAGES)
-def test_page(page, processed):
+def test_page(page):
     everything = set().union(*(labels(json.loads((NBS/p).read_text())) for p in PAGES))
-    assert not (said := list(faults(page, processed(page), everything, there))), '\n'.join(said)
+    assert not (said := list(faults(page, process(page), everything, there))), '\n'.join(said)
 
 
 def test_sidebar_is_whole():
-    conf = yaml.safe_load((ROOT/'_quarto.yml').read_text())
-    def files(o):
-        for x in o:
-            if isinstance(x, str): yield x
-            elif 'href' in x: yield x['href']
-            if isinstance(x, dict): yield from files(x.get('contents', []))
-    side = list(files(conf['website']['sidebar']['contents']))
-    assert sorted(side) == PAGES
+    assert sorted(p for _, group in sidebar() for p in group) == PAGES
     assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
+
+
+def test_preview(tmp_path):
+    "Without Quarto: a page with its title, its formulas, its figures, and a sidebar whose links lead somewhere"
+    from preview import render
+    page = 'pretrain/02_videomae.ipynb'
+    made = render(page, tmp_path).read_text()
+    assert '<h1>VideoMAE</h1>' in made and '<math ' in made and made.count('<figcaption>') >= 2
+    links = re.findall(r'<nav>.*</nav>', made, re.S)[0]
+    assert links.count('<a ') == len(PAGES) and 'href="02_videomae.html" class=here' in links and 'href="../index.html"' in links
 
 
 def test_readme_is_made_from_index():

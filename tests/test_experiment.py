@@ -51,7 +51,7 @@ def test_workers_are_others_and_the_caller_keeps_its_memory(ran):
 def test_one_that_breaks_takes_no_other_along(tmp_path):
     bad = experiment('bad', Job('x', 'experiment_toys:fail'), nap('y', .1, 'x'))
     told = []
-    with pytest.raises(JobError, match='bad: x: ValueError: no such film .1 more wait') as e:
+    with pytest.raises(JobError, match='bad: x: ValueError: no such video .1 more wait') as e:
         run_experiments([bad, experiment('good', nap('a', .1))], tmp_path, workers=2, each=lambda m: told.append(m['experiment']))
     assert told == ['good'] and set(e.value.failed) == {'bad: x', 'bad: y'}
 
@@ -68,12 +68,6 @@ def test_a_second_run_reads(ran):
     assert run_experiments(es, out, workers=2)[0]['facts'] == runs[0]['facts'] and time.time()-start < 2
 
 
-def gone(pid):
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return True
-    return Path(f'/proc/{pid}/stat').read_text().split()[2] == 'Z'
-
-
 def wait_for(what, seconds=60):
     end = time.time()+seconds
     while time.time() < end:
@@ -82,16 +76,28 @@ def wait_for(what, seconds=60):
     return False
 
 
-def test_workers_die_with_their_caller(tmp_path):
-    "kill -9: nobody goes on in the dark, holding locks and memory"
-    p = subprocess.Popen([sys.executable, str(HERE/'experiment_toys.py'), str(tmp_path)], stderr=subprocess.DEVNULL)
+def session(sid):
+    "Processes of a session that live"
+    def field(p):
+        try: return (p/'stat').read_text().rpartition(')')[2].split()
+        except OSError: return None
+    stat = {int(p.name): f for p in Path('/proc').iterdir() if p.name.isdigit() and (f := field(p))}
+    return {k for k, f in stat.items() if int(f[3]) == sid and f[0] != 'Z'}
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='no /proc here')
+def test_nothing_is_left_of_a_killed_run(tmp_path):
+    "kill -9: workers, the process of their queue and the fork server leave; nobody goes on with locks and memory"
+    toys = [sys.executable, str(HERE/'experiment_toys.py'), str(tmp_path)]
+    p = subprocess.Popen(toys, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         assert wait_for(lambda: len([o for o in tmp_path.rglob('pid') if o.read_text()]) == 2)
-        pids = [int(o.read_text()) for o in tmp_path.rglob('pid')]
-        assert not any(gone(i) for i in pids)
+        pids = {int(o.read_text()) for o in tmp_path.rglob('pid')}
+        there = session(p.pid)
+        assert pids < there and len(there) >= 5, 'the caller, two workers, their queue, the fork server'
         p.send_signal(signal.SIGKILL)
         p.wait()
-        assert wait_for(lambda: all(gone(i) for i in pids), 20)
+        assert wait_for(lambda: not session(p.pid), 10), session(p.pid)
     finally:
-        p.kill()
+        for i in session(p.pid): os.kill(i, signal.SIGKILL)
         p.wait()

@@ -1,10 +1,20 @@
-"Properties of the depth measures and losses: invariances, holes that may hold anything, batches, time reversal, slow references"
+"Properties of the depth measures and losses: invariances, masked pixels, batches, time reversal, slow references"
 import math
 from functools import partial
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.depth.losses import affine_loss, cutmix_loss, feature_loss, official_ssi, silog_loss, spread_norm, ssi_loss, tgm_loss, video_loss
+from vidlit.depth.losses import (
+    affine_loss,
+    cutmix_loss,
+    feature_loss,
+    official_ssi,
+    silog_loss,
+    spread_norm,
+    ssi_loss,
+    tgm_loss,
+    video_loss,
+)
 from vidlit.depth.measure import (
     DepthMap,
     Kind,
@@ -22,14 +32,27 @@ from vidlit.depth.measure import (
     valid_depth,
     z_to_disparity,
 )
-from vidlit.depth.stability import boundary_f, carry_nearest, carry_splat, drift, flicker, opw, scale_jitter, seam_jump, static_pixels, tae, temporal_report
+from vidlit.depth.stability import (
+    boundary_f,
+    carry_nearest,
+    carry_splat,
+    drift,
+    flicker,
+    opw,
+    scale_jitter,
+    seam_jump,
+    static_pixels,
+    tae,
+    temporal_report,
+)
 from vidlit.worlds.camera import look_at, make_K
 from vidlit.worlds.worlds import WorldConfig, make_worlds
 
 quick = settings(deadline=None, max_examples=8)
 seeds, sizes = st.integers(0, 10**6), st.integers(3, 10)
 scales, shifts = st.floats(.05, 20), st.floats(-5, 5)
-LOSSES = dict(ssi=ssi_loss, official=partial(ssi_loss, **official_ssi), trimmed=partial(ssi_loss, trim=.2), affine=affine_loss, silog=silog_loss,
+LOSSES = dict(ssi=ssi_loss, official=partial(ssi_loss, **official_ssi), trimmed=partial(ssi_loss, trim=.2),
+    affine=affine_loss, silog=silog_loss,
     tgm=partial(tgm_loss, threshold=.5, strides=2), video=video_loss)
 
 
@@ -47,10 +70,13 @@ def scene(seed, t=3, h=6, w=7, b=()):
 
 def walk(seed, b=2, t=4):
     "A still scene and a moving camera"
-    return make_worlds(range(seed, seed+b), WorldConfig(t=t, h=16, w=20, motion='still', camera='orbit'), dtype=torch.float64)
+    return make_worlds(range(seed, seed+b), WorldConfig(t=t, h=16, w=20, motion='still', camera='orbit'),
+        dtype=torch.float64)
 
 
-def close(a, b, tol=1e-9): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tol, atol=tol, equal_nan=True, check_dtype=False)
+def close(a, b, tol=1e-9):
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tol, atol=tol, equal_nan=True,
+        check_dtype=False)
 
 
 # -- kinds
@@ -70,7 +96,8 @@ def test_relative_goes_nowhere():
         with pytest.raises(ValueError, match='unknown scale'): m.to_kind(k)
     for f in (frame_errors, accuracy, boundary_f):
         with pytest.raises(ValueError, match='unknown scale'): f(m, torch.rand(1, 2, 2))
-    with pytest.raises(ValueError, match='unknown scale'): flicker(DepthMap(torch.rand(2, 1, 2, 2), 'relative'), torch.ones(1, 2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match='unknown scale'):
+        flicker(DepthMap(torch.rand(2, 1, 2, 2), 'relative'), torch.ones(1, 2, 2, dtype=torch.bool))
 
 
 def test_no_reading_and_sky():
@@ -140,13 +167,15 @@ def test_holes_may_hold_anything(seed, junk):
 def test_holes_are_not_carried(seed, junk, carry):
     w = walk(seed, 1)
     ok = torch.rand(w.depth.shape, generator=gen(seed)) < .8
-    close(tae(torch.where(ok, w.depth, junk), w.K, w.pose, ok, carry), tae(torch.where(ok, w.depth, 3.), w.K, w.pose, ok, carry))
+    close(tae(torch.where(ok, w.depth, junk), w.K, w.pose, ok, carry),
+        tae(torch.where(ok, w.depth, 3.), w.K, w.pose, ok, carry))
 
 
 @pytest.mark.parametrize('name', LOSSES)
 def test_no_pixels_no_loss_no_nan(name):
     z, rel, _ = scene(0)
-    for ok in (torch.zeros_like(z, dtype=torch.bool), torch.arange(3)[:, None, None, None].expand_as(z) > 1):  # nothing, and one frame only
+    # nothing, and one frame only
+    for ok in (torch.zeros_like(z, dtype=torch.bool), torch.arange(3)[:, None, None, None].expand_as(z) > 1):
         x = rel.clone().requires_grad_()
         loss = LOSSES[name](x, z, ok)
         loss.backward()
@@ -228,7 +257,8 @@ def test_a_batch_is_a_loop(seed):
 def test_a_batch_of_walks_is_a_loop(carry):
     w = walk(3, 3)
     shaken = scale_jitter(w.depth, .05, gen(0))
-    close(tae(shaken, w.K, w.pose, carry=carry), torch.stack([tae(d, K, p, carry=carry) for d, K, p in zip(shaken, w.K, w.pose)]))
+    close(tae(shaken, w.K, w.pose, carry=carry),
+        torch.stack([tae(d, K, p, carry=carry) for d, K, p in zip(shaken, w.K, w.pose)]))
     close(opw(shaken, w.clip, w.flow, w.occ), torch.stack([opw(*o) for o in zip(shaken, w.clip, w.flow, w.occ)]))
 
 
@@ -297,7 +327,8 @@ def nearest_ref(z, K, a, b):
 @given(seeds, st.floats(-.8, .8), st.floats(-.5, .5))
 def test_nearest_is_the_published_rule(seed, dx, dz):
     z, K = 2+3*rand(seed, 1, 7, 9), make_K(70, 7, 9).double()
-    a, b = torch.eye(4, dtype=torch.float64), look_at(torch.tensor([dx, .1, dz]).double(), torch.tensor([0., 0, 4]).double())
+    a, b = torch.eye(4, dtype=torch.float64), look_at(torch.tensor([dx, .1, dz]).double(),
+        torch.tensor([0., 0, 4]).double())
     out, hole = carry_nearest(z, K, a, b, z > 0)
     close(out[0], nearest_ref(z, K, a, b))
     assert ((out == 0) == hole).all()

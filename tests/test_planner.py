@@ -64,7 +64,8 @@ def test_nothing_leaves_its_limits(pairs, seed):
         assert found.action.shape == (2, len(pairs))
 
 def test_dtype_follows_the_tokens():
-    found = CEM(6, 2, 2, 1)(lambda a: a.square().sum((-1, -2)), droid, 1, torch.Generator().manual_seed(0), like=torch.zeros((), dtype=torch.float64))
+    found = CEM(6, 2, 2, 1)(lambda a: a.square().sum((-1, -2)), droid, 1, torch.Generator().manual_seed(0),
+        like=torch.zeros((), dtype=torch.float64))
     assert found.actions.dtype == torch.float64
 
 @pytest.fixture(scope='module')
@@ -102,7 +103,8 @@ def test_the_judge_is_right(small):
 
 def test_same_ride_twice(small):
     r,wm,tasks = small
-    rides = [ride(tasks, planned(Planner(wm, r.space(2), r.search(2)), tasks.image, torch.Generator().manual_seed(3)), 2) for _ in range(2)]
+    rides = [ride(tasks, planned(Planner(wm, r.space(2), r.search(2)), tasks.image, torch.Generator().manual_seed(3)),
+        2) for _ in range(2)]
     assert torch.equal(rides[0].actions, rides[1].actions)
 
 def test_jobs_run_from_nothing_to_a_summary(small, tmp_path, monkeypatch):
@@ -114,7 +116,8 @@ def test_jobs_run_from_nothing_to_a_summary(small, tmp_path, monkeypatch):
     assert {'planner, 2 numbers', 'random, 6 numbers'} <= {o['arm'] for o in s['rows']}
     assert all((tmp_path/f['file']).exists() for f in s['figures']) and 'reach6' in s['facts']
     again = run_jobs(jobs, tmp_path/'jobs')  # read back, not run again
-    assert all(again[f'ride/{d}d/seed0'] == (res[f'ride/{d}d/seed0'] | dict(setup=again[f'ride/{d}d/seed0']['setup'])) for d in (2, 6))
+    assert all(again[f'ride/{d}d/seed0'] == (res[f'ride/{d}d/seed0'] | dict(setup=again[f'ride/{d}d/seed0']['setup']))
+        for d in (2, 6))
     plain = {j.key for j in planner_jobs('toy', range(1))}
     alone = planner_results.summary({k: v for k,v in res.items() if k in plain}, tmp_path)  # as without --variants
     assert [o['arm'] for o in alone['rows']] == [o['arm'] for o in s['rows'] if ', 2 numbers' in o['arm']]

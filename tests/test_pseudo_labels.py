@@ -31,7 +31,8 @@ from vidlit.floor.store import CacheMismatch, Manifest, StoreError
 fork = mp.get_context('fork')
 
 
-def noise(seed, h=40, w=48): return torch.randint(256, (h, w, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+def noise(seed, h=40, w=48):
+    return torch.randint(256, (h, w, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def png(x):
@@ -60,7 +61,8 @@ def slow(frames, log, wait=.02):
 TEACHER = Teacher(brightness)
 
 
-def content(d): return {o.relative_to(d).as_posix(): o.read_bytes() for o in d.rglob('*') if o.is_file() and '.work' not in o.parts}
+def content(d):
+    return {o.relative_to(d).as_posix(): o.read_bytes() for o in d.rglob('*') if o.is_file() and '.work' not in o.parts}
 
 
 # addresses
@@ -110,7 +112,8 @@ def test_local_server_is_refused(server):
     Handler.answers = {'/a.png': (200, PNG, png(noise(0)), 0)}
     for host in ('127.0.0.1', 'localhost', '[::1]', '[::ffff:127.0.0.1]', '0.0.0.0', '2130706433', '127.1'):
         with pytest.raises(P.FetchError, match='not public|no address'): P.fetch_image(f'http://{host}:{server}/a.png')
-    with pytest.raises(P.FetchError, match='is 127.0.0.1'): P.fetch_image(f'http://innocent.example:{server}/a.png', resolve=lambda h, p: ['127.0.0.1'])
+    with pytest.raises(P.FetchError, match='is 127.0.0.1'):
+        P.fetch_image(f'http://innocent.example:{server}/a.png', resolve=lambda h, p: ['127.0.0.1'])
     assert Handler.asked == []
 
 
@@ -119,7 +122,8 @@ def test_real_connection(server):
     data = png(noise(0))
     Handler.answers = {'/a.png?x=1': (200, {**PNG, 'Content-Length': str(len(data))}, data, 0),
         '/go': (302, {'Location': 'http://b.example/a.png?x=1'}, b'', 0),
-        '/in': (302, {'Location': f'http://127.0.0.1:{server}/a.png'}, b'', 0), '/meta': (307, {'Location': 'http://169.254.169.254/latest'}, b'', 0)}
+        '/in': (302, {'Location': f'http://127.0.0.1:{server}/a.png'}, b'', 0),
+        '/meta': (307, {'Location': 'http://169.254.169.254/latest'}, b'', 0)}
     get = partial(P.fetch_image, opener=tunnel(server), resolve=outside)
     assert get('http://a.example/go') == data
     assert [o[1].split(':')[0] for o in Handler.asked] == ['a.example', 'b.example']
@@ -135,12 +139,14 @@ def test_name_is_looked_up_once(server):
     def opener(u, port, address, seconds):
         seen.append(address)
         return SimpleNamespace(status=404, headers={}, close=lambda: None)
-    with pytest.raises(P.FetchError, match='answered 404'): P.fetch_image('http://a.example/x', opener=opener, resolve=lambda h, p: next(answers))
+    with pytest.raises(P.FetchError, match='answered 404'):
+        P.fetch_image('http://a.example/x', opener=opener, resolve=lambda h, p: next(answers))
     assert seen == ['93.184.216.34'] and next(answers) == ['127.0.0.1']
 
 
 def test_limits_on_a_real_connection(server):
-    Handler.answers = {'/big': (200, PNG, b'x'*5000, 0), '/drip': (200, PNG, b'x'*50_000, .1), '/html': (200, {'Content-Type': 'text/html'}, b'', 0)}
+    Handler.answers = {'/big': (200, PNG, b'x'*5000, 0), '/drip': (200, PNG, b'x'*50_000, .1),
+        '/html': (200, {'Content-Type': 'text/html'}, b'', 0)}
     get = partial(P.fetch_image, opener=tunnel(server), resolve=outside, max_bytes=1000)
     with pytest.raises(P.FetchError, match='more than 1000'): get('http://a.example/big')
     with pytest.raises(P.FetchError, match='text/html'): get('http://a.example/html')
@@ -149,7 +155,8 @@ def test_limits_on_a_real_connection(server):
     assert not [o for o in threading.enumerate() if isinstance(o, threading.Timer) and not o.finished.is_set()]
 
 
-@pytest.mark.parametrize('url', ['', 'a.png', 'javascript:1', 'data:image/png;base64,AA', 'gopher://a.example/', 'http://', 'http://a b/',
+@pytest.mark.parametrize('url', ['', 'a.png', 'javascript:1', 'data:image/png;base64,AA', 'gopher://a.example/',
+    'http://', 'http://a b/',
     'http://a.example:x/', 'http://[::1/'])
 def test_no_addresses(url):
     with pytest.raises(P.FetchError): P.check_url(url, outside)
@@ -179,11 +186,12 @@ def test_list_is_resumed(tmp_path):
     assert len(P.fetched(tmp_path, got)) == 5 and not [*tmp_path.glob('.tmp*')]
 
 
-# pictures
+# images
 
 @pytest.mark.parametrize('mode', ['L', 'RGBA', 'P', 'I;16', '1', 'CMYK'])
 def test_modes(tmp_path, mode):
-    im = Image.fromarray(noise(0)[..., 0].numpy()).convert('I').convert('I;16') if mode == 'I;16' else Image.fromarray(noise(0).numpy()).convert(mode)
+    im = Image.fromarray(noise(0)[...,
+        0].numpy()).convert('I').convert('I;16') if mode == 'I;16' else Image.fromarray(noise(0).numpy()).convert(mode)
     im.save(tmp_path/('x.tif' if mode == 'CMYK' else 'x.png'))
     x = P.image_folder(tmp_path)[0]
     assert x.shape == (40, 48, 3) and x.dtype == torch.uint8
@@ -192,7 +200,7 @@ def test_modes(tmp_path, mode):
 @given(st.binary(max_size=300), st.integers(0, 200))
 @settings(max_examples=80, deadline=None)
 def test_rubbish(data, at):
-    "Any bytes are a picture or a BadImage"
+    "Any bytes are an image or a BadImage"
     good = png(noise(0, 8, 8))
     for b in (data, good[:at], good[:at]+data):
         try: assert P.decode_image(b).dtype == torch.uint8
@@ -221,10 +229,10 @@ def test_batches_do_not_depend_on_the_past():
     assert all(len({good[i].shape for i in b}) == 1 and len(b) <= 4 for b in in_batches(good, 4))
 
 
-def test_bad_pictures_have_reasons(tmp_path):
+def test_bad_images_have_reasons(tmp_path):
     for i in range(3): (tmp_path/f'{i}.png').write_bytes(png(noise(i)))
     (tmp_path/'3.png').write_bytes(png(torch.full((40, 40, 3), 9).byte()))
-    (tmp_path/'4.png').write_bytes(b'no picture')
+    (tmp_path/'4.png').write_bytes(b'no image')
     src = P.image_folder(tmp_path)
     out = label_images(TEACHER, src, tmp_path/'labels', per=2)
     labels = Labels(tmp_path/'labels')
@@ -237,7 +245,8 @@ def test_bad_pictures_have_reasons(tmp_path):
     with pytest.raises(CacheMismatch, match='1.png has changed'): LabelSet(labels, src)[1]
 
 
-def _label(folder, log, wait): label_images(Teacher(partial(slow, log=str(log), wait=wait), tag='slow'), Noise(60), folder, per=6, batch=2)
+def _label(folder, log, wait):
+    label_images(Teacher(partial(slow, log=str(log), wait=wait), tag='slow'), Noise(60), folder, per=6, batch=2)
 
 
 def test_killed_and_resumed(tmp_path):
@@ -260,7 +269,7 @@ def test_killed_and_resumed(tmp_path):
 
 
 def test_two_processes_share(tmp_path):
-    "Every picture is asked about once; the result is that of one process"
+    "Every image is asked about once; the result is that of one process"
     ps = [fork.Process(target=_label, args=(tmp_path/'two', tmp_path/'log', .01)) for _ in range(2)]
     for p in ps: p.start()
     for p in ps: p.join()
@@ -273,9 +282,11 @@ def test_two_processes_share(tmp_path):
 def test_strangers_are_refused(tmp_path):
     src = Noise(4)
     label_images(TEACHER, src, tmp_path, per=2)
-    news = dict(teacher=Teacher(brightness, tag='other'), source=Noise(5), storage='float16', per=3, confidence=consistency, rules=None, batch=3)
+    news = dict(teacher=Teacher(brightness, tag='other'), source=Noise(5), storage='float16', per=3,
+        confidence=consistency, rules=None, batch=3)
     for what, new in ((k, {k: v}) for k, v in news.items()):
-        with pytest.raises(CacheMismatch, match=what): label_images(**{**dict(teacher=TEACHER, source=src, folder=tmp_path, per=2), **new})
+        with pytest.raises(CacheMismatch, match=what):
+            label_images(**{**dict(teacher=TEACHER, source=src, folder=tmp_path, per=2), **new})
     with pytest.raises(ValueError, match='png16'): label_images(TEACHER, src, tmp_path, storage='exr')
 
 
@@ -317,7 +328,7 @@ def test_metric_teacher():
 
 
 def test_confidences():
-    "The document's depends on the unit and not on a shift; agreement on neither; a map that leans does not agree with its mirror"
+    "One depends on the unit and not on a shift; agreement on neither; a tilted map does not agree with its mirror"
     z = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0))*3
     torch.testing.assert_close(document_score(z+5), document_score(z), atol=1e-4, rtol=1e-4)
     assert (document_score(z*.01) == 0).all() and (document_score(z*50) == 0).all()
@@ -325,7 +336,8 @@ def test_confidences():
     lean = Teacher(lambda f: brightness(f)*0+torch.arange(f.shape[2]).float(), tag='leans to the right')
     a, b = (consistency(t, x, t(x), scales=()) for t in (lean, Teacher(brightness, tag='y')))
     assert a.mean() < .2 and b.mean() > .99  # a map turned inside out is no agreement
-    blind = Teacher(lambda f: torch.rand(f.shape[:3], generator=torch.Generator().manual_seed(int(f[0, 0, 0, 0]))), tag='z')
+    blind = Teacher(lambda f: torch.rand(f.shape[:3], generator=torch.Generator().manual_seed(int(f[0, 0, 0, 0]))),
+        tag='z')
     assert consistency(blind, x, blind(x)).mean() < .5
 
 
@@ -334,20 +346,21 @@ def test_names_are_stable(tmp_path):
         (tmp_path/o).parent.mkdir(exist_ok=True)
         (tmp_path/o).write_bytes(png(noise(0)))
     assert P.image_folder(tmp_path).names == ['a/1.PNG', 'b/2.png']
-    with pytest.raises(ValueError, match='no picture'): P.image_folder(tmp_path, ends=['.webp'])
+    with pytest.raises(ValueError, match='no image'): P.image_folder(tmp_path, ends=['.webp'])
     with pytest.raises(ValueError, match='not a folder'): P.image_folder(tmp_path/'gone')
     assert P.image_folder(tmp_path)[0].shape == (40, 48, 3)
 
 
-def test_films_are_labelled(tmp_path):
-    "A folder of films, through video.sampling; a broken one costs a row, not the run"
+def test_videos_are_labelled(tmp_path):
+    "A folder of videos, through video.sampling; a broken one costs a row, not the run"
     from vidlit.video.reader import write_video
     from vidlit.video.sampling import list_folder
     write_video(tmp_path/'a.mp4', torch.stack([noise(i) for i in range(6)]), 10)
-    (tmp_path/'b.mp4').write_bytes(b'no film')
-    films = P.VideoImages(list_folder(tmp_path).paths, every=2, root=tmp_path)
-    out = label_images(TEACHER, films, tmp_path/'labels', per=2)
+    (tmp_path/'b.mp4').write_bytes(b'no video')
+    videos = P.VideoImages(list_folder(tmp_path).paths, every=2, root=tmp_path)
+    out = label_images(TEACHER, videos, tmp_path/'labels', per=2)
     rows = Labels(tmp_path/'labels').rows
-    assert out['kept'] == 3 and [r['name'] for r in rows.values()] == ['a.mp4#0', 'a.mp4#2', 'a.mp4#4', 'b.mp4#0'] and 'b.mp4' in rows[3]['why']
-    x, d = LabelSet(Labels(tmp_path/'labels'), films)[1]
+    assert out['kept'] == 3 and [r['name'] for r in rows.values()] == ['a.mp4#0', 'a.mp4#2', 'a.mp4#4',
+        'b.mp4#0'] and 'b.mp4' in rows[3]['why']
+    x, d = LabelSet(Labels(tmp_path/'labels'), videos)[1]
     torch.testing.assert_close(d[0], brightness((x*255).round().byte().permute(1, 2, 0)[None])[0], atol=.01, rtol=0)

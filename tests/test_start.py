@@ -14,3 +14,9 @@ LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'v
 def test_no_heavy_import(mod):
     code = f'import sys, vidlit.{mod}; print(*[m for m in {HEAVY} if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_listing_needs_no_torch():
+    "What experiments there are is known without a tensor library"
+    code = "import sys, vidlit.studies.register; print(*{'torch', 'numpy', 'fastai', 'matplotlib', 'zarr'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []

@@ -1,4 +1,4 @@
-"""ST-JEPA's student: shapes and finite values, hidden pixels stay hidden, no teacher anywhere near its training, resume to the last bit."""
+"""ST-JEPA's student: shapes, finite values, hidden pixels stay hidden, no teacher, resume to the last bit."""
 import ast
 import subprocess
 import sys
@@ -30,7 +30,8 @@ def loaders(n=12, bs=4):
 
 
 @pytest.mark.parametrize('late', [False, True])
-@given(b=st.integers(1, 3), t=st.integers(1, 3), h=st.integers(2, 4), w=st.integers(2, 4), ratio=st.floats(.3, .7), seed=st.integers(0, 99))
+@given(b=st.integers(1, 3), t=st.integers(1, 3), h=st.integers(2, 4), w=st.integers(2, 4), ratio=st.floats(.3, .7),
+    seed=st.integers(0, 99))
 @settings(max_examples=12, deadline=None)
 def test_shapes_and_finite_values(late, b, t, h, w, ratio, seed):
     net = STJEPA(replace(CFG, late=late), gen=gen())
@@ -49,7 +50,8 @@ def test_hidden_pixels_stay_hidden(late):
     clip = torch.randn(2, 3, 4, 16, 16, generator=gen())
     grid = grid_of(clip, (2,4,4))
     mask = tube_mask(2, grid, .5, gen())
-    other = torch.where(mask.view(2, 1, *grid).repeat_interleave(2, 2).repeat_interleave(4, 3).repeat_interleave(4, 4), torch.rand(1), clip)
+    other = torch.where(mask.view(2, 1, *grid).repeat_interleave(2, 2).repeat_interleave(4, 3).repeat_interleave(4, 4),
+        torch.rand(1), clip)
     assert torch.equal(net(clip, mask), net(other, mask))
     assert not torch.equal(net(clip, mask), net(other+.1, mask))
 
@@ -76,7 +78,8 @@ def test_loss_is_on_hidden_tokens_only():
     want = 1-torch.nn.functional.cosine_similarity(pred, take(targ.float(), split_mask(mask)[1]), dim=-1).mean()
     assert abs(cosine_loss(pred, take(targ, split_mask(mask)[1]))-want) < 1e-6
     wrong = DataLoader(TensorDataset(torch.randn(4, 3, 4, 16, 24), torch.randn(4, 47, 12)), 4)
-    with pytest.raises(ValueError, match='48 tokens'): fit(pretrainer(DataLoaders(wrong, wrong), STJEPA(CFG), ratio=.5), steps=1)
+    with pytest.raises(ValueError, match='48 tokens'):
+        fit(pretrainer(DataLoaders(wrong, wrong), STJEPA(CFG), ratio=.5), steps=1)
 
 
 @given(seed=st.integers(0, 50), b=st.integers(1, 4))
@@ -88,7 +91,8 @@ def test_flipping_twice_is_nothing(seed, b):
 
 
 def test_pairs_are_flipped_together():
-    clips = torch.arange(4.).repeat_interleave(4).repeat(3, 4, 16, 1)[None].repeat(8, 1, 1, 1, 1)  # column number of the token as its colour
+    # column number of the token as its colour
+    clips = torch.arange(4.).repeat_interleave(4).repeat(3, 4, 16, 1)[None].repeat(8, 1, 1, 1, 1)
     targ = clips[:, :1, ::2, ::4, ::4].flatten(1)[..., None]
     dl = DataLoader(TensorDataset(clips, targ), 8)
     seen = []
@@ -109,7 +113,8 @@ def test_resume_is_exact(tmp_path):
     def run(folder, steps, total=6):
         from functools import partial
         from vidlit.train.schedules import warmup_cosine
-        learn = pretrainer(loaders(), STJEPA(CFG, gen=gen()), ratio=.5, flip=.5, cbs=[Seeded(0), Checkpoint(folder, every=2)])
+        learn = pretrainer(loaders(), STJEPA(CFG, gen=gen()), ratio=.5, flip=.5,
+            cbs=[Seeded(0), Checkpoint(folder, every=2)])
         learn.param_schedule.fns['lr'] = lambda s, t: partial(warmup_cosine, warmup=1, base=1e-3)(s, total)
         return fit(learn, steps=steps, validate=False).model.state_dict()
     whole = run(tmp_path/'a', 6)
@@ -132,12 +137,13 @@ def test_student_and_cache_name_no_teacher(room):
 
 
 def test_training_imports_no_teacher():
-    "In a process of its own, with the teacher's modules forbidden: the student trains from tensors; nor does any start pay for torchvision"
+    "With the teacher's modules forbidden the student trains from tensors; nor does any start pay for torchvision"
     code = '''
 import sys
 class Forbid:
     def find_spec(self, name, *a):
-        if name in ("vidlit.pretrain.videomae", "vidlit.pretrain.token_targets", "vidlit.pretrain.videomae_weights"): raise AssertionError(name)
+        if name in ("vidlit.pretrain.videomae", "vidlit.pretrain.token_targets", "vidlit.pretrain.videomae_weights"):
+            raise AssertionError(name)
 sys.meta_path.insert(0, Forbid())
 import torch
 from fastai.data.core import DataLoaders
@@ -147,7 +153,8 @@ from vidlit.nn.vit import ViTConfig
 from vidlit.pretrain.stjepa import STJEPA, STJEPAConfig, pretrainer
 import vidlit.pretrain.target_cache, vidlit.video.clips, vidlit.video.transforms
 dl = DataLoader(TensorDataset(torch.randn(8, 3, 4, 16, 16), torch.randn(8, 32, 12).half()), 4)
-fit(pretrainer(DataLoaders(dl, dl), STJEPA(STJEPAConfig(ViTConfig(dim=32, depth=3, heads=2, patch=(2,4,4)), 2, 12)), ratio=.5), steps=2)
+fit(pretrainer(DataLoaders(dl, dl), STJEPA(STJEPAConfig(ViTConfig(dim=32, depth=3, heads=2, patch=(2,4,4)), 2, 12)),
+    ratio=.5), steps=2)
 print("trained", [m for m in ("transformers", "torchvision") if m in sys.modules])
 '''
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)

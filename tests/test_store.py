@@ -1,7 +1,6 @@
 "Properties and races of the store: fingerprints, locks, work lists and token caches"
 import contextlib
 import multiprocessing as mp
-import os
 import time
 from pathlib import Path
 import pytest
@@ -10,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from vidlit.floor import store
 from vidlit.floor.fingerprint import fingerprint
-from vidlit.floor.store import CacheMismatch, Manifest, StoreBusy, StoreError, TokenCache, WorkList, atomic_path, read_json, sweep, write_json, writer
+from vidlit.floor.places import lock_of, sweep, temp_path
+from vidlit.floor.store import CacheMismatch, Manifest, StoreBusy, StoreError, TokenCache, WorkList, atomic_path, read_json, write_json, writer
 
 fork = mp.get_context('fork')
 leaf = st.none()|st.booleans()|st.integers()|st.floats(allow_nan=False)|st.text(max_size=4)|st.binary(max_size=4)
@@ -75,7 +75,7 @@ def test_no_stable_meaning(bad):
 def test_atomic_keeps_old_and_cleans_up(tmp_path):
     f = tmp_path/'new'/'a.bin'
     with atomic_path(f) as p:
-        assert p.suffix=='.bin' and p.parent==f.parent
+        assert p.name==f.name and p.parent.parent==f.parent
         p.write_bytes(b'one')
     with pytest.raises(KeyboardInterrupt):
         with atomic_path(f) as p:
@@ -108,9 +108,9 @@ def test_lock_is_freed_by_a_kill(tmp_path):
     with pytest.raises(StoreBusy, match=str(p.pid)):
         with writer(tmp_path/'x'): pass
     p.kill(); p.join()
-    assert (tmp_path/'x.lock').exists()  # the file of the dead one is no obstacle
+    assert lock_of(tmp_path/'x').exists()  # the file of the dead one is no obstacle
     with writer(tmp_path/'x'): pass
-    assert not (tmp_path/'x.lock').exists()
+    assert not lock_of(tmp_path/'x').exists()
 
 
 def _count(path, n):
@@ -229,12 +229,23 @@ def test_cache_reads_in_workers(tmp_path):
     assert torch.equal(torch.cat(list(dl)), x)
 
 
+def _begin(path, ready):
+    with temp_path(path) as p:
+        p.write_text('half')
+        ready.set()
+        time.sleep(60)
+
+
 def test_sweep_spares_the_living(tmp_path):
-    p = fork.Process(target=lambda: None)
-    p.start(); p.join()
-    dead, mine = tmp_path/f'.tmp-{p.pid}-ab-x', tmp_path/f'.tmp-{os.getpid()}-ab-x'
-    dead.write_text(''); mine.write_text('')
-    assert sweep(tmp_path)==[dead] and mine.exists()
+    ready = fork.Event()
+    p = fork.Process(target=_begin, args=(tmp_path/'x', ready))
+    p.start()
+    assert ready.wait(20) and sweep(tmp_path)==[]
+    p.kill(); p.join()
+    with temp_path(tmp_path/'x') as mine:
+        mine.write_text('')
+        assert len(sweep(tmp_path))==1 and mine.exists() and sweep(tmp_path)==[]
+    assert list(tmp_path.iterdir())==[]
 
 
 def test_an_item_finished_meanwhile_is_not_handed_out(tmp_path, monkeypatch):

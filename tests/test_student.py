@@ -25,12 +25,15 @@ from vidlit.depth.student import (
     two_regions,
 )
 from vidlit.lab.jobs import Context, plan, run_jobs
-from vidlit.studies import depth_common as L, pseudo_labels_study as S
-from vidlit.studies.pseudo_labels import depth_anything, facts_of, summary
+from vidlit.studies import depth_common as L, pseudo_labels_jobs as S
+from vidlit.studies.pseudo_labels import facts_of, summary
+from vidlit.studies.register import depth_anything
 from vidlit.train.callbacks import fit
 
-TINY = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 8, 8)), DPTConfig(16, 8, (8, 8, 8, 8), 8, 8), (0, 1, 2, 3), 2)
-MINI = replace(S.setups['toy'], dim=16, wide=24, features=8, out=(8, 8, 8, 8), labelled=12, pool=20, n_test=8, prior_steps=6, prior_bs=4, steps=6, bs=2)
+TINY = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 8, 8)),
+    DPTConfig(16, 8, (8, 8, 8, 8), 8, 8), (0, 1, 2, 3), 2)
+MINI = replace(S.setups['toy'], dim=16, wide=24, features=8, out=(8, 8, 8, 8), labelled=12, pool=20, n_test=8,
+    prior_steps=6, prior_bs=4, steps=6, bs=2)
 
 
 def gen(s=0): return torch.Generator().manual_seed(s)
@@ -140,7 +143,8 @@ def test_ratio_and_passes():
 
 def test_same_seed_same_student():
     ws = [[p.detach().clone() for p in fit(learner(gen=s), steps=3).model.model.parameters()] for s in (1, 1, 2)]
-    assert all(torch.equal(a, b) for a, b in zip(ws[0], ws[1])) and not all(torch.equal(a, b) for a, b in zip(ws[0], ws[2]))
+    assert all(torch.equal(a, b) for a, b in zip(ws[0], ws[1])) and not all(torch.equal(a, b)
+        for a, b in zip(ws[0], ws[2]))
 
 
 def test_validation_sees_plain_pictures():
@@ -171,8 +175,10 @@ def done(tmp_path_factory):
 def test_jobs_from_end_to_end(done):
     root, jobs, res = done
     out = summary(res, root)
-    assert {'student', 'teacher', 'storm', 'cutmix', 'features', 'document', 'agreement', 'confidence_plain', 'confidence_document'} <= set(out['facts'])
-    assert all(o['supports'] is None for k, o in out['facts'].items() if 'confidence' not in k)  # one seed decides nothing
+    assert {'student', 'teacher', 'storm', 'cutmix', 'features', 'document', 'agreement', 'confidence_plain',
+        'confidence_document'} <= set(out['facts'])
+    # one seed decides nothing
+    assert all(o['supports'] is None for k, o in out['facts'].items() if 'confidence' not in k)
     arms = 'student', 'labelled only', 'teacher', 'document teacher', *S.variants
     assert {r['arm'] for r in out['rows']} == {f'{a}, {w}' for a in arms for w in ('home', 'away')}
     assert all(math.isfinite(r['AbsRel']) for r in out['rows'])
@@ -198,12 +204,14 @@ def test_interrupted(done, tmp_path, monkeypatch):
         def report(key, share, text):
             if stop and share >= stop: raise Stop('now')
         job = next(j for j in jobs if j.key == 'train/student/seed0')
-        return S.train_student(Context(tmp_path, at, job, report=report), MINI, d, 0, 'student', at/'prior/slim/seed0', at/'labels/plain/seed0/labels')
+        return S.train_student(Context(tmp_path, at, job, report=report), MINI, d, 0, 'student',
+            at/'prior/slim/seed0', at/'labels/plain/seed0/labels')
     monkeypatch.setattr(L, 'Progress', lambda report: real_progress(report, every=0.))
     with pytest.raises(Stop): run(.6)
     assert [*(tmp_path/'ckpt').glob('*')]
     said, model = run()
-    for k, v in load_file(at/'train/student/seed0/model.safetensors').items(): torch.testing.assert_close(model.state_dict()[k], v, rtol=1e-5, atol=1e-6)
+    for k, v in load_file(at/'train/student/seed0/model.safetensors').items():
+        torch.testing.assert_close(model.state_dict()[k], v, rtol=1e-5, atol=1e-6)
     for k, (steps, v) in res['train/student/seed0']['parts'].items():
         assert said['parts'][k][0] == steps
         torch.testing.assert_close(torch.tensor(said['parts'][k][1]), torch.tensor(v), rtol=1e-4, atol=1e-5)
@@ -232,7 +240,8 @@ def test_jobs():
     assert not any(f'/{v}/' in j.key for v in S.variants for j in depth_anything.jobs('toy', range(3)))
     ours = {j.key: j for j in jobs}
     assert ours['train/student/seed1'].needs == ('data/seed1', 'prior/slim/seed1', 'labels/plain/seed1')
-    assert ours['train/labelled only/seed1'].args['prior'] == ours['train/student/seed1'].args['prior'] == ours['train/no storm/seed1'].args['prior']
+    first, *others = (ours[f'train/{k}/seed1'].args['prior'] for k in ('labelled only', 'student', 'no storm'))
+    assert all(o == first for o in others)
 
 
 def test_equal_arithmetic():
@@ -250,12 +259,15 @@ def test_nothing_above_the_filter(done, tmp_path):
     root, jobs, res = done
     from vidlit.depth.pseudo_labels import Labels
     labels = Labels(root/'jobs/labels/plain/seed0/labels')
-    with pytest.raises(ValueError, match='has a confidence above 2'): S.pairs_of(labels, S.Pool(load_file(root/'jobs/data/seed0/data.safetensors')['pool']), 2.)
+    with pytest.raises(ValueError, match='has a confidence above 2'):
+        S.pairs_of(labels, S.Pool(load_file(root/'jobs/data/seed0/data.safetensors')['pool']), 2.)
 
 
 def test_facts_can_go_both_ways():
     def one(v): return dict(home=dict(abs_rel=v), away=dict(abs_rel=v))
-    def made(a, b): return {f'train/{k}/seed{s}': one(v+.001*s*(k == 'student')) for k, v in (('student', a), ('labelled only', b)) for s in range(3)}
+    def made(a, b):
+        return {f'train/{k}/seed{s}': one(v+.001*s*(k == 'student'))
+            for k, v in (('student', a), ('labelled only', b)) for s in range(3)}
     assert [facts_of(made(a, b))['student']['supports'] for a, b in ((.1, .2), (.2, .1))] == [True, False]
 
 

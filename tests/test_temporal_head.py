@@ -1,4 +1,4 @@
-"""The temporal modules against the released code's formulas written out plainly; files of the true size; what training may touch."""
+"""The temporal modules against the released code's formulas; files of the true size; what training changes."""
 from dataclasses import replace
 import pytest
 import torch
@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig, depth_anything_s
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
-from vidlit.depth.temporal_head import VideoDepth, add_time, clip_loss, only_time, places, video_depth_s
+from vidlit.depth.temporal_head import VideoDepth, add_time, clip_loss, places, train_only_time, video_depth_s
 from vidlit.depth.video_depth_weights import official_video_config, official_video_depth
 from vidlit.nn.weights import WeightsError
 
-SMALL = DepthAnythingConfig(replace(dinov2_s, dim=32, depth=4, heads=2, patch=(1, 7, 7)), DPTConfig(32, 16, (8, 16, 32, 48), 7, 8), (0, 1, 2, 3), 3)
+SMALL = DepthAnythingConfig(replace(dinov2_s, dim=32, depth=4, heads=2, patch=(1, 7, 7)),
+    DPTConfig(32, 16, (8, 16, 32, 48), 7, 8), (0, 1, 2, 3), 3)
 SAY = dict(heads=4, groups=8, taps=SMALL.taps, enc_heads=2)
 
 
@@ -25,7 +26,8 @@ def build(seed=0, **kw):
 
 def plain_positions(t, c):
     "The table as the authors write it"
-    place, rate = torch.arange(t).float()[:, None], torch.exp(torch.arange(0, c, 2).float()*(-torch.log(torch.tensor(10000.))/c))
+    place, rate = torch.arange(t).float()[:,
+        None], torch.exp(torch.arange(0, c, 2).float()*(-torch.log(torch.tensor(10000.))/c))
     return place*rate
 
 
@@ -34,7 +36,9 @@ def plain_attention(state, at, x, heads, rotary):
     a, (s, t, c) = plain_positions(x.shape[1], x.shape[2]), x.shape
     if not rotary: x = x+torch.stack((a.sin(), a.cos()), -1).flatten(1)
     q, k, v = (x@state[f'{at}to_{o}.weight'].T for o in 'qkv')
-    def turn(o): return torch.view_as_real(torch.view_as_complex(o.reshape(s, t, c//2, 2).contiguous())*torch.polar(torch.ones_like(a), a)).flatten(2)
+    def turn(o):
+        return torch.view_as_real(torch.view_as_complex(o.reshape(s, t, c//2,
+            2).contiguous())*torch.polar(torch.ones_like(a), a)).flatten(2)
     if rotary: q, k = turn(q), turn(k)
     out, d = torch.zeros_like(x), c//heads
     for h in range(heads):
@@ -52,7 +56,9 @@ def plain_module(state, n, x, heads, groups, rotary):
     def two(k): return state[k+'.weight'], state[k+'.bias']
     y = torch.stack([F.group_norm(o, groups, *two(at+'norm'), 1e-6) for o in x.unbind(2)], 2)
     y = F.linear(y.permute(0, 3, 4, 2, 1).reshape(b*h*w, t, c), *two(at+'proj_in'))
-    for i in range(2): y = y+plain_attention(state, f'{blk}attention_blocks.{i}.', F.layer_norm(y, (c,), *two(f'{blk}norms.{i}')), heads, rotary)
+    for i in range(2):
+        y = y+plain_attention(state, f'{blk}attention_blocks.{i}.', F.layer_norm(y, (c,), *two(f'{blk}norms.{i}')),
+            heads, rotary)
     z = F.linear(F.layer_norm(y, (c,), *two(blk+'ff_norm')), *two(blk+'ff.net.0.proj'))
     y = y+F.linear(z[..., :4*c]*F.gelu(z[..., 4*c:]), *two(blk+'ff.net.2'))
     return x+F.linear(y, *two(at+'proj_out')).reshape(b, h, w, t, c).permute(0, 4, 3, 1, 2)
@@ -75,23 +81,27 @@ def test_modules_sit_where_the_authors_put_them():
     model, gen = build(), torch.Generator().manual_seed(2)
     clip = torch.randn(1, 3, 3, 14, 21, generator=gen)
     with torch.no_grad():
-        full, seen = model.talk(clip)
+        full, seen = model.forward_past(clip)
         for p in places:
             kept = model.time[p].proj_out.weight.clone(), model.time[p].proj_out.bias.clone()
             model.time[p].proj_out.weight.zero_(), model.time[p].proj_out.bias.zero_()
             assert (model(clip)-full).abs().max() > 1e-5, p
             model.time[p].proj_out.weight.copy_(kept[0]), model.time[p].proj_out.bias.copy_(kept[1])
     assert tuple(seen) == places
-    assert [o[0].shape for o in seen.values()] == [(6, 3, 32), (2, 3, 48), (6, 3, 16), (24, 3, 16)]  # 2x3, 1x2, 2x3, 4x6 pixels
+    # 2x3, 1x2, 2x3, 4x6 pixels
+    assert [o[0].shape for o in seen.values()] == [(6, 3, 32), (2, 3, 48), (6, 3, 16), (24, 3, 16)]
 
 
-@pytest.mark.parametrize('b,t,h,w,eps', [(1, 1, 28, 28, 0), (2, 3, 21, 28, 0), (1, 32, 28, 21, 0), (1, 32, 7, 14, 1e-6)])
+@pytest.mark.parametrize('b,t,h,w,eps',
+    [(1, 1, 28, 28, 0), (2, 3, 21, 28, 0), (1, 32, 28, 21, 0), (1, 32, 7, 14, 1e-6)])
 def test_fresh_is_per_frame(b, t, h, w, eps):
-    "To the last bit; maps of a single pixel change their strides on the way, and the convolution after them its rounding"
+    "To the last bit; maps of one pixel change their strides, and the convolution after them its rounding"
     gen = torch.Generator().manual_seed(t)
-    still = DepthAnything(SMALL, gen, 'xavier').eval()
+    image_model = DepthAnything(SMALL, gen, 'xavier').eval()
     clip = torch.randn(b, 3, t, h, w, generator=gen)
-    with torch.no_grad(): gap = add_time(still, gen, heads=4, groups=8)(clip)-still(clip.transpose(1, 2).flatten(0, 1)).unflatten(0, (b, t))
+    with torch.no_grad():
+        alone = image_model(clip.transpose(1, 2).flatten(0, 1)).unflatten(0, (b, t))
+        gap = add_time(image_model, gen, heads=4, groups=8)(clip)-alone
     assert gap.abs().max() <= eps
 
 
@@ -103,7 +113,8 @@ def test_file_of_the_true_size(tmp_path):
     model = VideoDepth.from_official(tmp_path/'video_depth_anything_vits.pth')
     back = model.to_official()
     assert model.cfg == video_depth_s and len(state) == 351 and sum(p.numel() for p in model.parameters()) == 29_035_137
-    assert back.keys() == state.keys() and all((back[k] == v.float()).all() and back[k].shape == v.shape for k, v in state.items())
+    assert back.keys() == state.keys() and all((back[k] == v.float()).all() and back[k].shape == v.shape
+        for k, v in state.items())
     assert next(model.parameters()).dtype == torch.float32
 
 
@@ -118,10 +129,11 @@ def test_every_entry_is_needed():
 
 @pytest.mark.parametrize('head', [False, True])
 def test_training_touches_what_it_says(head):
-    model, gen = only_time(build(), head), torch.Generator().manual_seed(3)
+    model, gen = train_only_time(build(), head), torch.Generator().manual_seed(3)
     clip, depth = torch.randn(1, 3, 4, 14, 14, generator=gen), 1+torch.rand(1, 4, 1, 14, 14, generator=gen)
     clip_loss(model(clip), depth).backward()
-    with_grad = {n.split('.')[0 if n.startswith('time') else 1] for n, p in model.named_parameters() if p.grad is not None}
+    with_grad = {n.split('.')[0 if n.startswith('time') else 1] for n, p in model.named_parameters()
+        if p.grad is not None}
     assert with_grad == ({'time', 'head'} if head else {'time'})
     assert all(p.grad is not None for p in model.time.parameters())
 
@@ -134,7 +146,8 @@ def test_loss_does_not_see_the_unit_and_bears_holes():
     holes[:, :, :, :2] = 0
     wild = pred.clone()
     wild[:, :, :2] = 1e3
-    assert torch.isclose(clip_loss(pred, holes), clip_loss(wild, holes), rtol=1e-4) and clip_loss(pred, holes).isfinite()
+    assert torch.isclose(clip_loss(pred, holes), clip_loss(wild, holes), rtol=1e-4) and clip_loss(pred,
+        holes).isfinite()
 
 
 def test_half_precision_stays():
@@ -146,4 +159,5 @@ def test_half_precision_stays():
 def test_widths_of_the_published_sizes():
     assert video_depth_s.widths == dict(layer3=192, layer4=384, path4=64, path3=64) and video_depth_s.heads == 8
     odd = replace(depth_anything_s.head, out=(48, 96, 200, 384))
-    with pytest.raises(ValueError, match='channels at layer3'): replace(video_depth_s, image=replace(depth_anything_s, head=odd))
+    with pytest.raises(ValueError, match='channels at layer3'):
+        replace(video_depth_s, image=replace(depth_anything_s, head=odd))

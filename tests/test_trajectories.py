@@ -25,16 +25,19 @@ pose,grip = 'observation/robot_state/cartesian_position','observation/robot_stat
 
 def walk(n=40, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return torch.cat((torch.randn(n, 3, generator=g).cumsum(0)*.02, torch.randn(n, 3, generator=g).cumsum(0)*.1, torch.rand(n, 1, generator=g)), 1).double()
+    return torch.cat((torch.randn(n, 3, generator=g).cumsum(0)*.02, torch.randn(n, 3, generator=g).cumsum(0)*.1,
+        torch.rand(n, 1, generator=g)), 1).double()
 
-def film(n=40):
+def video(n=40):
     "Frame i is grey level 6i: its number can be read off"
     return torch.arange(n, dtype=torch.uint8).mul(6)[:, None, None, None].expand(n, 32, 48, 3).contiguous()
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     at = tmp_path_factory.mktemp('robot')
-    for i in range(3): write_trajectory(at/f'lab{i%2}'/f'run{i}', film(), walk(seed=i), torch.arange(6.).expand(40, 6)/10, fps=15, camera=f'cam{i}', crf=8)
+    for i in range(3):
+        write_trajectory(at/f'lab{i%2}'/f'run{i}', video(), walk(seed=i), torch.arange(6.).expand(40, 6)/10, fps=15,
+            camera=f'cam{i}', crf=8)
     return at
 
 
@@ -78,7 +81,8 @@ def test_rate_is_exact_on_average(root, rate, steps):
 
 
 def test_workers_agree(root):
-    def all_of(w): return [o for b in DataLoader(TrajectorySet(root, t=4, rate=5, size=32, seed=3), 3, num_workers=w) for o in b]
+    def all_of(w): return [o for b in DataLoader(TrajectorySet(root, t=4, rate=5, size=32, seed=3), 3, num_workers=w)
+        for o in b]
     for a,b in zip(all_of(0), all_of(2)): assert torch.equal(a, b)
 
 
@@ -99,7 +103,7 @@ def test_camera_frame_and_extrinsics(root):
 
 
 def spoil(tmp_path, change=None):
-    at = write_trajectory(tmp_path/'t', film(20), walk(20))
+    at = write_trajectory(tmp_path/'t', video(20), walk(20))
     if change:
         with h5py.File(at/'trajectory.h5', 'a') as f: change(f)
     return at
@@ -111,8 +115,10 @@ def cut(key, n):
         file[key] = x
     return f
 
-faults = {'missing key': (lambda f: f.__delitem__(pose), f'{pose}: is missing'), 'other lengths': (cut(grip, 12), f'{grip}: has 12 rows'),
-    'wrong shape': (lambda f: (f.__delitem__(pose), f.__setitem__(pose, [[0.]*7]*20)), r'must be \[n, 6\], is \[20, 7\]'),
+faults = {'missing key': (lambda f: f.__delitem__(pose), f'{pose}: is missing'),
+    'other lengths': (cut(grip, 12), f'{grip}: has 12 rows'),
+    'wrong shape': (lambda f: (f.__delitem__(pose), f.__setitem__(pose, [[0.]*7]*20)),
+        r'must be \[n, 6\], is \[20, 7\]'),
     'not finite': (lambda f: f[grip].__setitem__(4, float('inf')), f'{grip}: row 4 is not finite')}
 
 @pytest.mark.parametrize('name', faults)
@@ -126,10 +132,12 @@ def test_faults_around_it(tmp_path):
     at = spoil(tmp_path)
     ds = TrajectorySet(at, t=4, rate=5, size=32)
     assert ds[0][0].shape == (3, 4, 32, 32)
-    with pytest.raises(TrajectoryError, match='camera_extrinsics/cam_left: is missing'): TrajectorySet(at, t=4, rate=5, size=32, extrinsics=True)[0]
-    with pytest.raises(TrajectoryError, match='right_mp4_path: is missing'): TrajectorySet(at, t=4, rate=5, view='right')[0]
+    with pytest.raises(TrajectoryError, match='camera_extrinsics/cam_left: is missing'):
+        TrajectorySet(at, t=4, rate=5, size=32, extrinsics=True)[0]
+    with pytest.raises(TrajectoryError, match='right_mp4_path: is missing'):
+        TrajectorySet(at, t=4, rate=5, view='right')[0]
     with pytest.raises(TrajectoryError, match='need 118'): TrajectorySet(at, t=40, rate=5)[0]
-    write_video(at/'recordings'/'MP4'/'cam.mp4', film(30), 15)
+    write_video(at/'recordings'/'MP4'/'cam.mp4', video(30), 15)
     with pytest.raises(TrajectoryError, match='30 frames but 20 states'): ds[0]
     (at/'recordings'/'MP4'/'cam.mp4').write_bytes(b'nothing')
     with pytest.raises(TrajectoryError, match='cam.mp4'): ds[0]
@@ -142,4 +150,4 @@ def test_faults_around_it(tmp_path):
     (at/'trajectory.h5').unlink()
     with pytest.raises(TrajectoryError, match='no such file'): read_states(at)
     with pytest.raises(TrajectoryError, match='no trajectory.h5 below'): TrajectorySet(tmp_path)
-    with pytest.raises(ValueError, match='20 frames and 19 states'): write_trajectory(tmp_path/'x', film(20), walk(19))
+    with pytest.raises(ValueError, match='20 frames and 19 states'): write_trajectory(tmp_path/'x', video(20), walk(19))

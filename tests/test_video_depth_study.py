@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from vidlit.depth.temporal_head import VideoDepth
 from vidlit.depth.video_depth_weights import config_from_json
 from vidlit.lab.jobs import read_result, run_job
-from vidlit.studies import video_depth as R, video_depth_study as S
+from vidlit.studies import video_depth as R, video_depth_jobs as S
 from vidlit.video.pixels import normalise
 
 ROOT = Path(__file__).resolve().parents[1]

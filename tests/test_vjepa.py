@@ -32,7 +32,8 @@ from vidlit.train.callbacks import fit
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 
-tiny = VJEPAConfig(ViTConfig(48, 3, 4, patch=(2,8,8), qkv_bias='fused'), ViTConfig(36, 2, 3, qkv_bias='fused'), Grid(4,4,6))
+tiny = VJEPAConfig(ViTConfig(48, 3, 4, patch=(2,8,8), qkv_bias='fused'), ViTConfig(36, 2, 3, qkv_bias='fused'),
+    Grid(4,4,6))
 
 @pytest.fixture(scope='module')
 def model():
@@ -40,7 +41,8 @@ def model():
     g = gen(2)
     with torch.no_grad():
         for p in [*m.encoder.parameters(), *m.predictor.parameters(), *m.target_encoder.parameters()]:
-            if p.requires_grad or p.ndim<3: p.add_(torch.randn(p.shape, generator=g)*.1) # no zero is left that could hide a slip
+            # no zero is left that could hide a slip
+            if p.requires_grad or p.ndim<3: p.add_(torch.randn(p.shape, generator=g)*.1)
     return m.eval()
 
 @pytest.fixture(scope='module')
@@ -54,7 +56,7 @@ def lin(x, w, name): return x@w[f'{name}.weight'].T + w[f'{name}.bias']
 
 def block(x, w, name, heads):
     b,n,d = x.shape
-    q,k,v = lin(norm(x, w, f'{name}.norm1'), w, f'{name}.attn.qkv').reshape(b, n, 3, heads, d//heads).permute(2, 0, 3, 1, 4)
+    q,k,v = lin(norm(x, w, f'{name}.norm1'), w, f'{name}.attn.qkv').reshape(b, n, 3, heads, d//heads).permute(2,0,3,1,4)
     a = (q@k.transpose(-2, -1)/math.sqrt(d//heads)).softmax(-1)
     x = x + lin((a@v).transpose(1, 2).reshape(b, n, d), w, f'{name}.attn.proj')
     return x + lin(F.gelu(lin(norm(x, w, f'{name}.norm2'), w, f'{name}.mlp.fc1')), w, f'{name}.mlp.fc2')
@@ -62,7 +64,8 @@ def block(x, w, name, heads):
 def rows(x, idx): return torch.stack([a[i] for a,i in zip(x, idx)])
 
 def plain_encode(w, clip, idx, heads):
-    x = F.conv3d(clip, w['patch_embed.proj.weight'], w['patch_embed.proj.bias'], stride=w['patch_embed.proj.weight'].shape[2:])
+    x = F.conv3d(clip, w['patch_embed.proj.weight'], w['patch_embed.proj.bias'],
+        stride=w['patch_embed.proj.weight'].shape[2:])
     x = x.flatten(2).transpose(1, 2) + w['pos_embed']
     if idx is not None: x = rows(x, idx)
     for i in range(tiny.enc.depth): x = block(x, w, f'blocks.{i}', heads)
@@ -80,7 +83,8 @@ def plain(state, clip, masks):
     h = plain_encode(w['target_encoder'], clip, None, tiny.enc.heads)
     h = (h-h.mean(-1, keepdim=True))/(h.var(-1, keepdim=True, unbiased=False)+1e-5).sqrt()
     ctx = [plain_encode(w['encoder'], clip, o.keep, tiny.enc.heads) for o in masks]
-    preds = [plain_predict(w['predictor'], z, o.keep, o.targ, i, tiny.pred.heads) for i,(z,o) in enumerate(zip(ctx, masks))]
+    preds = [plain_predict(w['predictor'], z, o.keep, o.targ, i, tiny.pred.heads)
+        for i,(z,o) in enumerate(zip(ctx, masks))]
     targs = [rows(h, o.targ) for o in masks]
     return preds, targs, sum((z-y).abs().mean() for z,y in zip(preds, targs))/len(masks)
 
@@ -105,7 +109,8 @@ def test_padded_rows_equal_single_samples(model, clip):
         for i in range(3):
             kv,tv = (True if v is None else v[i] for v in (o.keep_valid, o.targ_valid))
             keep,targ = (idx[i][v].view(1, -1) for idx,v in ((o.keep,kv),(o.targ,tv)))
-            with torch.no_grad(): alone = model.predictor(model.encoder(clip[i:i+1], keep), tiny.grid, keep, targ, which)
+            with torch.no_grad():
+                alone = model.predictor(model.encoder(clip[i:i+1], keep), tiny.grid, keep, targ, which)
             assert (z[i][tv].view_as(alone)-alone).abs().max()<2e-5
 
 @pytest.mark.parametrize('how', ['faithful', 'unbiased', 'padded'])
@@ -174,26 +179,32 @@ def test_a_missing_key_is_named(model, part, drop):
 def test_a_foreign_key_is_named(model):
     state = model.to_official()
     state['encoder']['module.backbone.cls_token'] = torch.zeros(1)
-    with pytest.raises(WeightsError, match='cls_token'): VJEPA.from_official(state, heads=4, pred_heads=3, grid=tiny.grid)
+    with pytest.raises(WeightsError, match='cls_token'):
+        VJEPA.from_official(state, heads=4, pred_heads=3, grid=tiny.grid)
     with pytest.raises(ValueError, match='96 positions'): jepa_sizes(unpack_jepa(model.to_official()), 4, 3)
-    with pytest.raises(ValueError, match='is not of grid'): jepa_sizes(unpack_jepa(model.to_official()), 4, 3, Grid(8,14,14))
+    with pytest.raises(ValueError, match='is not of grid'):
+        jepa_sizes(unpack_jepa(model.to_official()), 4, 3, Grid(8,14,14))
 
 def test_published_counts_and_names():
     with torch.device('meta'): big = {k: VJEPA(c) for k,c in dict(L=vjepa_l, H=vjepa_h).items()}
-    count = {k: [round(count_params(o, trainable=True)/1e6, 1) for o in (m.encoder, m.predictor)] for k,m in big.items()}
+    count = {k: [round(count_params(o, trainable=True)/1e6, 1) for o in (m.encoder, m.predictor)]
+        for k,m in big.items()}
     assert count==dict(L=[303.9,22.1], H=[631.6,22.3])
     shapes = {k: tuple(v.shape) for k,v in big['L'].predictor.state_dict().items()}
-    assert shapes['mask_tokens.1']==(1,1,384) and shapes['predictor_pos_embed']==(1,1568,384) and shapes['predictor_blocks.11.attn.qkv.weight']==(1152,384)
+    assert shapes['mask_tokens.1']==(1,1,384) and shapes['predictor_pos_embed']==(1,1568,384)
+    assert shapes['predictor_blocks.11.attn.qkv.weight']==(1152,384)
     assert tuple(big['H'].encoder.pos.table.shape)==(1,1568,1280)
 
 def test_start():
-    "Truncated normals of deviation .02 without depth factors, zero biases and mask tokens, fixed sines; the copy starts equal"
+    "Truncated normals of deviation .02, zero biases and mask tokens, fixed sines; the target encoder starts equal"
     m = VJEPA(replace(tiny, enc=replace(tiny.enc, dim=192, depth=4)), gen=gen(0))
     for i in (0,3): assert abs(m.encoder.blocks[i].mlp.fc2.weight.std()-.02)<.001
     assert all((p==0).all() for n,p in m.named_parameters() if n.endswith('bias') or 'mask_tokens' in n)
-    assert torch.equal(m.encoder.pos.table[0], sincos_3d(tiny.grid, 192, True)) and not m.encoder.pos.table.requires_grad
+    assert torch.equal(m.encoder.pos.table[0], sincos_3d(tiny.grid, 192, True))
+    assert not m.encoder.pos.table.requires_grad
     assert all(torch.equal(a, b) for a,b in zip(m.encoder.parameters(), m.target_encoder.parameters()))
-    assert torch.equal(VJEPA(tiny, gen=gen(4)).encoder.blocks[0].attn.qkv.weight, VJEPA(tiny, gen=gen(4)).encoder.blocks[0].attn.qkv.weight)
+    assert torch.equal(VJEPA(tiny, gen=gen(4)).encoder.blocks[0].attn.qkv.weight,
+        VJEPA(tiny, gen=gen(4)).encoder.blocks[0].attn.qkv.weight)
 
 # Recipe
 
@@ -209,20 +220,23 @@ def official(step, total, ipe_scale=1.25):
 @pytest.mark.parametrize('total', [300, 90_000])
 def test_schedules_are_the_official_ones(total):
     for step in range(0, total, total//60):
-        for f,want in zip((vjepa_lr, vjepa_wd, vjepa_momentum), official(step, total)): assert abs(f(step, total)-want)<1e-9
+        for f,want in zip((vjepa_lr, vjepa_wd, vjepa_momentum), official(step, total)):
+            assert abs(f(step, total)-want)<1e-9
 
 def loaders(n=32, bs=8):
-    films = torch.randn(n, 3, 4, 16, 16, generator=gen(0))
-    return DataLoaders(DataLoader(TensorDataset(films), bs), DataLoader(TensorDataset(films), bs))
+    videos = torch.randn(n, 3, 4, 16, 16, generator=gen(0))
+    return DataLoaders(DataLoader(TensorDataset(videos), bs), DataLoader(TensorDataset(videos), bs))
 
-toy = VJEPAConfig(ViTConfig(32, 2, 2, patch=(2,4,4), qkv_bias='fused'), ViTConfig(24, 1, 2, qkv_bias='fused'), Grid(2,4,4))
+toy = VJEPAConfig(ViTConfig(32, 2, 2, patch=(2,4,4), qkv_bias='fused'), ViTConfig(24, 1, 2, qkv_bias='fused'),
+    Grid(2,4,4))
 
 def test_the_copy_follows_eq_2():
     m = VJEPA(toy, gen=gen(0))
     learn = vjepa_pretrainer(loaders(), m, momentum=.75, lr=1e-2)
     start = m.encoder.blocks[0].mlp.fc1.weight.detach().clone()
     fit(learn, steps=1)
-    assert torch.allclose(m.target_encoder.blocks[0].mlp.fc1.weight, .75*start+.25*m.encoder.blocks[0].mlp.fc1.weight, atol=1e-7)
+    assert torch.allclose(m.target_encoder.blocks[0].mlp.fc1.weight, .75*start+.25*m.encoder.blocks[0].mlp.fc1.weight,
+        atol=1e-7)
     assert torch.equal(m.target_encoder.pos.table, m.encoder.pos.table) and not m.target_encoder.training
 
 def test_runs_are_reproducible_and_monitored():
@@ -234,10 +248,12 @@ def test_runs_are_reproducible_and_monitored():
     assert a.history.curve()[1]==b.history.curve()[1] and len(a.health.rows)==3
     assert {'feature_std','effective_rank','target_var','grad_norm','ema_lag'} <= set(a.health.rows[-1])
 
-@pytest.mark.parametrize('masks,kw', [(document_blocks, {}), (predictive_blocks, {}), (multiblock3d, dict(how='padded'))])
+@pytest.mark.parametrize('masks,kw', [(document_blocks, {}), (predictive_blocks, {}),
+    (multiblock3d, dict(how='padded'))])
 @pytest.mark.parametrize('cls', [VJEPA, OwnTarget])
 def test_variants_train(cls, masks, kw):
-    learn = vjepa_pretrainer(loaders(16), cls(toy, pos=learned_table, loss=smooth_l1), masks=masks, momentum=None if cls is OwnTarget else .99, **kw)
+    learn = vjepa_pretrainer(loaders(16), cls(toy, pos=learned_table, loss=smooth_l1), masks=masks,
+        momentum=None if cls is OwnTarget else .99, **kw)
     fit(learn, epochs=1)
     assert math.isfinite(learn.history.rows[-1]['loss']) and len(learn.history.valid)==1
     assert learn.model.encoder.pos.table.abs().max()>0 # the document's positions learn
@@ -245,5 +261,6 @@ def test_variants_train(cls, masks, kw):
 def test_collapse_is_flagged():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        fit(vjepa_pretrainer(loaders(64, 16), NoStop(toy, gen=gen(2)), lr=3e-3, momentum=None, health=4, how='unbiased'), steps=80)
+        fit(vjepa_pretrainer(loaders(64, 16), NoStop(toy, gen=gen(2)), lr=3e-3, momentum=None, health=4,
+            how='unbiased'), steps=80)
     assert sum('collapse' in str(o.message) for o in said)==1

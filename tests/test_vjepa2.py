@@ -38,9 +38,10 @@ def test_rotation_sees_differences_only(shift):
     torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(2, 5), st.integers(4, 7), st.integers(4, 7), st.sampled_from(['faithful','unbiased','padded']), st.integers(0, 99))
+@given(st.integers(2, 5), st.integers(4, 7), st.integers(4, 7), st.sampled_from(['faithful','unbiased','padded']),
+    st.integers(0, 99))
 def test_apart_and_together(t, h, w, how, seed):
-    "Any shape of film, any way to make masks rectangular: one padded forward gives what two give"
+    "Any shape of video, any way to make masks rectangular: one padded forward gives what two give"
     clip = torch.randn(3, 3, 2*t, 4*h, 4*w, generator=gen(seed))
     blocks = multiblock3d(3, Grid(t,h,w), gen(seed), how=how)
     two = NET(clip, blocks)
@@ -48,7 +49,8 @@ def test_apart_and_together(t, h, w, how, seed):
     try: one = NET(clip, blocks)
     finally: NET.together = False
     torch.testing.assert_close(one.loss, two.loss, atol=1e-5, rtol=1e-5)
-    for a,b,v in zip(one.pred, two.pred, two.valid): torch.testing.assert_close(a if v is None else a[v], b if v is None else b[v], atol=1e-4, rtol=1e-4)
+    for a,b,v in zip(one.pred, two.pred, two.valid):
+        torch.testing.assert_close(a if v is None else a[v], b if v is None else b[v], atol=1e-4, rtol=1e-4)
 
 def test_groups_have_their_own_tokens():
     clips = [torch.randn(2, 3, t, 16, 24, generator=gen(t)) for t in (4, 6, 8)]
@@ -126,7 +128,8 @@ def test_recall_counts_classes_alike():
 class Stop(Exception): pass
 
 def test_interrupted_training_goes_on(tmp_path):
-    r = replace(Setup(), size=16, clips=32, steps=70, dim=24, heads=2, pred_dim=24, pred_heads=2, depth=1, pred_depth=1, bs=4)
+    r = replace(Setup(), size=16, clips=32, steps=70, dim=24, heads=2, pred_dim=24, pred_heads=2, depth=1,
+        pred_depth=1, bs=4)
     clips = torch.randint(0, 256, (32, 3, 8, 16, 16), generator=gen(), dtype=torch.uint8)
     whole,rows,_ = pretrain(r, clips, 0, tmp_path/'a')
     def stop(info):

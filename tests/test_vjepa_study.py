@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file
 from vidlit.lab.jobs import plan, run_jobs
 from vidlit.studies import vjepa_jobs as S
-from vidlit.studies.vjepa import along, first_reach, summary, vjepa
+from vidlit.studies.register import vjepa
+from vidlit.studies.vjepa import along, first_reach, summary
 from vidlit.worlds.worlds import WorldConfig, make_scene
 
 MINI = replace(S.setups['toy'], size=16, frames=4, dim=32, depth=1, heads=2, pred_dim=32, pred_heads=2, clips=64, steps=20, looks=(10,),

@@ -1,17 +1,29 @@
-"""Windows of long films: the stream against lists in the manner of the official program, its memory, its arithmetic."""
+"""Windows of long videos: the stream against the lists of the official program, memory, arithmetic."""
 import weakref
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from vidlit.depth import windows
-from vidlit.depth.windows import apply_fit, cut_score, fit_window, frame_parts, infer_windows, is_cut, n_windows, scale_shift, scenes, slide, window_frames
+from vidlit.depth.windows import (
+    apply_fit,
+    cut_score,
+    fit_window,
+    frame_parts,
+    infer_windows,
+    is_cut,
+    n_windows,
+    scale_shift,
+    scenes,
+    slide,
+    window_frames,
+)
 
 lengths = st.integers(1, 400)
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def moody(seed):
+def drifting(seed):
     "A model with another scale and shift for each window, in the order it is asked"
     gen = torch.Generator().manual_seed(seed)
     def model(win):
@@ -20,7 +32,7 @@ def moody(seed):
     return model
 
 
-def film(n, h=3, w=4): return torch.rand(n, h, w, generator=torch.Generator().manual_seed(n))
+def video(n, h=3, w=4): return torch.rand(n, h, w, generator=torch.Generator().manual_seed(n))
 
 
 def by_lists(frames, model, fit, metric=False):
@@ -45,16 +57,18 @@ def by_lists(frames, model, fit, metric=False):
 @given(st.integers(1, 100), st.integers(0, 99), st.booleans())
 @quick
 def test_stream_equals_lists(n, seed, metric):
-    got = torch.stack(list(infer_windows(film(n), moody(seed), metric=metric)))
-    assert np.array_equal(got, by_lists(film(n), moody(seed), scale_shift, metric))
+    got = torch.stack(list(infer_windows(video(n), drifting(seed), metric=metric)))
+    assert np.array_equal(got, by_lists(video(n), drifting(seed), scale_shift, metric))
 
 
 @given(st.integers(1, 100), st.integers(0, 99))
 @quick
 def test_fit_is_least_squares(n, seed):
-    def lstsq(x, y): return np.linalg.lstsq(np.stack([x.ravel(), np.ones(x.size)], 1).astype(float), y.ravel().astype(float), rcond=None)[0]
-    got = torch.stack(list(infer_windows(film(n), moody(seed))))
-    np.testing.assert_allclose(got, by_lists(film(n), moody(seed), lstsq), atol=2e-4)
+    def lstsq(x, y):
+        return np.linalg.lstsq(np.stack([x.ravel(), np.ones(x.size)], 1).astype(float), y.ravel().astype(float),
+            rcond=None)[0]
+    got = torch.stack(list(infer_windows(video(n), drifting(seed))))
+    np.testing.assert_allclose(got, by_lists(video(n), drifting(seed), lstsq), atol=2e-4)
 
 
 @given(lengths)
@@ -105,10 +119,11 @@ def test_prep_is_asked_once_a_frame():
     assert seen==list(range(70)) and len(out)==70 and out[0].shape==(2, 3)
 
 
-@pytest.mark.parametrize('bad,msg', [(lambda w: w[0, :31], r'\[31, 3, 4\]'), (lambda w: w[0, 0], r'\[3, 4\]'), (lambda w: w[0]/0, '384 of 384 values')])
+@pytest.mark.parametrize('bad,msg',
+    [(lambda w: w[0, :31], r'\[31, 3, 4\]'), (lambda w: w[0, 0], r'\[3, 4\]'), (lambda w: w[0]/0, '384 of 384 values')])
 def test_bad_answers_are_refused(bad, msg):
-    with pytest.raises(ValueError, match=msg): list(infer_windows(film(5), bad))
-    assert torch.equal(windows.run_window(lambda w: w, [film(1)[0]]*32), film(1).expand(32, -1, -1))
+    with pytest.raises(ValueError, match=msg): list(infer_windows(video(5), bad))
+    assert torch.equal(windows.run_window(lambda w: w, [video(1)[0]]*32), video(1).expand(32, -1, -1))
 
 
 def test_fits_that_say_nothing_are_refused():
@@ -118,7 +133,8 @@ def test_fits_that_say_nothing_are_refused():
     assert fit_window(2*a-1, state)==pytest.approx((.5, .5))
     for x in (noise, 1-a, a*0+.3): assert fit_window(x, state)==(2., .1)
     assert fit_window(a, None) is None and fit_window(noise, state, metric=True)==(1., 0.)
-    assert windows.next_state(noise, (2., 0.), state).anchor is state.anchor and torch.equal(windows.next_state(noise, (2., 0.), state).key, noise[1]*2)
+    assert windows.next_state(noise, (2., 0.),
+        state).anchor is state.anchor and torch.equal(windows.next_state(noise, (2., 0.), state).key, noise[1]*2)
     assert apply_fit(a-2, (1., 0.)).max()==0 and apply_fit(a, None) is a
 
 
@@ -131,7 +147,7 @@ def test_scenes_lose_nothing(labels):
 
 
 def test_scenes_start_anew():
-    x = film(120)
+    x = video(120)
     got = torch.stack(list(infer_windows(iter(x), lambda w: w[0], cut=lambda a, b: bool((b==x[50]).all()))))
     want = torch.cat([torch.stack(list(infer_windows(p, lambda w: w[0]))) for p in (x[:50], x[50:])])
     assert torch.equal(got, want) and not list(infer_windows([], lambda w: w[0], cut=is_cut))
@@ -143,3 +159,21 @@ def test_cut_score_is_a_distance_of_colours():
     assert [cut_score(black, black), cut_score(black, white), cut_score(half, white)]==[0, 1, .5]
     assert cut_score(half.movedim(-1, 0)/255, white.movedim(-1, 0)/255)==.5
     assert cut_score(half, half.flip(0))==0 and is_cut(black, white) and not is_cut(half, white)
+
+
+@pytest.mark.parametrize('window,fade', [(32, 8), (32, 4), (24, 6), (16, 3)])
+def test_overlap_is_changed_in_one_place(window, fade, monkeypatch):
+    "Windows, their parts and the blend follow from the two numbers"
+    step = window-fade-2
+    keys = [0, min(12, step), *range(window-fade, window)]
+    for k, v in dict(WINDOW=window, FADE=fade, STEP=step, KEYS=keys).items():
+        monkeypatch.setattr(windows, k, v)
+    x = video(100)
+    for k in range(n_windows(100)): assert list(slide(range(100)))[k][0]==window_frames(k, 100)
+    for i in range(100):
+        parts = frame_parts(i)
+        assert sum(w for *_, w in parts)==pytest.approx(1) and all(window_frames(k)[j]==i for k, j, _ in parts)
+    model = drifting(1)
+    got = torch.stack(list(infer_windows(x, lambda win: model(win)+.3)))  # nothing below 0, where depth is clipped
+    s, t = scale_shift(got, x)
+    torch.testing.assert_close(got*s+t, x, atol=1e-4, rtol=1e-4)

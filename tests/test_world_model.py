@@ -1,4 +1,4 @@
-"""What is not a lesson: the predictor against a slow one written from the paper's description, weights both ways, causality, batches, resuming."""
+"""The predictor against a slow one written from the paper, weights both ways, causality, batches, resuming."""
 import math
 import tempfile
 from dataclasses import replace
@@ -14,12 +14,14 @@ from vidlit.pretrain.world_model import ACConfig, ACPredictor, WorldModel, ac_ke
 from vidlit.pretrain.world_model_variants import CrossPredictor
 
 torch.set_num_threads(1)
-cfg = ACConfig(dim=24, hw=(2, 3), acts=7, blocks=ViTConfig(dim=52, depth=2, heads=2, qkv_bias='fused'), legacy_tiled=True)
+cfg = ACConfig(dim=24, hw=(2, 3), acts=7, blocks=ViTConfig(dim=52, depth=2, heads=2, qkv_bias='fused'),
+    legacy_tiled=True)
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def inputs(b=2, t=4, c=cfg, seed=0):
     g = gen(seed)
-    return torch.randn(b, t, c.n, c.dim, generator=g), torch.randn(b, t, c.acts, generator=g), torch.randn(b, t, c.acts, generator=g)
+    return torch.randn(b, t, c.n, c.dim, generator=g), torch.randn(b, t, c.acts, generator=g), torch.randn(b, t,
+        c.acts, generator=g)
 
 
 def turned(x, pos):
@@ -36,7 +38,8 @@ def slow(p, tok, actions, states, extrinsics=None):
     c,t = p.cfg,tok.shape[1]
     k,(h,w),heads,hd = c.cond,c.hw,c.blocks.heads,c.blocks.head_dim
     d = 2*(hd//3//2)
-    parts = [p.action_encoder(actions), p.state_encoder(states)] + ([p.extrinsics_encoder(extrinsics)] if extrinsics is not None else [])
+    parts = [p.action_encoder(actions), p.state_encoder(states)] + ([p.extrinsics_encoder(extrinsics)]
+        if extrinsics is not None else [])
     x = torch.cat([o.unsqueeze(2) for o in parts] + [p.predictor_embed(tok)], 2)
     for blk in p.predictor_blocks:
         y = blk.norm1(x)
@@ -113,7 +116,8 @@ def test_rollout_of_training_is_that_of_planning(auto):
     tok,a,s = inputs(c=p.cfg)
     s = torch.cat((s[:, :1], s[:, :1]+a[:, :-1].cumsum(1)), 1)  # states as actions add up
     z = unit_norm(tok)
-    with torch.no_grad(): assert (ac_loss(p, z, a[:, :3], s, auto).rolled-wm.rollout(z[:, 0], s[:, 0], a[:, :auto])).abs().max() < 1e-4
+    with torch.no_grad():
+        assert (ac_loss(p, z, a[:, :3], s, auto).rolled-wm.rollout(z[:, 0], s[:, 0], a[:, :auto])).abs().max() < 1e-4
 
 
 def test_candidates_do_not_meet():
@@ -134,7 +138,8 @@ def test_encoder_learns_nothing():
     wm(x, torch.zeros(2, 3, 2), torch.zeros(2, 4, 2)).loss.backward()
     assert all(p.grad is None for p in eye.parameters())
     assert wm.predictor.extrinsics_encoder.weight.grad is None and wm.predictor.action_encoder.weight.grad is not None
-    assert (encode_frames(eye.eval(), (x*255).round().byte())-encode_frames(eye, (x*255).round()/255)).abs().max() < 1e-4
+    assert (encode_frames(eye.eval(), (x*255).round().byte())-encode_frames(eye,
+        (x*255).round()/255)).abs().max() < 1e-4
 
 
 @settings(max_examples=20, deadline=None)
@@ -158,14 +163,16 @@ def test_document_predictor_has_no_order():
 
 def test_a_killed_training_goes_on():
     from vidlit.studies.world_model_jobs import WorldSetup, new_world, train_predictor, trajectories
-    r = WorldSetup(size=24, patch=12, frames=4, dim=16, heads=1, depth=1, eye_depth=1, steps=60, bs=8, n_train=32, eye='random')
+    r = WorldSetup(size=24, patch=12, frames=4, dim=16, heads=1, depth=1, eye_depth=1, steps=60, bs=8, n_train=32,
+        eye='random')
     data = trajectories(r, 7, 32)
     with tempfile.TemporaryDirectory() as tmp:
         whole = new_world(r, 0)
         train_predictor(r, whole, data, 0, Path(tmp)/'a')
         def kill(o):
             if o['done'] >= 55: raise RuntimeError('killed')
-        with pytest.raises(RuntimeError, match='killed'): train_predictor(r, new_world(r, 0), data, 0, Path(tmp)/'b', kill)
+        with pytest.raises(RuntimeError, match='killed'):
+            train_predictor(r, new_world(r, 0), data, 0, Path(tmp)/'b', kill)
         again = new_world(r, 0)
         rows = train_predictor(r, again, data, 0, Path(tmp)/'b')
     assert len(rows) == 60

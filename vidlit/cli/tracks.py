@@ -6,7 +6,7 @@
 __all__ = ['read_K', 'tracks_3d']
 
 # %% ../../nbs/cli/tracks.ipynb #4587169a
-import json, math
+import math, sys
 from pathlib import Path
 from .app import _show, app, command
 
@@ -18,12 +18,14 @@ def read_K(
 ): # float64 [3, 3]
     "Intrinsics as people type them"
     import torch
+    from vidlit.floor.reading import StoreError, read_json
     try:
         if Path(text).is_file():
-            o = json.loads(Path(text).read_text())
+            o = read_json(text, (dict, list))
             v = [float(x) for x in _flatten(o.get('K', o.get('intrinsics')) if isinstance(o, dict) else o)]
         else: v = [float(x) for x in text.split(',')]
-    except (ValueError, TypeError) as e: raise ValueError(f"--K must be fx,fy,cx,cy, nine numbers, or a JSON file with them, not {text!r}") from e
+    except (ValueError, TypeError, StoreError) as e:
+        raise ValueError(f"--K must be fx,fy,cx,cy, nine numbers, or a JSON file with them, not {text!r}") from e
     if len(v)==4: v = [v[0], 0., v[2], 0., v[1], v[3], 0., 0., 1.]
     good = len(v)==9 and all(map(math.isfinite, v)) and v[0]>0 and v[4]>0 and v[6:]==[0, 0, 1]
     if not good: raise ValueError(f"--K must be fx,fy,cx,cy or nine numbers of a pinhole, in pixels, not {text!r}")
@@ -33,7 +35,8 @@ def read_K(
 def _size(text): # (height, width), or None
     if text is None: return None
     w,x,h = text.lower().partition('x')
-    if not (x and w.isdecimal() and h.isdecimal() and int(w) and int(h)): raise ValueError(f"--size must be WIDTHxHEIGHT, such as 1280x720, not {text!r}")
+    if not (x and w.isdecimal() and h.isdecimal() and int(w) and int(h)):
+        raise ValueError(f"--size must be WIDTHxHEIGHT, such as 1280x720, not {text!r}")
     return int(h),int(w)
 
 # %% ../../nbs/cli/tracks.ipynb #3ac307e8
@@ -45,20 +48,21 @@ def _camera(K, fov, size, path, relative): # float64 [3, 3], or None
     if fov is None:
         if not relative: raise TrackError("metres need the camera: --K fx,fy,cx,cy or --fov DEGREES")
         return None
-    film = video_of(read_tracks(path))
-    h,w = size or (film.get('height'), film.get('width'))
-    if None in (h, w): raise TrackError("--fov needs the size of the frames, which the tracks do not say: add --size WIDTHxHEIGHT")
+    video = video_of(read_tracks(path))
+    h,w = size or (video.get('height'), video.get('width'))
+    if None in (h, w):
+        raise TrackError("--fov needs the size of the frames, which the tracks do not say: add --size WIDTHxHEIGHT")
     return make_K(fov, h, w).double()
 
 # %% ../../nbs/cli/tracks.ipynb #5b1a92c9
 @command(app, 'tracks')
 def tracks_3d(file:str,      # Tracking JSON: boxes or points by frame
-    depth:str=None,          # Folder of depth frames of the same film (vidlit depth)
+    depth:str=None,          # Folder of depth frames of the same video (vidlit depth)
     out:str=None,            # JSON to write
-    K:str=None,              # Camera: fx,fy,cx,cy or nine numbers or a JSON file, in pixels of the frames with the boxes
+    K:str=None,              # Camera: fx,fy,cx,cy or nine numbers or a JSON file; pixels of the frames with the boxes
     fov:float=None,          # Camera: degrees across the width, instead of --K
     size:str=None,           # WIDTHxHEIGHT of the frames with the boxes, where it is not that of the depth
-    boxes:str='auto',        # What four numbers mean: xyxy, xywh (corner), cxcywh (middle); auto: xyxy, or xywh in COCO files
+    boxes:str='auto',        # Four numbers: xyxy, xywh (corner), cxcywh (middle); auto: xyxy, or xywh in COCO files
     prefer:str='box',        # Where an entry has both: box or point
     first:int=0,             # Number of the first frame in the file
     scale:float=None,        # Relative disparity d: 1/z = SCALE*d + SHIFT, in 1/m
@@ -68,23 +72,44 @@ def tracks_3d(file:str,      # Tracking JSON: boxes or points by frame
     far:float=math.inf,      # Largest, metres
     how:str='front',         # front, inner, median, centre or mean of a box
     field:str='position_3d', # Name of the new field
-    film:str=None,           # The film, to make sure that the depth is of it
+    video:str=None,          # The video, to make sure that the depth is of it
+    film:str=None,           # Older name of --video
     picture:str=None,        # Also draw the tracks from above into this PNG
     as_json:bool=False,      # Print JSON
 ):
     "Positions in metres for every box or point of a tracking file"
+    from vidlit.floor.places import free_place, replaceable
     from vidlit.pipeline.tracks import enrich_file
-    for k,v in dict(depth=depth, out=out).items():
-        if v is None: raise ValueError(f"--{k} is missing: {dict(depth='the folder of depth frames', out='the JSON to write')[k]}")
+    for k,v,what in (('depth', depth, 'the folder of depth frames'), ('out', out, 'the JSON to write')):
+        if v is None: raise ValueError(f"--{k} is missing: {what}")
+    if film is not None:
+        print('vidlit: --film is now --video', file=sys.stderr)
+        video = video or film
+    if picture:
+        replaceable(free_place(picture, file, depth, out, video, file=True, what='picture'), _is_drawn, 'picture')
     hw = _size(size)
-    kw = dict(boxes=boxes, prefer=prefer, first=first, scale=scale, shift=shift, relative=relative, near=near, far=far, how=how, field=field)
-    r = enrich_file(file, depth, out, _camera(K, fov, hw, file, relative), film=film, size=hw, **kw)
+    kw = dict(boxes=boxes, prefer=prefer, first=first, scale=scale, shift=shift, relative=relative, near=near, far=far,
+        how=how, field=field)
+    r = enrich_file(file, depth, out, _camera(K, fov, hw, file, relative), video=video, size=hw, **kw)
     lines = r.pop('positions')
     if picture: _draw(lines, picture)
     _show({'out': out, **r, **({'positions': lines} if as_json else {'tracks': len(lines)})}, as_json)
 
 # %% ../../nbs/cli/tracks.ipynb #3b5ed635
+_stamp = 'vidlit tracks' # in our PNG files
+
+def _is_drawn(path): # Is it one of ours?
+    from PIL import Image
+    try:
+        with Image.open(path, formats=['PNG']) as im: return im.text.get('Software')==_stamp
+    except (OSError, SyntaxError, ValueError): return False
+
 def _draw(lines, path): # The tracks from above, as PNG
+    import io
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
     from vidlit.floor.store import atomic_path
     from vidlit.pipeline.tracks import top_view
-    with atomic_path(path) as p: p.write_bytes(top_view({k: [o[1:] for o in v] for k,v in lines.items()}).png())
+    info,png = PngInfo(),top_view({k: [o[1:] for o in v] for k,v in lines.items()}).png()
+    info.add_text('Software', _stamp)
+    with atomic_path(path) as p: Image.open(io.BytesIO(png)).save(p, 'PNG', pnginfo=info)

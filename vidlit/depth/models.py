@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
 from ..floor.fingerprint import fingerprint
-from ..floor.store import read_json
+from ..floor.reading import Text, read_json
 from ..nn.weights import WeightsError, read_weights
 from .depth_anything_weights import DepthAnything, whose # with its files
 from .dpt import lower_bound, to_input, to_source
@@ -34,7 +34,9 @@ def shorter_side(
     s = size if ratio<=1.78 else max(1, round(int(size*1.777/ratio)/patch))*patch
     if max_res is None or max(lower_bound(h, w, s, patch))<=max_res: return s
     fits = [o for o in range(patch, s, patch) if max(lower_bound(h, w, o, patch))<=max_res]
-    if not fits: raise ValueError(f"a longer side of {max_res} is too small for frames of {w}x{h}: at least {max(lower_bound(h, w, patch, patch))}")
+    if not fits:
+        least = max(lower_bound(h, w, patch, patch))
+        raise ValueError(f"a longer side of {max_res} is too small for frames of {w}x{h}: at least {least}")
     return fits[-1]
 
 # %% ../../nbs/depth/models.ipynb #e2605f3a
@@ -50,8 +52,10 @@ class DepthModel:
     max_res:int=None # Longer side inside, at most
 
     def __post_init__(self):
-        if self.precision not in _dtypes: raise ValueError(f"precision must be one of {', '.join(_dtypes)}, got {self.precision!r}")
-        if self.max_res is not None and self.max_res<self.patch: raise ValueError(f"max_res must be at least a patch of {self.patch} pixels, got {self.max_res}")
+        if self.precision not in _dtypes:
+            raise ValueError(f"precision must be one of {', '.join(_dtypes)}, got {self.precision!r}")
+        if self.max_res is not None and self.max_res<self.patch:
+            raise ValueError(f"max_res must be at least a patch of {self.patch} pixels, got {self.max_res}")
 
     @property
     def kind(self): return self.model.kind
@@ -74,10 +78,12 @@ def prep(self:DepthModel,
     frames, # uint8: a frame `[h, w, 3]`, or a clip of them, list or `[t, h, w, 3]`
 )->Tensor: # `[3, h', w']` for a frame, `[1, t, 3, h', w']` for a clip; normalised, on the model's device
     "Frames as the model wants them"
-    x = torch.stack([torch.as_tensor(f) for f in frames]) if isinstance(frames, (list,tuple)) else torch.as_tensor(frames)
+    if isinstance(frames, (list,tuple)): x = torch.stack([torch.as_tensor(f) for f in frames])
+    else: x = torch.as_tensor(frames)
     one = x.ndim==3
     if one: x = x[None]
-    if x.ndim!=4 or x.shape[-1]!=3: raise ValueError(f"frames must be uint8 [t, h, w, 3] or [h, w, 3], not {list(x.shape)}")
+    if x.ndim!=4 or x.shape[-1]!=3:
+        raise ValueError(f"frames must be uint8 [t, h, w, 3] or [h, w, 3], not {list(x.shape)}")
     x = to_input(x.to(self.device), shorter_side(*x.shape[1:3], self.size, self.patch, self.max_res), self.patch)
     return x[0] if one else x[None]
 
@@ -112,9 +118,9 @@ def infer(self:DepthModel,
 
 def _exact(f):
     "The last convolutions in float32, whatever surrounds them"
-    def paint(path, grid):
+    def in_float32(path, grid):
         with torch.autocast(path.device.type, enabled=False): return f(path.float(), grid)
-    return paint
+    return in_float32
 
 def wrap(
     model:VideoDepth, # Any
@@ -127,20 +133,26 @@ def wrap(
     "A network of yours, ready to be used"
     img,mark = model.cfg.image,fingerprint(model)
     model = model.eval().requires_grad_(False).to(device)
-    if not hasattr(model.image.head.paint, '__wrapped__'):
-        model.image.head.paint = _exact(model.image.head.paint)
-        model.image.head.paint.__wrapped__ = True
+    if not hasattr(model.image.head.to_depth, '__wrapped__'):
+        model.image.head.to_depth = _exact(model.image.head.to_depth)
+        model.image.head.to_depth.__wrapped__ = True
     return DepthModel(model, name, f"{name}: {about or _sizes(model)}", mark, size or img.side*img.head.patch, **kw)
 
 def _sizes(model): return f"{sum(p.numel() for p in model.parameters())/1e6:.3g} M parameters, {_says[model.kind]}"
 
-_says = {Kind.relative: 'relative disparity (larger is nearer, of unknown scale and shift)', Kind.depth: 'depth in metres'}
+_says = {Kind.relative: 'relative disparity (larger is nearer, of unknown scale and shift)',
+    Kind.depth: 'depth in metres'}
 
 # %% ../../nbs/depth/models.ipynb #0aeb3c8c
-def _vda(): return {f'depth-anything/{m}Video-Depth-Anything-{s}': (f"{m.lower().replace('-','_')}video_depth_anything_vit{s[0].lower()}.pth",) for m in ('','Metric-') for s in ('Small','Base','Large')}
-def _stills(): return {f'depth-anything/Depth-Anything-V2-{s}-hf': ('config.json','model.safetensors') for s in ('Small','Base','Large')}
+def _vda():
+    def file(metric, size): return f"{metric.lower().replace('-','_')}video_depth_anything_vit{size[0].lower()}.pth"
+    return {f'depth-anything/{m}Video-Depth-Anything-{s}': (file(m, s),)
+        for m in ('','Metric-') for s in ('Small','Base','Large')}
+def _da2():
+    return {f'depth-anything/Depth-Anything-V2-{s}-hf': ('config.json','model.safetensors')
+        for s in ('Small','Base','Large')}
 
-published = _vda() | _stills() # repository -> files
+published = _vda() | _da2() # repository -> files
 
 def licence(name): return 'Apache-2.0' if 'Small' in name else 'CC-BY-NC-4.0: not for commercial use'
 
@@ -162,41 +174,47 @@ def toy_folder()->Path:
 
 def choices()->str:
     "What can be asked for, for an error"
-    return f"choose toy, a folder of save_pretrained, a file of official weights, or a published name: {', '.join(published)}"
+    return ("choose toy, a folder of save_pretrained, a file of official weights, or a published name: "
+        f"{', '.join(published)}")
 
 def _fetch(name): return f"hf download {name} {' '.join(published[name])}"
 
 # %% ../../nbs/depth/models.ipynb #4db3ad1c
 def per_frame(
-    image:DepthAnything, # A model of stills
-)->VideoDepth: # Its frames say nothing to each other
-    "A model of stills as one along time"
+    image:DepthAnything, # An image model
+)->VideoDepth: # Temporal modules that change nothing
+    "An image model as a video model"
     h = image.cfg.head
     widths = h.out[2],h.out[3],h.features
-    return add_time(image, torch.Generator().manual_seed(0), heads=math.gcd(8, *[c//2 for c in widths]), groups=math.gcd(32, *widths))
+    return add_time(image, torch.Generator().manual_seed(0), heads=math.gcd(8, *[c//2 for c in widths]),
+        groups=math.gcd(32, *widths))
 
 def _folder(p):
     "Model and remark for a folder with a config.json"
     if not (p/'config.json').is_file(): raise WeightsError(f"{p} holds no model: config.json is missing")
-    kind = read_json(p/'config.json').get('model_type')
+    kind = read_json(p/'config.json', {'model_type?':(str, None), str:object}).get('model_type')
     if kind=='vidlit_video_depth': return VideoDepth.from_pretrained(p),_recipe(p)
     if kind=='depth_anything': return per_frame(DepthAnything.from_pretrained(p)),'frame by frame, nothing along time'
     raise WeightsError(f"{p} is a model of kind {kind!r}, not a depth model (vidlit_video_depth or depth_anything)")
 
-def _recipe(p): return read_json(p/'recipe.json').get('about') if (p/'recipe.json').is_file() else None
+def _recipe(p): return read_json(p/'recipe.json', {'about?':Text(r'[^\x00-\x1f\x7f]*'), str:object}).get('about') if (p/'recipe.json').is_file() else None
 
 # %% ../../nbs/depth/models.ipynb #8aa855ec
-_ranges = dict(hypersim=20., vkitti=80.) # metres, of the metric models of stills
+_ranges = dict(hypersim=20., vkitti=80.) # metres, of the metric image models
 
 def _file(p, **kw):
     "Model and remark for a file of official weights"
     state,name = read_weights(p),p.name.lower()
-    if any('motion_modules' in k for k in state): return VideoDepth.from_official(state, metric='metric' in name, **kw),None
-    if not any(k.startswith('depth_head.') for k in state): raise WeightsError(f"{p} holds no depth model but {whose(state)}: {choices()}")
+    if any('motion_modules' in k for k in state):
+        return VideoDepth.from_official(state, metric='metric' in name, **kw),None
+    if not any(k.startswith('depth_head.') for k in state):
+        raise WeightsError(f"{p} holds no depth model but {whose(state)}: {choices()}")
     top = next((v for k,v in _ranges.items() if k in name), None)
-    if 'metric' in name and top is None: raise WeightsError(f"{p} is metric, but up to how many metres? Its name should say {' or '.join(_ranges)}")
+    if 'metric' in name and top is None:
+        raise WeightsError(f"{p} is metric, but up to how many metres? Its name should say {' or '.join(_ranges)}")
     version = 2 if 'v2' in name else 1
-    return per_frame(DepthAnything.from_official(state, version, top, **kw)),f'version {version} by its name; frame by frame, nothing along time'
+    return per_frame(DepthAnything.from_official(state, version, top,
+        **kw)),f'version {version} by its name; frame by frame, nothing along time'
 
 # %% ../../nbs/depth/models.ipynb #db71f57a
 def load_depth_model(
@@ -220,8 +238,11 @@ def load_depth_model(
 
 def pick(device):
     "A device that is there"
-    have = ['cuda']*torch.cuda.is_available()+['mps']*torch.backends.mps.is_available()+['cpu']
+    have = ['cpu']
+    if torch.backends.mps.is_available(): have.insert(0, 'mps')
+    if torch.cuda.is_available(): have.insert(0, 'cuda')
     if device=='auto': return have[0]
     kind,_,i = str(device).partition(':')
-    if kind not in have or i and (not i.isdigit() or kind!='cuda' or int(i)>=torch.cuda.device_count()): raise ValueError(f"device {device!r} is not here; there is {', '.join(have)}")
+    if kind not in have or i and (not i.isdigit() or kind!='cuda' or int(i)>=torch.cuda.device_count()):
+        raise ValueError(f"device {device!r} is not here; there is {', '.join(have)}")
     return device

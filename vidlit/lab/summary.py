@@ -44,7 +44,7 @@ def percent(values, digits:int=0)->str: # '83 %'
 
 def decided(c:dict, # As `compare` makes it
     less:bool=False, # Is the smaller value the better one?
-)->bool|None:       # Is the first arm better? None when that is open
+)->bool|None:       # Is the first variant better? None when that is open
     "What a paired comparison decides"
     if c['low'] is None: return None
     return not less if c['low']>0 else less if c['high']<0 else None

@@ -133,7 +133,7 @@ def _waves(pos, d, base=10000.):
 def sincos_1d(
     n:int, # Positions
     d:int, # Width, even
-    interleave:bool=True, # True: sin, cos, sin, cos (VideoMAE, OmniMAE); False: all sines, then all cosines (V-JEPA, MAE)
+    interleave:bool=True, # True: sin, cos, sin, cos (VideoMAE, OmniMAE); False: sines, then cosines (V-JEPA, MAE)
     pos:Tensor=None, # Positions to use instead of 0..n-1
 )->Tensor: # float32 `[n, d]`
     "The sinusoid table over one index (eq. 2)"

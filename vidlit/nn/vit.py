@@ -28,7 +28,7 @@ class ViTConfig:
     mlp_ratio:float = 4. # Hidden width of the MLP over `dim`
     patch:tuple = (2,16,16) # Pixels in one token along time, height, width
     chans:int = 3 # Colours
-    qkv_bias:str = 'qv' # Biases: 'qv' for query and value only (VideoMAE), 'fused' for all three (V-JEPA, OmniMAE), or 'none'
+    qkv_bias:str = 'qv' # Biases: 'qv' for query and value (VideoMAE), 'fused' for all (V-JEPA, OmniMAE), or 'none'
     layer_scale:float = 0. # Start value of gamma; 0 means no layer scale
     drop_path:float = 0. # Chance to skip the last block's branches; grows linearly from 0 at the first
     eps:float = 1e-6 # Layer norm's constant
@@ -290,19 +290,18 @@ def init_vit(
     how:str='xavier', # 'xavier' or 'trunc'
     gen:torch.Generator=None, # Randomness; the global generator when missing
     rescale:bool=False, # Divide each block's two last matrices by sqrt(2*block number)?
-    own_conv:bool=False, # Draw convolutions and their biases as torch does, whatever `how` says: VideoMAE
+    conv:bool=True, # Draw patch embeddings so too? False: as torch starts them, which is VideoMAE's way
 )->nn.Module: # The same model
     "Draw the first values as the papers do"
     if how not in ('xavier','trunc'): raise ValueError(f"how must be 'xavier' or 'trunc', got {how!r}")
     for m in model.modules():
         if not isinstance(m, (nn.Linear,nn.Conv3d)): continue
-        own = own_conv and isinstance(m, nn.Conv3d)
-        if how=='trunc' and not own: nn.init.trunc_normal_(m.weight, std=.02, generator=gen)
+        if isinstance(m, nn.Conv3d) and not conv: _as_torch(m, gen)
+        elif how=='trunc': nn.init.trunc_normal_(m.weight, std=.02, generator=gen)
         elif isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight, generator=gen)
-        else: nn.init.kaiming_uniform_(m.weight, a=5**.5, generator=gen)
-        if m.bias is None: continue
-        if own: m.bias.data.uniform_(-1, 1, generator=gen).mul_(m.weight[0].numel()**-.5)
-        else: nn.init.zeros_(m.bias)
+        else: nn.init.kaiming_uniform_(m.weight, a=5**.5,
+            generator=gen) # torch's own choice, which VideoMAE leaves alone
+        if m.bias is not None and (conv or isinstance(m, nn.Linear)): nn.init.zeros_(m.bias)
     for name,m in model.named_modules():
         n = re.search(r'blocks\.(\d+)$', name)
         if rescale and n: _shrink(m, 2*int(n[1])+2)
@@ -313,6 +312,12 @@ def init_vit(
 def _shrink(blk, by):
     "Divide the last matrices of a block's branches by the root of `by`"
     for w in (blk.attn.proj.weight, blk.mlp.fc2.weight): w.div_(by**.5)
+
+@torch.no_grad()
+def _as_torch(conv, gen):
+    "Torch's own first values, from a generator"
+    nn.init.kaiming_uniform_(conv.weight, a=5**.5, generator=gen)
+    if conv.bias is not None: conv.bias.uniform_(-1, 1, generator=gen).mul_(conv.weight[0].numel()**-.5)
 
 # %% ../../nbs/nn/02_vit.ipynb #be3d5340
 def _layer(name, depth):

@@ -95,7 +95,7 @@ def _safe_file(path):
     from vidlit.floor.store import StoreError, read_json
     try:
         if path.suffix!='.json': return load_file(path)
-        shards = sorted(set(read_json(path)['weight_map'].values()))
+        shards = sorted(set(read_json(path, {'weight_map':{str:str}, str:object})['weight_map'].values()))
     except (SafetensorError, StoreError, OSError, KeyError, TypeError) as e: raise WeightsError(
         f"{path}: not a readable safetensors file: {e}") from e
     return {k:v for o in shards for k,v in _safe_file(path.parent/Path(o).name).items()}
@@ -305,5 +305,5 @@ def read_hub(
     if not (folder/'config.json').is_file(): raise WeightsError(f"{folder}: no config.json")
     file = next((folder/o for o in _hub_files if (folder/o).is_file()), None)
     if file is None: raise WeightsError(f"{folder}: none of {', '.join(_hub_files)}")
-    try: return read_json(folder/'config.json'), read_weights(file)
+    try: return read_json(folder/'config.json', dict), read_weights(file)
     except StoreError as e: raise WeightsError(str(e)) from e

@@ -19,10 +19,10 @@ from ..video.pixels import denormalise
 from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import Grid, denorm_patches, grid_of, patchify, put, split_mask, take_patches, unpatchify
 from ..train.callbacks import History, ModelLoss, ParamSchedule
-from ..nn.vit import Block, PatchEmbed, ViT, ViTConfig, flat_pos, run_blocks, vit_b, vit_h, vit_l
+from ..nn.vit import Block, PatchEmbed, ViT, ViTConfig, flat_pos, init_vit, run_blocks, vit_b, vit_h, vit_l
 from ..nn.weights import WeightsError, load_strict, read_hub, read_weights, save_hub
 from .omni_batches import OmniMasks, as_clip, modality
-from .videomae import MAEOut, init_weights, target_ref
+from .videomae import MAEOut, target_ref
 from .videomae_weights import vit_sizes
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #bd6b3990
@@ -132,7 +132,7 @@ class OmniMAE(nn.Module):
         self.trunk.mask_token = nn.Parameter(torch.zeros(1, cfg.enc.dim))
         self.trunk.decoder = OmniDecoder(cfg, pos)
         self.head = nn.Linear(cfg.dec.dim, cfg.pixels)
-        init_weights(self, gen)
+        init_vit(self, gen=gen, conv=False)
         nn.init.xavier_uniform_(self.trunk.patch_embed.proj[1].weight.data.flatten(1), generator=gen)
         nn.init.trunc_normal_(self.head.weight, std=.02, generator=gen)
 
@@ -187,7 +187,7 @@ class OmniMAEClassifier(nn.Module):
     ):
         super().__init__()
         self.cfg,self.trunk,self.head = cfg,Trunk(cfg, pos),nn.Linear(cfg.enc.dim, n_classes)
-        init_weights(self, gen, partial(nn.init.trunc_normal_, std=.02))
+        init_vit(self, 'trunc', gen, conv=False)
         nn.init.xavier_uniform_(self.trunk.patch_embed.proj[1].weight.data.flatten(1), generator=gen)
         self.head.weight.data.mul_(init_scale)
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from fastcore.basics import patch
 from torch import nn, Tensor
 from ..nn.tokens import grid_of, sincos_2d, sincos_3d, split_mask
-from ..nn.vit import Block, PatchEmbed, run_blocks
+from ..nn.vit import Block, PatchEmbed, init_vit, run_blocks
 from .omni_batches import modality
 from .omnimae import omni_target
-from .videomae import MAEOut, init_weights
+from .videomae import MAEOut
 
 # %% ../../nbs/pretrain/omnimae_variants.ipynb #9d6b464b
 class Side(nn.Module):
@@ -53,7 +53,7 @@ class SplitOmniMAE(nn.Module):
         self.norm,self.mask_token = nn.LayerNorm(cfg.enc.dim, cfg.enc.eps),nn.Parameter(torch.zeros(1, 1, cfg.enc.dim))
         self.decoder_embed = nn.Linear(cfg.enc.dim, cfg.dec.dim)
         self.decoder_blocks = nn.ModuleList(Block(cfg.dec) for _ in range(cfg.dec.depth))
-        init_weights(self, gen)
+        init_vit(self, gen=gen, conv=False)
         for o in (self.image, self.video): nn.init.trunc_normal_(o.head.weight, std=.02, generator=gen)
 
     def side(self, x):

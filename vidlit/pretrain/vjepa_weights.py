@@ -20,7 +20,8 @@ from .videomae_weights import vit_sizes
 class VJEPAConfig:
     "The sizes of encoder and predictor"
     enc:ViTConfig = replace(vit_l, qkv_bias='fused') # Encoder
-    pred:ViTConfig = ViTConfig(dim=384, depth=12, heads=16, qkv_bias='fused') # Predictor; its `patch` and `chans` are not used
+    # Predictor; its `patch` and `chans` are not used
+    pred:ViTConfig = ViTConfig(dim=384, depth=12, heads=16, qkv_bias='fused')
     grid:Grid = Grid(8,14,14) # Grid of the stored positions; other clips stretch them
     uniform_power:bool = True # Equal shares of the width for time, row, column
     tokens:int = 2 # Mask tokens, one for each kind of mask
@@ -40,7 +41,7 @@ def sincos_table(
 
 # %% ../../nbs/pretrain/vjepa_weights.ipynb #3499996d
 def learned_table(grid, dim, uniform_power=True):
-    "The document's positions: zeros that are trained"
+    "A variant: positions start at zero and are trained"
     return StoredPos(torch.zeros(Grid(*grid).n, dim), Grid(*grid))
 
 # %% ../../nbs/pretrain/vjepa_weights.ipynb #92f407c1
@@ -54,7 +55,9 @@ def unpack_jepa(
     "The three networks of an official file; optimiser and counters are left aside"
     if isinstance(state, (str,Path)): state = {k: read_weights(state, part=k) for k in parts}
     gone = [k for k in parts if not isinstance(state.get(k), dict)]
-    if gone: raise WeightsError(f"no {', '.join(gone)}: not an official V-JEPA checkpoint, it has {', '.join(map(str, state))}")
+    if gone:
+        have = ', '.join(map(str, state))
+        raise WeightsError(f"no {', '.join(gone)}: not an official V-JEPA checkpoint, it has {have}")
     return {k: m.to_ours(state[k]) for k,m in parts.items()}
 
 # %% ../../nbs/pretrain/vjepa_weights.ipynb #bc28c7ae
@@ -75,4 +78,5 @@ def jepa_sizes(
     pred = vit_sizes(state['predictor'], 'predictor_', pred_heads or enc.heads)
     n = state['encoder']['pos.table'].shape[1] if 'pos.table' in state['encoder'] else 1568
     if grid and Grid(*grid).n!=n: raise ValueError(f"a table of {n} positions is not of grid {tuple(grid)}")
-    return VJEPAConfig(enc, pred, Grid(*grid) if grid else square_grid(n), tokens=sum(k.startswith('mask_tokens.') for k in state['predictor']))
+    return VJEPAConfig(enc, pred, Grid(*grid) if grid else square_grid(n),
+        tokens=sum(k.startswith('mask_tokens.') for k in state['predictor']))

@@ -6,14 +6,14 @@
 __all__ = ['three_ways', 'quality', 'cost_rows', 'recorded_costs']
 
 # %% ../../nbs/studies/streaming.ipynb #c514104f
-import json, torch
-from pathlib import Path
+import torch
 from torch import Tensor
 from ..floor.charts import Table, table
 from ..depth.measure import align
 from ..depth.stability import temporal_report
 from ..depth.streaming import VideoDepth # with its init_state and step
 from ..depth.windows import infer_windows
+from ..floor.reading import read_json
 
 # %% ../../nbs/studies/streaming.ipynb #1df1c9f6
 @torch.no_grad()
@@ -54,4 +54,4 @@ def recorded_costs(
 )->dict:
     "The record of `benchmarks/per_frame.py`"
     from vidlit.lab.experiment import results_dir
-    return json.loads(Path(path or results_dir().parents[1]/'benchmarks'/'results'/'per_frame.json').read_text())
+    return read_json(path or results_dir().parents[1]/'benchmarks'/'results'/'per_frame.json')

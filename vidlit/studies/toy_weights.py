@@ -7,7 +7,7 @@ __all__ = ['toy_config', 'toy_side', 'sizes', 'draw_kind', 'KindsOfWorlds', 'Col
            'toy_results', 'make_toy']
 
 # %% ../../nbs/studies/toy_weights.ipynb #41006ba9
-import shutil, torch
+import torch
 from dataclasses import replace
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from ..train.checkpoint import Checkpoint, Seeded
 from ..lab.experiment import code_version
 from ..video.pixels import normalise
+from ..floor.places import clear
 from ..floor.store import read_json, write_json
 from ..train.callbacks import Progress, as_gen, fit, print_progress
 from ..video.transforms import colour_jitter
@@ -125,5 +126,5 @@ def make_toy(
         parameters=sum(o.numel() for o in model.parameters()), bytes=(out/'model.safetensors').stat().st_size,
         data='worlds of worlds.worlds, none downloaded', licence='Apache-2.0', results=said)
     write_json(out/'recipe.json', recipe)
-    if work is None: shutil.rmtree(at, ignore_errors=True)
+    for o in [at/'stills', at/'time', at]*(work is None): clear(o, r'step-\d{8,}\.safetensors')
     return recipe

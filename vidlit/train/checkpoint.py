@@ -7,7 +7,7 @@ __all__ = ['CheckpointError', 'save_state', 'load_state', 'mix', 'global_seed', 
            'process_group', 'Distributed']
 
 # %% ../../nbs/train/05_checkpoint.ipynb #14cbd967
-import hashlib, json, os, random, torch, torch.distributed as dist, warnings
+import hashlib, json, os, random, re, torch, torch.distributed as dist, warnings
 from contextlib import contextmanager
 from fastai.callback.core import Callback, CancelEpochException
 from fastcore.basics import patch
@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
+from ..floor.places import sweep, temp_path
+from ..floor.reading import Limits, StoreError, parse_json
 from .callbacks import Stepped, bare, rank, world_size
 
 # %% ../../nbs/train/05_checkpoint.ipynb #965b64f6
@@ -49,20 +51,20 @@ def save_state(
     path, out = Path(path), []
     tree = json.dumps(_split(state, out))
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.tmp-{os.getpid()}-0-{path.name}')
-    try:
+    with temp_path(path) as tmp:
         save_file({str(i): t for i,t in enumerate(out)}, tmp, metadata=dict(tree=tree))
         with tmp.open('rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+
+_tree_limits = Limits(depth=99, finite=False) # a level of the tree is three of JSON
 
 def load_state(path):
     "The tree that `save_state` wrote; `CheckpointError` when the file is damaged"
     try:
         with safe_open(path, 'pt') as f:
             ts = {int(k): f.get_tensor(k) for k in f.keys()}
-            return _merge(json.loads(f.metadata()['tree']), ts)
-    except (SafetensorError, ValueError, TypeError, KeyError) as e: raise CheckpointError(
+            return _merge(parse_json((f.metadata() or {})['tree'], path, dict, _tree_limits), ts)
+    except (SafetensorError, StoreError, ValueError, TypeError, KeyError, AttributeError) as e: raise CheckpointError(
         f'{path} is damaged: {e}') from e
 
 # %% ../../nbs/train/05_checkpoint.ipynb #d645aee9
@@ -178,7 +180,9 @@ class Checkpoint(Stepped):
             folder), every, keep, tag, gens or {}, 0
 
     @property
-    def files(self): return sorted(self.folder.glob('step-*.safetensors'))
+    def files(self): # ours, no others
+        names = self.folder.glob('step-*.safetensors')
+        return sorted(o for o in names if re.fullmatch(r'step-\d{8,}\.safetensors', o.name))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7a66e67a
 @patch
@@ -233,7 +237,7 @@ def newest(self:Checkpoint):
 @patch
 def before_fit(self:Checkpoint):
     if not any(isinstance(o, Seeded) for o in self.learn.cbs): self.learn.add_cb(Seeded(0))
-    for o in self.folder.glob('.tmp-*'): o.unlink(missing_ok=True)  # left by a kill; a folder belongs to one run
+    if self.folder.is_dir(): sweep(self.folder) # left by a kill
     state = self.newest()
     if state: self.restore(state)
 

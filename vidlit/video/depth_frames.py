@@ -15,6 +15,8 @@ import numpy as np, torch
 from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
+from ..floor.places import temp_path
+from ..floor.reading import Num, StoreError, Text, inside, open_zarr, read_json
 from .writing import VideoError, MissingVideoError, as_fps
 
 # %% ../../nbs/video/07_depth_frames.ipynb #9fa0b64d
@@ -124,7 +126,7 @@ def _save(path, a, storage):
 
 def _load(path, storage):
     "Read one frame file"
-    if storage=='png16': return np.array(Image.open(path))
+    if storage=='png16': return np.array(Image.open(path, formats=['PNG']))
     if storage=='npz':
         with np.load(path, allow_pickle=False) as f:
             a = f[next((k for k in _keys if k in f), _keys[0])]
@@ -139,11 +141,9 @@ def _file(path, i, storage):
 
 def _replace(path, write):
     "Let `write` fill a temporary file, then move it to `path`"
-    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
-    try:
+    with temp_path(path) as tmp:
         write(tmp)
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/video/07_depth_frames.ipynb #5502a460
 def source_id(
@@ -163,15 +163,21 @@ def source_id(
     return dict(name=p.name, bytes=n, sha256_ends=h.hexdigest())
 
 # %% ../../nbs/video/07_depth_frames.ipynb #dcd9379b
+_side,_amount = Num(1, 1<<16),(Num(-1e300, 1e300, whole=False), None)
+_meta = {'kind':set(_kinds), 'height':_side, 'width':_side, 'fps':(Text('[0-9]{1,12}(/[0-9]{1,12})?'),
+    Num(1e-6, 1e6, whole=False)), 'storage?':set(_dtypes), 'dtype?':({*_floats, 'uint16'}, None),
+    'units?':(Text(most=99), None), 'scale?':_amount, 'offset?':_amount, 'source?':(dict, None),
+        'frames?':(Num(0, 2**31), None), 'made?':dict, 'format':str}
+
 def _read_meta(path):
     "The `sequence.json` of a folder"
     f = Path(path)/'sequence.json'
     if not f.is_file(): raise DepthError(path, 'no folder of depth frames (sequence.json is missing)')
     try:
-        d = json.loads(f.read_text())
+        d = read_json(f, _meta)
         if d.pop('format') != 'vidlit-depth-1': raise ValueError('unknown format')
         return DepthMeta(**d)
-    except (ValueError, TypeError, KeyError, AttributeError) as e: raise DepthError(path,
+    except (StoreError, ValueError, TypeError, KeyError) as e: raise DepthError(path,
         f"sequence.json cannot be read ({e})") from e
 
 def _write_meta(path, meta):
@@ -233,11 +239,11 @@ def _zarr(self:DepthWriter):
     "The zarr array, made or opened"
     import zarr
     if self._z is None:
-        m,p = self.meta,self.path/'frames.zarr'
+        m,p = self.meta,inside(self.path, 'frames.zarr')
         new = dict(shape=(0, m.height, m.width), chunks=(1, m.height, m.width), dtype=m.dtype)
         if not (p/'zarr.json').exists(): zarr.create_array(p, **new)
         with zarr.config.set({'array.write_empty_chunks':True}): # else a frame of zeros is not written
-            self._z = zarr.open_array(p, mode='r+')
+            self._z = open_zarr(p, 'r+')
     return self._z
 
 # %% ../../nbs/video/07_depth_frames.ipynb #a6257199
@@ -315,8 +321,7 @@ def _stored(self:DepthReader, i):
     try:
         if m.storage!='zarr': a = _load(_file(self.path, i, m.storage), m.storage)
         else:
-            import zarr
-            if self._z is None: self._z = zarr.open_array(self.path/'frames.zarr', mode='r')
+            if self._z is None: self._z = open_zarr(inside(self.path, 'frames.zarr'))
             a = self._z[i]
     except ImportError: raise
     except Exception as e: raise DepthError(self.path, f"frame {i} cannot be read ({type(e).__name__}: {e})") from e

@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 import av, numpy as np, torch
 from torch import Tensor
+from ..floor.places import temp_path
 
 # %% ../../nbs/video/01_writing.ipynb #373fc758
 class VideoError(ValueError):
@@ -129,9 +130,7 @@ def write_video(
         f"no rotation by {rotation} in {path.suffix}")
     frames = iter(clip)
     if (first := next(frames, None)) is None: raise ValueError(f"{path}: no frames to write")
-    tmp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
+    with temp_path(path) as tmp:
         _encode(tmp, itertools.chain([first], frames), fps, codec, opts, pix_fmt, odd, rotation%360)
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
     return path

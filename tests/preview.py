@@ -1,0 +1,154 @@
+"""make preview: every page as HTML, by pandoc alone (no Quarto needed), with the sidebar, formulas and figures of the site.
+
+python tests/preview.py                          # all pages that changed, into _preview/; open _preview/index.html
+python tests/preview.py pretrain/02_videomae.ipynb --shots shots   # one page, and a picture of it (needs Chromium)"""
+import argparse
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from pages import NBS, pages, process, sidebar, text  # noqa: E402
+
+CSS = """
+:root { --ink:#1d2b33; --soft:#5b6b75; --line:#dfe6ea; --accent:#22577a; }
+* { box-sizing:border-box } body { margin:0; color:var(--ink); font:17px/1.6 "Source Sans 3","Segoe UI",system-ui,sans-serif }
+.page { display:grid; grid-template-columns:17rem minmax(0,52rem); gap:3rem; padding:0 1.5rem }
+nav { position:sticky; top:0; height:100vh; overflow:auto; padding:1.2rem 0; font-size:.86rem; border-right:1px solid var(--line) }
+nav summary { cursor:pointer; font-weight:600; margin:.55rem 0 .2rem } nav a { display:block; padding:.1rem .6rem; color:var(--soft); text-decoration:none }
+nav a.here { color:var(--accent); font-weight:600; border-left:3px solid var(--accent) } nav a:hover { color:var(--accent) }
+main { padding:1.5rem 0 5rem } a { color:#1f6f8b } h1 { line-height:1.2; margin:.4rem 0 } h2 { margin-top:2.4rem; border-bottom:1px solid var(--line) }
+.promise { font-size:1.12rem; color:var(--soft); border-left:3px solid var(--accent); padding-left:.9rem; margin:0 0 1.5rem }
+pre { background:#f6f8f9; border:1px solid var(--line); border-radius:4px; padding:.7rem .9rem; overflow:auto; font-size:.82rem; line-height:1.45 }
+.out pre { background:none; border:0; border-left:3px solid var(--line); border-radius:0 } code { font-size:.88em }
+table { border-collapse:collapse; font-size:.86rem; font-variant-numeric:tabular-nums; display:block; overflow:auto } th,td { padding:.25rem .7rem; border-bottom:1px solid var(--line); text-align:left; vertical-align:top }
+figure { margin:1.2rem 0 } img { max-width:100% } figcaption { font-size:.88rem; color:var(--soft) } .shown { max-width:100%; overflow:auto }
+code .kw, code .cf, code .im { color:#22577a; font-weight:600 } code .st, code .ss { color:#2e7d4f } code .co { color:#8a6d3b }
+code .dv, code .fl, code .bu { color:#7a3e8a }
+@media (max-width:60rem) { .page { grid-template-columns:minmax(0,1fr) } nav { position:static; height:auto } }
+"""
+
+
+def outputs(cell, cap):
+    "Stored outputs of a code cell as raw HTML or markdown; an image carries the cell's caption"
+    for o in cell.get('outputs', []):
+        data = o.get('data', {})
+        if 'image/png' in data:
+            words = html.escape(cap)
+            src = 'data:image/png;base64,' + ''.join(text(data['image/png']).split())
+            yield f'```{{=html}}\n<figure><img alt="{words}" src="{src}"><figcaption>{words}</figcaption></figure>\n```'
+        elif 'text/markdown' in data and 'text/html' not in data: yield text(data['text/markdown'])
+        elif 'text/html' in data: yield f'```{{=html}}\n<div class="shown">{text(data["text/html"])}</div>\n```'
+        else:
+            said = text(o.get('text', data.get('text/plain', '')))
+            if said.strip(): yield f'```{{=html}}\n<div class="out"><pre>{html.escape(said)}</pre></div>\n```'
+
+
+def markdown(nb):
+    "A processed notebook as one markdown text, its title and its promise"
+    parts, title, promise = [], '', ''
+    for c in nb['cells']:
+        src = text(c['source'])
+        if c['cell_type'] == 'raw':
+            head = yaml.safe_load(src.strip().strip('-')) or {}
+            title, promise = head.get('title', title), head.get('description', promise)
+        elif c['cell_type'] == 'markdown': parts.append(src)
+        elif src.strip() or c.get('outputs'):
+            cap = re.search(r'^#\|\s*fig-cap:\s*"?(.*?)"?\s*$', src, re.M)
+            hidden = re.search(r'^#\|\s*echo:\s*false', src, re.M)
+            code = '\n'.join(l for l in src.splitlines() if not l.startswith('#|')).strip()
+            if code and not hidden: parts.append(f'```python\n{code}\n```')
+            parts += outputs(c, cap[1] if cap else '')
+    return '\n\n'.join(parts), title, promise
+
+
+@cache
+def title_of(page):
+    "The title of a page, from its first cell"
+    first = json.loads((NBS/page).read_text())['cells'][0]
+    return text(first['source']).split('\n')[0].lstrip('# ')
+
+
+def nav(page):
+    "The sidebar, seen from one page"
+    def link(p):
+        there = os.path.relpath(p.replace('.ipynb', '.html'), Path(page).parent)
+        number = re.match(r'(\d+)_', Path(p).name)
+        name = f'{int(number[1])}. {title_of(p)}' if number else title_of(p)
+        return f'<a href="{there}"{" class=here" if p == page else ""}>{html.escape(name)}</a>'
+    rows = []
+    for title, group in sidebar():
+        links = ''.join(map(link, group))
+        if title is None: rows.append(links)
+        else: rows.append(f'<details{" open" if page in group else ""}><summary>{title}</summary>{links}</details>')
+    return '<nav>' + ''.join(rows) + '</nav>'
+
+
+def render(page, out):
+    "Write one page; gives its path"
+    import pypandoc
+    md, title, promise = markdown(process(page))
+    kinds = 'markdown+tex_math_dollars+raw_attribute+pipe_tables+fenced_divs+raw_html-yaml_metadata_block'
+    body = pypandoc.convert_text(md, 'html5', format=kinds, extra_args=['--mathml', '--wrap=none'])
+    body = re.sub(r'href="([\w./-]+)\.ipynb', r'href="\1.html', body)
+    to = Path(out)/page.replace('.ipynb', '.html')
+    to.parent.mkdir(parents=True, exist_ok=True)
+    head = f'<h1>{html.escape(title)}</h1><p class="promise">{html.escape(promise)}</p>' if title else ''
+    to.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<title>{html.escape(title)} - vidlit</title><style>{CSS}</style><div class="page">{nav(page)}<main>{head}{body}</main></div></html>')
+    return to
+
+
+def shoot(htmls, folder, height=2400):
+    "A picture of each page by headless Chromium"
+    chromium = next((c for c in ('chromium', 'chromium-browser', 'google-chrome') if shutil.which(c)), None)
+    if chromium is None: sys.exit('--shots needs Chromium on PATH')
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--no-first-run', '--disable-background-networking',
+        '--disable-component-update', '--disable-sync', f'--window-size=1300,{height}']
+    for p in htmls:
+        png = Path(folder)/('-'.join(p.parts[-2:])+'.png')
+        with tempfile.TemporaryDirectory() as home:
+            subprocess.run([chromium, *flags, f'--user-data-dir={home}', f'--screenshot={png.resolve()}', p.resolve().as_uri()],
+                check=True, capture_output=True, timeout=120)
+        print(png)
+
+
+def stale(page, out):
+    "Has a page changed since it was rendered?"
+    made = Path(out)/page.replace('.ipynb', '.html')
+    return not made.exists() or made.stat().st_mtime < max(o.stat().st_mtime for o in (NBS/page, NBS/'_quarto.yml', Path(__file__)))
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('pages', nargs='*', help='pages relative to nbs/; all by default')
+    ap.add_argument('--out', default='_preview', help='folder of the HTML')
+    ap.add_argument('--shots', help='folder for a picture of each rendered page')
+    ap.add_argument('--height', type=int, default=2400, help='of the pictures, pixels')
+    ap.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes')
+    a = ap.parse_args()
+    have = pages()
+    if lost := set(a.pages)-set(have): ap.error(f'no page {sorted(lost)[0]!r} below nbs/')
+    todo = a.pages or [p for p in have if stale(p, a.out)]
+    made = []
+    with ProcessPoolExecutor(max(1, min(a.jobs, len(todo)))) as pool:
+        for i, (p, to) in enumerate(zip(todo, pool.map(render, todo, [a.out]*len(todo))), 1):
+            made.append(to)
+            print(f'{i:3d}/{len(todo)} {p}', flush=True)
+    (Path(a.out)/'pages.json').write_text(json.dumps(have, indent=1)+'\n')
+    for p in NBS.glob('*.png'): shutil.copy2(p, a.out)
+    print(f'{len(made)} pages: open {a.out}/index.html')
+    if a.shots: shoot(made, a.shots, a.height)
+
+
+if __name__ == '__main__': main()

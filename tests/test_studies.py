@@ -1,0 +1,118 @@
+"Pages of results: the answer on top agrees with the record, intervals keep to their range, and what reads results is tried on invented ones"
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+import pytest
+from vidlit.lab.experiment import load_result
+from vidlit.lab.study import ends, the_metric
+
+ROOT = Path(__file__).resolve().parents[1]
+OPEN = {'02', '03', '04', '05', '06', '07', '08', '09', '10', '11'}  # Pages that do not yet begin with their answer
+PAGES = [p for p in sorted((ROOT/'nbs'/'studies').glob('[0-9]*.ipynb')) if p.stem[:2] not in OPEN]
+RECORDS = sorted(p.parent.name for p in (ROOT/'data'/'results').glob('*/metrics.json'))
+ANSWERS = dict(videomae='videomae')  # Page without its number -> its record, where the answer on top is the record's headline
+
+
+def cells(page): return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(page.read_text())['cells']]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_a_page_begins_with_its_answer(page):
+    "A title and at most three sentences; the record, as dots or a table, in the next cells"
+    (kind, top), *rest = cells(page)
+    title, _, answer = top.partition('\n> ')
+    assert kind == 'markdown' and title.startswith('# ') and answer and '\n' not in answer.strip()
+    assert 1 <= len(re.findall(r'[.?!](?:\s|$)', answer)) <= 3, answer
+    early = [s for k, s in rest[:5] if k == 'code']
+    assert any('load_result(' in s for s in early) and any('show_dots(' in s or 'table(' in s for s in early)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_numbers_on_top_are_recorded(page):
+    "A percentage or decimal of the answer stands in the record (its headline, its facts or its rounded rows)"
+    name = page.stem.partition('_')[2]
+    rec = load_result(dict(pseudo_labels='depth_anything').get(name, name))
+    answer = cells(page)[0][1].partition('\n> ')[2].strip()
+    if name in ANSWERS:
+        assert answer == rec['headline']
+        return
+    said = ' '.join([rec['headline'], *(f['text'] for f in rec['facts'].values())])
+    values = [v for r in rec['rows'] for v in r.values() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    for number, unit in re.findall(r'(?<![\w.])(\d+(?:\.\d+)?)( %)?', answer):
+        digits = len(number.partition('.')[2])
+        rounded = {f'{100*v if unit else v:.{digits}f}' for v in values}
+        assert number in rounded or re.search(rf'(?<![\d.]){re.escape(number)}(?![\d.])', said), (number, answer)
+
+
+@pytest.mark.parametrize('name', RECORDS)
+def test_recorded_intervals_keep_to_their_range(name):
+    rec = load_result(name)
+    for r in rec['rows']:
+        if ' to ' not in r.get('95 % interval', ''): continue
+        (low, high), mean = ends(r), r[the_metric(r)]
+        share = {'accuracy', 'test accuracy', 'recall', 'success'} & set(r)
+        assert low-.001 <= mean <= high+.001 and low >= 0 and (high <= 1 or not share), r
+    for p in rec['paired']:
+        share = re.search('accuracy|recall|success', p['metric'])
+        assert p['low'] is None or not share or -1 <= p['low'] <= p['high'] <= 1, p
+
+
+def invented(**arms):
+    "Results of three seeds that differ by a point"
+    one = {(a, n): t for a, v in arms.items() for n, t in v.items()}
+    return {f'finetune/{a}/{n}/seed{s}': dict(test=t+.01*s, pairs=[int(50*t), 50]) for (a, n), t in one.items() for s in range(3)}
+
+
+class TestVideoMAE:
+    def study(self):
+        from vidlit.studies.videomae import study
+        from vidlit.studies.videomae_jobs import setups
+        return study(setups['toy'])
+
+    def results(self):
+        res = invented(pretrained={64: .65, 256: .7}, scratch={64: .3, 256: .1})
+        for s in range(3):
+            for k, v in list(res.items()):
+                if k.endswith(f'seed{s}'): v['curve'] = [[10, .9*v['test']], [20, v['test']]]
+            res[f'finetune/document mask/256/seed{s}'] = dict(test=.5+.01*s)
+            long = dict(pretrained=.8+.03*s, scratch=.85-.03*s)
+            res |= {f'finetune/{a}, 3x steps/256/seed{s}': dict(test=t) for a, t in long.items()}
+        return res
+
+    def test_what_is_said(self):
+        found = self.study().summary(self.results())
+        assert found['headline'] == ('Pretraining saves fine-tuning steps; final accuracy is undecided. '
+            'With 256 labels and 500 steps: pretrained 71 %, scratch 11 % (chance 12.5 %).')
+        facts = {k: (f['supports'], f['at_chance']) for k, f in found['facts'].items()}
+        assert facts == dict(labels=(True, True), patience=(None, False), frames=(False, False))
+        assert 'from scratch 11 % (at chance)' in found['facts']['labels']['text']
+        rows = {r['arm']: r for r in found['rows']}
+        assert rows['scratch, 256 labels']['scores'] == [.1, .11, .12] and rows['scratch, 256 labels']['at chance']
+        assert {(p['a'], p['b']) for p in found['paired']} >= {('pretrained, 64 labels', 'scratch, 64 labels')}
+
+    def test_labels_saved(self):
+        from vidlit.studies.videomae import _saved
+        got = {'scratch, 64 labels': [.3], 'scratch, 256 labels': [.6]}
+        got |= {'pretrained, 64 labels': [.65], 'pretrained, 256 labels': [.7]}
+        assert 'with 64 labels the pretrained network has what 256 labels give' in _saved(got)['saved']['text']
+        assert 'no number of labels' in _saved(got | {'scratch, 256 labels': [.9]})['saved']['text']
+
+    def test_steps_saved(self):
+        from vidlit.studies.videomae import _steps
+        res = self.results()
+        assert _steps(res, 256, True)['steps'] | dict(text='') == dict(text='', supports=True, at_chance=True)
+        assert '(at chance)' in _steps(res, 256, True)['steps']['text']
+        same = res | {f'finetune/pretrained/256/seed{s}': res[f'finetune/scratch/256/seed{s}'] for s in range(3)}
+        assert _steps(same, 256, False)['steps']['supports'] is False  # not sooner than scratch itself
+
+    def test_controls(self):
+        from vidlit.studies.videomae import _controls
+        coin = dict(test=.2, pairs=[25, 50])
+        res = self.results() | {f'finetune/{v}/256/seed{s}': coin for s in range(3) for v in ('one frame', 'shuffled')}
+        assert [(o['accuracy'], len(o['scores'])) for o in _controls(res, 256)] == [(.7, 3), (.5, 3), (.5, 3)]
+
+    def test_other_sizes(self):
+        from vidlit.studies.videomae import study
+        from vidlit.studies.videomae_jobs import setups
+        assert study(replace(setups['toy'], ft_steps=6)).setting == 'With 256 labels and 6 steps'

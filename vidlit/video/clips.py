@@ -252,7 +252,7 @@ def _inner(self:ClipLoader):
     return TorchLoader(_Batches(self.dataset, self.flat, self.batch_tfm), batch_size=None, sampler=chunks,
         num_workers=n, collate_fn=_same,
         generator=torch.Generator(), pin_memory=self.pin_memory, timeout=self.timeout,
-            multiprocessing_context=self.context if n else None)
+        multiprocessing_context=self.context if n else None)
 
 def _same(x): return x
 

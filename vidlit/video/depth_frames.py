@@ -167,7 +167,7 @@ _side,_amount = Num(1, 1<<16),(Num(-1e300, 1e300, whole=False), None)
 _meta = {'kind':set(_kinds), 'height':_side, 'width':_side, 'fps':(Text('[0-9]{1,12}(/[0-9]{1,12})?'),
     Num(1e-6, 1e6, whole=False)), 'storage?':set(_dtypes), 'dtype?':({*_floats, 'uint16'}, None),
     'units?':(Text(most=99), None), 'scale?':_amount, 'offset?':_amount, 'source?':(dict, None),
-        'frames?':(Num(0, 2**31), None), 'made?':dict, 'format':str}
+    'frames?':(Num(0, 2**31), None), 'made?':dict, 'format':str}
 
 def _read_meta(path):
     "The `sequence.json` of a folder"

@@ -258,5 +258,5 @@ def video_info(
         return VideoInfo(str(path), c.format.name, s.codec.canonical_name, s.codec_context.pix_fmt, h, w, rot, mirror,
             fps, len(index.pts), span,
             float(index.pts[0]*s.time_base), s.time_base, tuple(np.flatnonzero(index.key).tolist()),
-                bool(index.lead.any()), vfr,
+            bool(index.lead.any()), vfr,
             bool(c.streams.audio), Path(path).stat().st_size/1e6)

@@ -166,7 +166,7 @@ rand_ops = dict( # name -> function of (frames [t, c, h, w], magnitude in [0, 1]
     translate_x=lambda x,m,s: _affine(x, shift=(s*.45*m,0.)), translate_y=lambda x,m,s: _affine(x, shift=(0.,s*.45*m)),
     colour=lambda x,m,s: _TF.adjust_saturation(x, 1+s*.9*m), contrast=lambda x,m,s: _TF.adjust_contrast(x, 1+s*.9*m),
     brightness=lambda x,m,s: _TF.adjust_brightness(x, 1+s*.9*m), sharpness=lambda x,m,
-        s: _TF.adjust_sharpness(x, 1+s*.9*m),
+    s: _TF.adjust_sharpness(x, 1+s*.9*m),
     posterise=lambda x,m,s: _TF.posterize(x, max(4-int(4*m), 1)) , solarise=lambda x,m,s: torch.where(x>=1-m, 1-x, x),
     solarise_add=lambda x,m,s: torch.where(x<.5, (x+int(110*m)/255).clamp(max=1), x))
 

@@ -19,8 +19,10 @@ def film(tmp_path_factory):
 
 def test_import_is_light():
     code = 'import time; t=time.perf_counter(); import vidlit, sys; print(time.perf_counter()-t, "torch" in sys.modules, "fastai" in sys.modules)'
-    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPYCACHEPREFIX'} | dict(PYTHONDONTWRITEBYTECODE='1')  # no bytecode that tests kept
-    runs = (subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env).stdout.split() for _ in range(3))
+    # no bytecode that tests kept
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPYCACHEPREFIX'} | dict(PYTHONDONTWRITEBYTECODE='1')
+    runs = (subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env).stdout.split()
+        for _ in range(3))
     t, torch, fastai = min(runs, key=lambda o: float(o[0]))
     assert float(t) < .1 and torch == fastai == 'False'
 
@@ -50,7 +52,8 @@ def test_film_info(film, monkeypatch, capfd):
     i = json.loads(run('video', 'info', film, '--json').stdout)
     assert i['frames'] == 12 and (i['width'], i['height']) == (64, 48) and i['codec'] == 'h264'
     assert 'h264' in here(monkeypatch, capfd, 'video', 'info', film).stdout
-    assert json.loads(here(monkeypatch, capfd, 'video', 'info', film, '--json').stdout) == i, 'a command here is what it is in a process of its own'
+    assert json.loads(here(monkeypatch, capfd, 'video', 'info', film,
+        '--json').stdout) == i, 'a command here is what it is in a process of its own'
 
 
 def refused(r, word):
@@ -58,13 +61,16 @@ def refused(r, word):
     assert len([l for l in r.stderr.splitlines() if l.startswith('vidlit:')]) == 1
 
 
-@pytest.mark.parametrize('args, word', [(('video', 'info', 'gone.mp4'), 'gone.mp4'), (('reproduce', 'nothing'), 'videomae'),
+@pytest.mark.parametrize('args, word',
+    [(('video', 'info', 'gone.mp4'), 'gone.mp4'), (('reproduce', 'nothing'), 'videomae'),
     (('reproduce', '--seeds', 'two'), 'two'), (('fly',), 'fly')])
 def test_bad_input_is_one_line_and_two(args, word, tmp_path): refused(run(*args, cwd=tmp_path), word)
 
 
-@pytest.mark.parametrize('args, word', [(('reproduce', 'nothing'), 'videomae'), (('reproduce', '--scale', 'huge'), 'huge'),
-    (('reproduce', '--data', 'nowhere'), 'nowhere'), (('reproduce', '--seeds', '0'), '0'), (('reproduce', '--device', 'tpu'), 'tpu')])
+@pytest.mark.parametrize('args, word',
+    [(('reproduce', 'nothing'), 'videomae'), (('reproduce', '--scale', 'huge'), 'huge'),
+    (('reproduce', '--data', 'nowhere'), 'nowhere'), (('reproduce', '--seeds', '0'), '0'),
+        (('reproduce', '--device', 'tpu'), 'tpu')])
 def test_bad_input_to_an_experiment_is_one_line_and_two(args, word, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     refused(here(monkeypatch, capfd, *args), word)
@@ -84,5 +90,6 @@ def test_list_and_cost(monkeypatch, capfd):
 
 def test_a_bug_is_shown_whole(tmp_path):
     code = 'import vidlit.cli.app as c, sys; c.app.command("bug")(lambda: 1/0); sys.argv[1:] = ["bug"]; c.main()'
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''})
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': ''})
     assert r.returncode == 1 and 'ZeroDivisionError' in r.stderr

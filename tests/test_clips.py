@@ -51,7 +51,8 @@ def noisy(clip, gen): return fit_square(clip, size=16)+torch.rand(1, generator=g
 @given(st.integers(1, 400), st.integers(1, 32), st.integers(1, 8), st.one_of(st.none(), st.integers(0, 2**40)))
 def test_samplers_stay_inside(n, t, stride, seed):
     def gen(): return None if seed is None else torch.Generator().manual_seed(seed)
-    fs = dict(uniform=partial(uniform, t=t), strided=partial(strided, t=t, stride=stride), jepa=partial(strided, t=t, stride=stride, ends=True),
+    fs = dict(uniform=partial(uniform, t=t), strided=partial(strided, t=t, stride=stride),
+        jepa=partial(strided, t=t, stride=stride, ends=True),
         dense=partial(dense, t=t, window=8*stride), rate=partial(by_rate, t=t, rate=25/stride))
     for k, f in fs.items():
         i = f(n, 25., gen())
@@ -78,8 +79,10 @@ def test_strided_reaches_every_start_and_long_videos_keep_their_stride():
 
 
 @pytest.mark.parametrize('call, says', [
-    (lambda: uniform(0), '0 frames'), (lambda: strided(9, t=0), 't must be positive, not 0'), (lambda: strided(9, stride=0), 'stride'),
-    (lambda: by_rate(9, 0., t=2), 'fps'), (lambda: by_rate(9, 25.), 'seconds=None'), (lambda: dense(9, window=0), 'window'),
+    (lambda: uniform(0), '0 frames'), (lambda: strided(9, t=0), 't must be positive, not 0'),
+        (lambda: strided(9, stride=0), 'stride'),
+    (lambda: by_rate(9, 0., t=2), 'fps'), (lambda: by_rate(9, 25.), 'seconds=None'),
+        (lambda: dense(9, window=0), 'window'),
     (lambda: sliding(9, hop=-1), 'hop')])
 def test_samplers_refuse(call, says):
     with pytest.raises(ValueError, match=says): call()
@@ -94,7 +97,8 @@ def test_lists_refuse_by_name(tmp_path):
     (tmp_path/'lab.json').write_text('{"Dropping x": "0"}')
     (tmp_path/'empty.csv').write_text('\n')
     calls = {'jump/a.avi': lambda: list_ucf(tmp_path, tmp_path, 2), 'not 4': lambda: list_ucf(tmp_path, tmp_path, 4),
-        f'no video found by {tmp_path}$': lambda: list_folder(tmp_path), 'empty.csv': lambda: list_csv(tmp_path/'empty.csv'),
+        f'no video found by {tmp_path}$': lambda: list_folder(tmp_path),
+            'empty.csv': lambda: list_csv(tmp_path/'empty.csv'),
         'Lifting x': lambda: list_ssv2(tmp_path/'ss.json', tmp_path/'lab.json', tmp_path)}
     for says, call in calls.items():
         with pytest.raises(ValueError, match=says): call()
@@ -107,7 +111,8 @@ def test_flat_folder_has_no_labels(films):
 
 # exact frames
 
-@pytest.mark.parametrize('sampler', [partial(strided, t=5, stride=3), partial(uniform, t=7), partial(strided_views, n=3, t=4, stride=2)])
+@pytest.mark.parametrize('sampler',
+    [partial(strided, t=5, stride=3), partial(uniform, t=7), partial(strided_views, n=3, t=4, stride=2)])
 def test_the_frames_are_the_ones_the_sampler_named(films, sampler):
     src = VideoSource(list_folder(films), sampler)
     for i in (0, 3):
@@ -160,7 +165,8 @@ def test_workers_change_nothing(films, workers, context):
 
 
 def test_items_do_not_depend_on_order_batch_or_global_state():
-    ds = ClipSet(C.TensorSource(torch.rand(10, 3, 2, 4, 4), torch.arange(10)), lambda c, gen: c+torch.rand(1, generator=gen), seed=3)
+    ds = ClipSet(C.TensorSource(torch.rand(10, 3, 2, 4, 4), torch.arange(10)), lambda c,
+        gen: c+torch.rand(1, generator=gen), seed=3)
     state = torch.get_rng_state()
     a = {int(y): x for c, l in ClipLoader(ds, bs=4, shuffle=True) for x, y in zip(c, l)}
     torch.manual_seed(123)
@@ -202,7 +208,8 @@ def test_learner_trains_and_predicts_in_order():
 
 
 def test_what_travels_to_spawned_workers_can_be_pickled(films):
-    ds = pickle.loads(pickle.dumps(ClipSet(VideoSource(list_folder(films), partial(uniform, t=2), short=20), finetune_tfm(16))))
+    ds = pickle.loads(pickle.dumps(
+        ClipSet(VideoSource(list_folder(films), partial(uniform, t=2), short=20), finetune_tfm(16))))
     assert ds[0][0].shape == (3, 2, 16, 16)
 
 
@@ -210,10 +217,12 @@ def test_what_travels_to_spawned_workers_can_be_pickled(films):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_bad_files_are_left_out_named_and_never_replaced(damaged, workers):
-    dl = ClipLoader(ClipSet(VideoSource(damaged, partial(strided, t=2)), partial(fit_square, size=16)), bs=3, num_workers=workers)
+    dl = ClipLoader(ClipSet(VideoSource(damaged, partial(strided, t=2)), partial(fit_square, size=16)), bs=3,
+        num_workers=workers)
     for _ in range(2):  # a second pass counts no file twice
         assert sorted(int(o) for _, l in dl for o in l) == [0, 1, 3, 4, 6, 7]
-    assert [Path(o['file']).name for o in dl.bad_report()] == ['2.mp4', '5.mp4'] and all(o['why'] for o in dl.bad_report())
+    assert [Path(o['file']).name for o in dl.bad_report()] == ['2.mp4', '5.mp4'] and all(o['why']
+        for o in dl.bad_report())
 
 
 def test_past_the_limit_the_run_stops(damaged):
@@ -226,13 +235,15 @@ def test_past_the_limit_the_run_stops(damaged):
 
 def test_a_batch_of_bad_files_is_skipped(damaged):
     bad = VideoList([damaged.paths[2], damaged.paths[5], *damaged.paths[:2]], [0]*4)
-    got = list(ClipLoader(ClipSet(VideoSource(bad, partial(strided, t=2)), partial(fit_square, size=16)), bs=2, bad_limit=.5))
+    got = list(ClipLoader(ClipSet(VideoSource(bad, partial(strided, t=2)), partial(fit_square, size=16)), bs=2,
+        bad_limit=.5))
     assert len(got) == 1 and len(got[0][1]) == 2
 
 
 def test_errors_that_are_no_bad_files_are_not_swallowed(films):
     def broken(clip, gen): raise ValueError('broken transform')
-    with pytest.raises(ValueError, match='broken transform'): list(ClipLoader(ClipSet(VideoSource(list_folder(films)), broken), bs=2))
+    with pytest.raises(ValueError, match='broken transform'): list(
+        ClipLoader(ClipSet(VideoSource(list_folder(films)), broken), bs=2))
 
 
 @pytest.mark.parametrize('kw, says', [(dict(bs=0), 'bs'), (dict(bad_limit=1.5), '1.5')])

@@ -38,27 +38,33 @@ def train(bs, kind='fastai', acc=1, folder=None, steps=STEPS):
         def before_batch(self):
             got['items'].append(self.xb[0][:,0].clone())
             got['masks'].append(self.xb[1].clone())
-        def before_step(self): got['grad'].append(torch.cat([p.grad.flatten() for p in bare(self.learn.model).parameters()]))
+        def before_step(self): got['grad'].append(
+            torch.cat([p.grad.flatten() for p in bare(self.learn.model).parameters()]))
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net, xs = Fill(), torch.randn(34, 8, generator=torch.Generator().manual_seed(1))
     ds = [(o,) for o in xs]
-    dl = DataLoader(ds, bs, shuffle=True, drop_last=True) if kind=='fastai' else torch.utils.data.DataLoader(ds, bs, shuffle=True, drop_last=True)
-    cbs = [Distributed(), Seeded(3), MaskSampler(hide, 7), Accumulate(acc), GradClip(.5), ParamSchedule(lr=partial(warmup_cosine, warmup=2, base=1e-2)),
+    dl = DataLoader(ds, bs, shuffle=True, drop_last=True) if kind=='fastai' else torch.utils.data.DataLoader(ds, bs,
+        shuffle=True, drop_last=True)
+    cbs = [Distributed(), Seeded(3), MaskSampler(hide, 7), Accumulate(acc), GradClip(.5),
+        ParamSchedule(lr=partial(warmup_cosine, warmup=2, base=1e-2)),
         EMA(.9), History(), Note()]
     if folder: cbs.append(Checkpoint(folder, every=2))
-    learn = Learner(DataLoaders(dl), net, loss_func=lambda out, *_: out['loss'], opt_func=adamw(net, 1e-2, eps=1e-4), cbs=cbs)
+    learn = Learner(DataLoaders(dl), net, loss_func=lambda out, *_: out['loss'],
+        opt_func=adamw(net, 1e-2, eps=1e-4), cbs=cbs)
     fit(learn, steps=steps)
     flat = partial(torch.nn.utils.parameters_to_vector)
-    return dict(got, weights=flat(learn.model.parameters()).detach(), slow=flat(learn.ema.module.parameters()), loss=[o['loss'] for o in learn.history.rows])
+    return dict(got, weights=flat(learn.model.parameters()).detach(), slow=flat(learn.ema.module.parameters()),
+        loss=[o['loss'] for o in learn.history.rows])
 
 
 def main(out):
     from vidlit.train.checkpoint import process_group
     with process_group('gloo') as (rank, world):
         got = {k: train(8//world, **kw)
-            for k, kw in dict(fastai={}, torch=dict(kind='torch'), acc=dict(acc=2), saved=dict(folder=f'{out}/ckpt', steps=2)).items()}
+            for k, kw in dict(fastai={}, torch=dict(kind='torch'), acc=dict(acc=2),
+                saved=dict(folder=f'{out}/ckpt', steps=2)).items()}
         if world>1: torch.distributed.barrier()
         got['resumed'] = train(8//world, folder=f'{out}/ckpt')
         torch.save(got, f'{out}/{world}-{rank}.pt')

@@ -58,15 +58,18 @@ def learner(folder, *cbs):
     net = Fill()
     ds = [(o,) for o in torch.randn(40, 8, generator=torch.Generator().manual_seed(1))]
     sched = ParamSchedule(lr=partial(warmup_cosine, warmup=3, base=1e-2), wd=partial(linear, base=.01, final=.1))
-    every = [Checkpoint(folder, every=3), Seeded(5), MaskSampler(hide, 7), InputTarget(), Autocast(), Accumulate(2), GradClip(1.), sched,
+    every = [Checkpoint(folder, every=3), Seeded(5), MaskSampler(hide, 7), InputTarget(), Autocast(), Accumulate(2),
+        GradClip(1.), sched,
         EMA(partial(cosine, base=.8, final=1.)), History(), Health(2)]
-    return Learner(DataLoaders(DataLoader(ds, 4, shuffle=True), DataLoader(ds, 4)), net, loss_func=nn.MSELoss(), opt_func=adamw(net, 1e-2), cbs=[*every, *cbs])
+    return Learner(DataLoaders(DataLoader(ds, 4, shuffle=True), DataLoader(ds, 4)), net, loss_func=nn.MSELoss(),
+        opt_func=adamw(net, 1e-2), cbs=[*every, *cbs])
 
 
 def train(folder, *cbs):
     from vidlit.train.callbacks import fit
     learn = fit(learner(folder, *cbs), steps=STEPS)
-    return dict(model=dict(learn.model.state_dict()), slow=dict(learn.ema.module.state_dict()), opt=learn.opt.state_dict(),
+    return dict(model=dict(learn.model.state_dict()), slow=dict(learn.ema.module.state_dict()),
+        opt=learn.opt.state_dict(),
         rows=learn.history.rows, health=learn.health.rows, gen=learn.mask_sampler.gen.get_state())
 
 
@@ -246,7 +249,8 @@ def test_the_tests_can_fail(whole, tmp_path, monkeypatch):
         save_state(f, state)
         return same(whole, train(tmp_path/name))
     assert edit('nothing', lambda s: None)
-    assert not edit('masks', lambda s: s['gens'].update({'mask_sampler.gen': torch.Generator().manual_seed(7).get_state()}))
+    assert not edit('masks', lambda s: s['gens'].update(
+        {'mask_sampler.gen': torch.Generator().manual_seed(7).get_state()}))
     assert not edit('optimiser', lambda s: s['opt'].update(state={}))
     assert not edit('place', lambda s: s.update(at=[s['at'][0], 0]))
     assert not edit('weights', lambda s: s['model']['net.0.weight'].add_(1e-6))

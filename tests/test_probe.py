@@ -39,7 +39,8 @@ def blobs(n=120, d=10, k=3, seed=0, tokens=None):
 def test_logistic_and_ridge_equal_sklearn():
     lin = pytest.importorskip('sklearn.linear_model')
     tr, te = blobs(), blobs(seed=1)
-    ref = lin.LogisticRegression(C=1/(1e-2*120), tol=1e-8, max_iter=2000).fit(tr.x.numpy(), tr.y.numpy()).predict_proba(te.x.numpy())
+    ref = lin.LogisticRegression(C=1/(1e-2*120), tol=1e-8, max_iter=2000).fit(tr.x.numpy(),
+        tr.y.numpy()).predict_proba(te.x.numpy())
     assert np.abs(logistic_probe(tr, wd=1e-2)(te.x).numpy()-ref).max() < 1e-3
     ref = lin.Ridge(alpha=.1*120).fit(tr.x.numpy(), np.eye(3)[tr.y.numpy()]).predict(te.x.numpy())
     assert np.abs(ridge_probe(tr, wd=.1)(te.x).numpy()-ref).max() < 1e-4
@@ -71,10 +72,12 @@ def test_attention_equals_torch_s():
         ref.out_proj.bias.zero_()
     q, z = torch.randn(2, 1, 12), torch.randn(2, 5, 12)
     assert torch.allclose(a(q, z), ref(q, z, z)[0], atol=1e-6)
-    assert sum(p.numel() for p in AttentiveProbe(12, 4, 3, depth=3).parameters()) > sum(p.numel() for p in AttentiveProbe(12, 4, 3).parameters())
+    assert sum(p.numel() for p in AttentiveProbe(12, 4, 3, depth=3).parameters()) > sum(p.numel()
+        for p in AttentiveProbe(12, 4, 3).parameters())
 
 
-@pytest.mark.parametrize('fit', [knn_probe, linear_probe, partial(linear_probe, kind='ridge'), partial(attentive_probe, epochs=20, lr=1e-2, heads=2)])
+@pytest.mark.parametrize('fit', [knn_probe, linear_probe, partial(linear_probe, kind='ridge'),
+    partial(attentive_probe, epochs=20, lr=1e-2, heads=2)])
 def test_probes_learn_and_leave_the_global_state(fit):
     state = torch.get_rng_state()
     tr, te = standardise(blobs(tokens=3), blobs(seed=1, tokens=3))
@@ -120,7 +123,8 @@ def test_tuning_refuses():
 def test_random_arm_is_fresh_seeded_and_leaves_the_global_state():
     state = torch.get_rng_state()
     a, b, c = [with_random_arm({'x': 1}, lambda: nn.Linear(3, 3), seed=s)['random'] for s in (0, 0, 1)]
-    assert torch.equal(a.weight, b.weight) and not torch.equal(a.weight, c.weight) and torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(a.weight, b.weight) and not torch.equal(a.weight,
+        c.weight) and torch.equal(torch.get_rng_state(), state)
 
 
 # extraction and views
@@ -202,7 +206,8 @@ def test_frozen_body_does_not_move_not_even_its_statistics():
     before = {k: v.clone() for k, v in m.body.state_dict().items()}
     head = m.head.weight.clone()
     finetune(m, clip_dls(data(), bs=16), steps=5, lr=1e-2)
-    assert all(torch.equal(v, before[k]) for k, v in m.body.state_dict().items()) and not torch.equal(m.head.weight, head)
+    assert all(torch.equal(v, before[k])
+        for k, v in m.body.state_dict().items()) and not torch.equal(m.head.weight, head)
 
 
 def test_finetuning_on_mixtures():

@@ -34,7 +34,8 @@ def train(bs, ckpt=False, half=False):
     learn = pretrainer(DataLoaders(dl), net, dual_mask, .75, lr=1e-2, warmup=.1, gen=5, cbs=[Seeded(3)])
     fit(learn, steps=STEPS, validate=False)
     own = sum((p.to_local() if hasattr(p, 'to_local') else p).numel() for p in net.parameters())
-    adam = sum((v.to_local() if hasattr(v, 'to_local') else v).numel() for s in learn.opt.opt.state.values() for v in s.values() if v.ndim)
+    adam = sum((v.to_local() if hasattr(v, 'to_local') else v).numel() for s in learn.opt.opt.state.values()
+        for v in s.values() if v.ndim)
     return dict(loss=[o['loss'] for o in learn.history.rows], weights=whole_state(net), own=own, adam=adam)
 
 def main(out):

@@ -38,7 +38,8 @@ def some_mask(b, n, k, seed=0):
 # patches
 
 @quick
-@given(grid=st.tuples(side, side, side), patch=st.tuples(side, side, side), c=st.integers(1, 4), order=st.sampled_from(['pixel','channel']))
+@given(grid=st.tuples(side, side, side), patch=st.tuples(side, side, side), c=st.integers(1, 4),
+    order=st.sampled_from(['pixel','channel']))
 def test_there_and_back(grid, patch, c, order):
     clip = film(2, c, grid, patch)
     tok = patchify(clip, patch, order)
@@ -76,12 +77,15 @@ def test_gradient_reaches_the_clip(k):
 
 def test_other_types_and_memory_layouts():
     clip = film(1, 3, (1,2,2), (2,4,4))
-    for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float64): assert patchify((clip*9).to(dtype), (2,4,4)).dtype==dtype
+    for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float64): assert patchify((clip*9).to(dtype),
+        (2,4,4)).dtype==dtype
     stored = clip.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(patchify(stored, (2,4,4)), patchify(clip, (2,4,4)))
 
-@pytest.mark.parametrize('shape,patch,word', [((1,3,15,32,32), (2,16,16), 'frames 15'), ((1,3,16,30,32), (2,16,16), 'height 30'),
-    ((1,3,16,32,0), (2,16,16), 'width 0'), ((3,16,32,32), (2,16,16), '5 axes'), ((1,3,2,32,32), (16,), 'needs a tensor')])
+@pytest.mark.parametrize('shape,patch,word',
+    [((1,3,15,32,32), (2,16,16), 'frames 15'), ((1,3,16,30,32), (2,16,16), 'height 30'),
+    ((1,3,16,32,0), (2,16,16), 'width 0'), ((3,16,32,32), (2,16,16), '5 axes'),
+        ((1,3,2,32,32), (16,), 'needs a tensor')])
 def test_refused(shape, patch, word):
     with pytest.raises(ValueError, match=word): patchify(torch.zeros(shape), patch)
 
@@ -146,7 +150,8 @@ def test_videomae_table_bit_for_bit():
 @pytest.mark.parametrize('uniform', [False, True])
 @pytest.mark.parametrize('d', [48, 64])
 def test_jepa_table(uniform, d):
-    def one(pos, k): return np.concatenate([f(np.outer(pos, 1/10000**(np.arange(k//2)/(k/2)))) for f in (np.sin,np.cos)], 1)
+    def one(pos, k): return np.concatenate(
+        [f(np.outer(pos, 1/10000**(np.arange(k//2)/(k/2)))) for f in (np.sin,np.cos)], 1)
     grid = Grid(3,4,5)
     t,h,w = (o.ravel() for o in np.meshgrid(*(np.arange(n) for n in grid), indexing='ij'))
     share = [int(np.ceil(d/6)*2)]*3 if uniform else [d//2, d//4, d//4]
@@ -169,7 +174,8 @@ def test_legacy_rope_equals_transformers():
     from transformers.models.vjepa2.modeling_vjepa2 import rotate_queries_or_keys
     grid,x = Grid(2,3,4),torch.randn(1, 2, 24, 64)
     cut = torch.cartesian_prod(*(torch.arange(float(n)) for n in grid)).T
-    want = torch.cat([rotate_queries_or_keys(x[...,20*i:20*i+20], cut[i].view(1,1,-1).expand(1,2,-1)) for i in range(3)]+[x[...,60:]], -1)
+    want = torch.cat([rotate_queries_or_keys(x[...,20*i:20*i+20], cut[i].view(1,1,-1).expand(1,2,-1))
+        for i in range(3)]+[x[...,60:]], -1)
     torch.testing.assert_close(rotate(x, *Rope3D(64, legacy_tiled=True)(grid)), want, atol=1e-5, rtol=0)
 
 @quick
@@ -181,7 +187,8 @@ def test_clean_rope_keeps_lengths_and_sees_differences_only(a, b, seed):
     up = lambda n: (n//16+1)*64 + (n//4%4+1)*8 + n%4 # the same cell of a 4x4x4 corner, and one slot and row on
     down = lambda n: n//16*64 + n//4%4*8 + n%4
     torch.testing.assert_close(at(q, a).norm(), q.norm())
-    torch.testing.assert_close((at(q, up(a))*at(k, up(b))).sum(), (at(q, down(a))*at(k, down(b))).sum(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((at(q, up(a))*at(k, up(b))).sum(), (at(q, down(a))*at(k, down(b))).sum(),
+        atol=1e-4, rtol=1e-4)
 
 def test_cached_tables_survive_odd_contexts():
     rope_angles.cache_clear()

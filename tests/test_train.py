@@ -31,7 +31,8 @@ gen = torch.Generator
 def data(n=20, seed=1): return [(x, x[:2]) for x in torch.randn(n, 4, generator=gen().manual_seed(seed))]
 
 
-def net(p=.2, norm=nn.BatchNorm1d): return nn.Sequential(nn.Linear(4, 12), norm(12), nn.Dropout(p), nn.GELU(), nn.Linear(12, 2))
+def net(p=.2, norm=nn.BatchNorm1d): return nn.Sequential(nn.Linear(4, 12), norm(12), nn.Dropout(p), nn.GELU(),
+    nn.Linear(12, 2))
 
 
 def calm(): return net(0., nn.LayerNorm)
@@ -52,7 +53,8 @@ def flat(model): return torch.cat([v.flatten().double() for v in model.state_dic
 total = st.integers(1, 2000)
 
 
-@given(total.flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), st.integers(0, 300)|st.floats(0, .99), st.tuples(*[st.floats(-5, 5)]*3))
+@given(total.flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), st.integers(0, 300)|st.floats(0, .99),
+    st.tuples(*[st.floats(-5, 5)]*3))
 @settings(max_examples=150, deadline=None)
 def test_schedules_stay_between_their_ends(ns, warmup, ends):
     (n, s), (base, final, start) = ns, ends
@@ -96,7 +98,8 @@ def test_groups_cover_each_parameter_once():
 
 def test_fastai_paths_keep_the_groups():
     m = net()
-    gs = [dict(params=list(m[:1].parameters()), lr_scale=.1, wd_scale=1.), dict(params=list(m[1:].parameters()), lr_scale=1., wd_scale=0.)]
+    gs = [dict(params=list(m[:1].parameters()), lr_scale=.1, wd_scale=1.),
+        dict(params=list(m[1:].parameters()), lr_scale=1., wd_scale=0.)]
     learn = learner(model=m, groups=gs)
     with learn.no_logging(), learn.no_bar():
         learn.fit(1, lr=.01, wd=.3)
@@ -156,7 +159,8 @@ def test_one_loader_is_enough_for_steps():
 
 def test_fit_is_silent(capfd):
     learn = fit(learner(), epochs=1)
-    assert any(type(o) is ProgressCallback for o in learn.cbs)  # fastai's bar is there, and left out for the length of the fit
+    # fastai's bar is there, and left out for the length of the fit
+    assert any(type(o) is ProgressCallback for o in learn.cbs)
     assert capfd.readouterr()==('', '')
 
 
@@ -206,7 +210,8 @@ class Fill(nn.Module):
 def fill(*cbs):
     torch.manual_seed(0)
     m, ds = Fill(), [(o,) for o in torch.randn(20, 8, generator=gen().manual_seed(2))]
-    return Learner(DataLoaders(DataLoader(ds, 4), DataLoader(ds, 4)), m, loss_func=ModelLoss(), opt_func=adamw(m), cbs=list(cbs))
+    return Learner(DataLoaders(DataLoader(ds, 4), DataLoader(ds, 4)), m, loss_func=ModelLoss(), opt_func=adamw(m),
+        cbs=list(cbs))
 
 
 def test_masks_differ_in_training_and_repeat_in_validation():
@@ -341,7 +346,8 @@ def test_resume_at_every_step(kind, tmp_path):
         if kind=='clips':
             torch.manual_seed(0)
             m = nn.Sequential(nn.Flatten(), nn.Dropout(.2), nn.Linear(3*4*256, 1))
-            dls = clip_dls(WorldDataset(12, 0, WorldConfig(t=4, h=16, w=16)), bs=4, tfm=lambda x, gen: x+.1*torch.rand((), generator=gen))
+            dls = clip_dls(WorldDataset(12, 0, WorldConfig(t=4, h=16, w=16)), bs=4, tfm=lambda x,
+                gen: x+.1*torch.rand((), generator=gen))
             learn = Learner(dls, m, loss_func=lambda p, y: (p[:,0]-y).square().mean(), opt_func=adamw(m))
         else:
             learn = learner(loader=DataLoader if kind=='fastai' else TorchLoader)
@@ -366,7 +372,8 @@ def test_a_finished_run_does_nothing_more(tmp_path):
 def test_workers_do_not_change_the_run():
     def run(workers):
         learn = learner(Seeded(4))
-        learn.dls = DataLoaders(TorchLoader(data(), 4, shuffle=True, num_workers=workers, multiprocessing_context='fork' if workers else None))
+        learn.dls = DataLoaders(TorchLoader(data(), 4, shuffle=True, num_workers=workers,
+            multiprocessing_context='fork' if workers else None))
         return flat(fit(learn, steps=7).model)
     assert torch.equal(run(0), run(2))
 
@@ -379,13 +386,15 @@ def test_refusals(tmp_path, what):
         for f in tmp_path.iterdir(): f.write_bytes(b'x')
     tag, seed, model = 'b' if what=='tag' else 'a', 2 if what=='seed' else 1, calm if what=='model' else None
     learn = learner(Checkpoint(tmp_path, tag=tag), Seeded(seed), *cbs, model=model)
-    words = dict(model='another model', seed='seed 1, not 2', tag="'a', not of 'b'", callbacks='callbacks', damage='can be read')
+    words = dict(model='another model', seed='seed 1, not 2', tag="'a', not of 'b'", callbacks='callbacks',
+        damage='can be read')
     told = pytest.warns(UserWarning, match='passed over') if what=='damage' else warnings.catch_warnings()
     with told, pytest.raises(CheckpointError, match=words[what]): fit(learn, steps=4)
 
 
 leaf = st.none()|st.booleans()|st.integers(-2**40, 2**40)|st.floats(allow_nan=False)|st.text(max_size=5)
-tree = st.recursive(leaf, lambda s: st.lists(s, max_size=3)|st.dictionaries(st.text(max_size=3)|st.integers(), s, max_size=3)|st.tuples(s), max_leaves=8)
+tree = st.recursive(leaf, lambda s: st.lists(s, max_size=3)|st.dictionaries(st.text(max_size=3)|st.integers(), s,
+    max_size=3)|st.tuples(s), max_leaves=8)
 
 
 @given(tree)
@@ -399,7 +408,8 @@ def test_state_round_trip(tmp_path_factory, t):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.uint8])
 def test_state_tensors(tmp_path, dtype):
     x = torch.arange(6).reshape(2, 3).to(dtype)
-    save_state(tmp_path/'s', dict(a=x, b=x, c=x.t(), d=x[0,0], e=x[:0], g=nn.Parameter(x) if dtype.is_floating_point else x))
+    save_state(tmp_path/'s', dict(a=x, b=x, c=x.t(), d=x[0,0], e=x[:0], g=nn.Parameter(x)
+        if dtype.is_floating_point else x))
     s = load_state(tmp_path/'s')
     for k, v in dict(a=x, b=x, c=x.t(), d=x[0,0], e=x[:0]).items(): assert torch.equal(s[k], v) and s[k].dtype==dtype
 
@@ -413,13 +423,15 @@ def test_no_pickle_is_ever_read(tmp_path):
 def test_progress_tells_rate_and_time_left():
     got = []
     fit(learner(Progress(got.append, every=0)), steps=5)
-    assert [o['done'] for o in got]==[1, 2, 3, 4, 5] and got[-1]['left']==0 and all(o['total']==5 for o in got) and got[-1]['rate']>0
+    assert [o['done'] for o in got]==[1, 2, 3, 4, 5] and got[-1]['left']==0 and all(o['total']==5
+        for o in got) and got[-1]['rate']>0
 
 
 def test_fastai_adam_resumes(tmp_path):
     whole = fit(learner(Checkpoint(tmp_path/'a'), Seeded(), opt=Adam), steps=8)
     fit(learner(Checkpoint(tmp_path/'b'), Seeded(), opt=Adam), steps=5)
-    assert torch.equal(flat(whole.model), flat(fit(learner(Checkpoint(tmp_path/'b'), Seeded(), opt=Adam), steps=8).model))
+    assert torch.equal(flat(whole.model),
+        flat(fit(learner(Checkpoint(tmp_path/'b'), Seeded(), opt=Adam), steps=8).model))
 
 
 def test_tensorboard_missing_says_how(monkeypatch, tmp_path):

@@ -32,7 +32,8 @@ from vidlit.video.transforms import (
 )
 
 quick = settings(max_examples=25, deadline=None)
-TFMS = dict(multi=partial(multi_scale_crop, size=16), rrc=partial(random_resized_crop, size=16), flip=flip, grey=partial(grayscale, p=.5), jitter=colour_jitter,
+TFMS = dict(multi=partial(multi_scale_crop, size=16), rrc=partial(random_resized_crop, size=16), flip=flip,
+    grey=partial(grayscale, p=.5), jitter=colour_jitter,
     rand=rand_augment, erase=partial(random_erase, p=.8, fill=.5), three=partial(three_crop, size=16))
 
 
@@ -75,10 +76,14 @@ def test_multi_scale_takes_sides_at_most_a_step_apart_at_thirteen_places():
 
 
 PIL = dict(
-    auto_contrast=lambda im, m, s: ImageOps.autocontrast(im), equalise=lambda im, m, s: ImageOps.equalize(im), invert=lambda im, m, s: ImageOps.invert(im),
-    posterise=lambda im, m, s: ImageOps.posterize(im, 4-int(4*m)), solarise=lambda im, m, s: ImageOps.solarize(im, round(256*(1-m))),
-    colour=lambda im, m, s: ImageEnhance.Color(im).enhance(1+s*.9*m), contrast=lambda im, m, s: ImageEnhance.Contrast(im).enhance(1+s*.9*m),
-    brightness=lambda im, m, s: ImageEnhance.Brightness(im).enhance(1+s*.9*m), sharpness=lambda im, m, s: ImageEnhance.Sharpness(im).enhance(1+s*.9*m))
+    auto_contrast=lambda im, m, s: ImageOps.autocontrast(im), equalise=lambda im, m, s: ImageOps.equalize(im),
+        invert=lambda im, m, s: ImageOps.invert(im),
+    posterise=lambda im, m, s: ImageOps.posterize(im, 4-int(4*m)), solarise=lambda im, m,
+        s: ImageOps.solarize(im, round(256*(1-m))),
+    colour=lambda im, m, s: ImageEnhance.Color(im).enhance(1+s*.9*m), contrast=lambda im, m,
+        s: ImageEnhance.Contrast(im).enhance(1+s*.9*m),
+    brightness=lambda im, m, s: ImageEnhance.Brightness(im).enhance(1+s*.9*m), sharpness=lambda im, m,
+        s: ImageEnhance.Sharpness(im).enhance(1+s*.9*m))
 
 
 @pytest.mark.parametrize('name', PIL)
@@ -87,7 +92,8 @@ def test_operations_equal_the_image_library(name, sign):
     y, x = np.mgrid[:40, :56]
     im = np.stack([40+3*x, 200-2*y, 60+(x*y) % 120], -1).clip(0, 255).astype(np.uint8)
     ref = np.asarray(PIL[name](Image.fromarray(im), .7, sign)).astype(int)
-    out = rand_ops[name](torch.from_numpy(im).permute(2, 0, 1)[None].float()/255, .7, sign).clamp(0, 1)[0].permute(1, 2, 0)
+    out = rand_ops[name](torch.from_numpy(im).permute(2, 0, 1)[None].float()/255, .7, sign).clamp(0,
+        1)[0].permute(1, 2, 0)
     diff = np.abs((out.numpy()*255).round().astype(int)-ref)
     assert np.percentile(diff, 99) <= 2, (diff.max(), diff.mean())
 
@@ -96,7 +102,8 @@ def test_normalise_is_torchvision_s():
     from torchvision.transforms.functional import normalize
     clip = torch.rand(2, 3, 4, 5, 6, generator=seeded())
     ref = normalize(clip.transpose(1, 2), (.485, .456, .406), (.229, .224, .225)).transpose(1, 2)
-    assert torch.allclose(normalise(clip), ref, atol=1e-6) and torch.allclose(denormalise(normalise(clip)), clip, atol=1e-6)
+    assert torch.allclose(normalise(clip), ref, atol=1e-6) and torch.allclose(denormalise(normalise(clip)),
+        clip, atol=1e-6)
     assert normalise(clip.half()).dtype == torch.float16 and normalise(clip.double()).dtype == torch.float64
 
 
@@ -140,9 +147,13 @@ def test_compose_goes_left_to_right():
 
 
 @pytest.mark.parametrize('call, says', [
-    (lambda c: multi_scale_crop(c, seeded(), scales=(0, 1)), r'\(0, 1\)'), (lambda c: random_resized_crop(c, seeded(), ratio=(2, 1)), r'\(2, 1\)'),
-    (lambda c: flip(c, seeded(), p=-1), '-1'), (lambda c: colour_jitter(c, seeded(), hue=.6), '0.6'), (lambda c: rand_augment(c, seeded(), m=-1), '-1'),
-    (lambda c: random_erase(c, seeded(), p=1., area=(.5, .1)), '0.5'), (lambda c: soft_targets(torch.tensor([3]), 3), '3 classes'),
-    (lambda c: soft_targets(torch.tensor([0]), 3, 1.), '1.0'), (lambda c: three_crop(c, n=0), '0'), (lambda c: draw_beta(0, seeded()), '0')])
+    (lambda c: multi_scale_crop(c, seeded(), scales=(0, 1)), r'\(0, 1\)'),
+        (lambda c: random_resized_crop(c, seeded(), ratio=(2, 1)), r'\(2, 1\)'),
+    (lambda c: flip(c, seeded(), p=-1), '-1'), (lambda c: colour_jitter(c, seeded(), hue=.6), '0.6'),
+        (lambda c: rand_augment(c, seeded(), m=-1), '-1'),
+    (lambda c: random_erase(c, seeded(), p=1., area=(.5, .1)), '0.5'),
+        (lambda c: soft_targets(torch.tensor([3]), 3), '3 classes'),
+    (lambda c: soft_targets(torch.tensor([0]), 3, 1.), '1.0'), (lambda c: three_crop(c, n=0), '0'),
+        (lambda c: draw_beta(0, seeded()), '0')])
 def test_refusals_name_the_value(call, says):
     with pytest.raises(ValueError, match=says): call(clip_of())

@@ -33,12 +33,14 @@ quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_heal
 def numbered(n=N, h=48, w=80): return (numbered_frame(i, h, w) for i in range(n))
 
 
-def raw_write(path, pts=None, tb=Fraction(1, 1000), codec='libx264', n=N, turn=None, audio=False, video=True, muxer=None, pix='yuv420p', **opts):
+def raw_write(path, pts=None, tb=Fraction(1, 1000), codec='libx264', n=N, turn=None, audio=False, video=True,
+    muxer=None, pix='yuv420p', **opts):
     "A film with any time stamps, display matrix, sound and muxer options"
     with av.open(str(path), 'w', options=muxer or {}) as c:
         if audio: a = c.add_stream('aac', rate=16000)
         if video:
-            s = c.add_stream(codec, rate=25, options={k.replace('_', '-') if k == 'auto_alt_ref' else k: str(v) for k, v in opts.items()})
+            s = c.add_stream(codec, rate=25,
+                options={k.replace('_', '-') if k == 'auto_alt_ref' else k: str(v) for k, v in opts.items()})
             s.width, s.height, s.pix_fmt, s.codec_context.thread_count = 80, 48, pix, 1
             if pts is not None: s.codec_context.time_base = tb
             if turn: s.set_display_rotation(*turn)
@@ -63,11 +65,14 @@ KINDS = {
     'closed.mp4': lambda p: write_video(p, numbered(), options=dict(g=12)),
     'open264.mp4': lambda p: write_video(p, numbered(), options={'x264-params': X264}),
     'open264.mkv': lambda p: write_video(p, numbered(), options={'x264-params': X264}),
-    'open265.mp4': lambda p: write_video(p, numbered(), codec='libx265', options={'preset': 'ultrafast', 'x265-params': X265}),
+    'open265.mp4': lambda p: write_video(p, numbered(), codec='libx265',
+        options={'preset': 'ultrafast', 'x265-params': X265}),
     'vfr.mp4': lambda p: raw_write(p, STAMPS, g=12),
     'vfr.mkv': lambda p: raw_write(p, STAMPS, g=12),
-    'av1.mp4': lambda p: write_video(p, numbered(), codec='libsvtav1', options={'preset': 12, 'g': 24, 'svtav1-params': 'lp=1'}),
-    'vp9.webm': lambda p: write_video(p, numbered(), codec='libvpx-vp9', options={'g': 24, 'deadline': 'realtime', 'cpu-used': 8}),
+    'av1.mp4': lambda p: write_video(p, numbered(), codec='libsvtav1',
+        options={'preset': 12, 'g': 24, 'svtav1-params': 'lp=1'}),
+    'vp9.webm': lambda p: write_video(p, numbered(), codec='libvpx-vp9',
+        options={'g': 24, 'deadline': 'realtime', 'cpu-used': 8}),
     'hidden.webm': lambda p: raw_write(p, codec='libvpx', g=24, auto_alt_ref=1, b='300k', deadline='good'),
     'mpeg4.avi': lambda p: write_video(p, numbered(), codec='mpeg4', options=dict(bf=2, g=12, q=2)),
     'mpeg2.mpg': lambda p: write_video(p, numbered(), codec='mpeg2video', options=dict(bf=2, g=12)),
@@ -124,7 +129,8 @@ def test_any_list(film, idx):
 
 
 @quick
-@given(a=st.integers(-70, 70) | st.none(), b=st.integers(-70, 70) | st.none(), s=st.sampled_from([None, 1, 2, 7, -1, -3]))
+@given(a=st.integers(-70, 70) | st.none(), b=st.integers(-70, 70) | st.none(),
+    s=st.sampled_from([None, 1, 2, 7, -1, -3]))
 def test_any_slice(film, a, b, s):
     out = VideoReader(film('open265.mp4'))[a:b:s]
     want = list(range(N))[a:b:s]
@@ -133,7 +139,8 @@ def test_any_slice(film, a, b, s):
 
 @pytest.mark.parametrize('ext', ['mp4', 'mkv', 'mov', 'webm'])
 def test_frame_rates_come_back_exactly(tmp_path, ext):
-    rates = [24, 25, 60, Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001), Fraction(25, 2), Fraction(15, 4)]
+    rates = [24, 25, 60, Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001), Fraction(25, 2),
+        Fraction(15, 4)]
     if ext in ('mp4', 'mov'): rates += [1, Fraction(1, 3), Fraction(997, 41), Fraction(8, 7)]
     codec = 'libvpx' if ext == 'webm' else 'libx264'
     for fps in rates:
@@ -150,7 +157,8 @@ def test_sizes(tmp_path):
         assert r[0].shape == (*size, 3) and read_number(r[:]).tolist() == [0, 1, 2]
     r = VideoReader(write_video(tmp_path/'a.mp4', odd, pix_fmt='yuv444p', crf=1))
     assert r[0].shape == (49, 83, 3) and (r[:].float()-odd.float()).abs().mean() < 2
-    with pytest.raises(ValueError, match='frame 1'): write_video(tmp_path/'b.mp4', [numbered_frame(0), numbered_frame(1, 50)])
+    with pytest.raises(ValueError, match='frame 1'): write_video(tmp_path/'b.mp4',
+        [numbered_frame(0), numbered_frame(1, 50)])
     with pytest.raises(ValueError, match='no encoder'): write_video(tmp_path/'b.mp4', numbered(2), codec='libnone')
     with pytest.raises(ValueError, match='no rotation'): write_video(tmp_path/'b.mkv', numbered(2), rotation=90)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.mp4']
@@ -161,7 +169,8 @@ def test_one_frame(tmp_path):
     assert len(r) == 1 and abs(r.info.duration-.1) < 1e-6 and r.at(.05).shape == (48, 80, 3) and len(r[0:0]) == 0
 
 
-@pytest.mark.parametrize('turn', [(d, h, v) for d in (0, -90, 180, 90) for h, v in ((False, False), (True, False), (False, True))])
+@pytest.mark.parametrize('turn',
+    [(d, h, v) for d in (0, -90, 180, 90) for h, v in ((False, False), (True, False), (False, True))])
 def test_turned_and_mirrored(tmp_path, turn):
     deg, hflip, vflip = turn
     want = np.rot90(numbered_frame(5).numpy(), deg//90)  # degrees count counter-clockwise, as PyAV's
@@ -184,7 +193,8 @@ def test_info_is_plain(film):
     import json
     d = json.loads(json.dumps(video_info(film('sound.mp4')).dict()))
     assert d['audio'] and d['fps'] == '25' and d['keys'] >= 5 and d['frames'] == N and not d['open_gop']
-    assert video_info(film('open264.mp4')).open_gop and video_info(film('open265.mp4')).open_gop and not video_info(film('closed.mp4')).audio
+    assert video_info(film('open264.mp4')).open_gop and video_info(film('open265.mp4')).open_gop and not video_info(
+        film('closed.mp4')).audio
 
 
 # ---- what is wrong with a file
@@ -199,7 +209,8 @@ def test_each_error(tmp_path):
         s = c.add_stream('libx264', rate=25)
         s.width, s.height, s.pix_fmt = 80, 48, 'yuv420p'
         c.start_encoding()
-    want = {'nobody.mp4': MissingVideoError, 'pipe.mp4': MissingVideoError, '.': MissingVideoError, 'empty.mp4': EmptyVideoError,
+    want = {'nobody.mp4': MissingVideoError, 'pipe.mp4': MissingVideoError, '.': MissingVideoError,
+        'empty.mp4': EmptyVideoError,
             'words.mp4': UnreadableVideoError, 'noise.mp4': UnreadableVideoError, 'sound.m4a': NoVideoStreamError,
             'zero.mp4': (EmptyVideoError, NoVideoStreamError)}
     for name, kind in want.items():
@@ -207,7 +218,8 @@ def test_each_error(tmp_path):
             with pytest.raises(kind, match=name): get(tmp_path/name)
 
 
-@pytest.mark.parametrize('name', ['closed.mp4', 'fast.mp4', 'open264.mkv', 'sound.mkv', 'vp9.webm', 'stream.ts', 'mpeg4.avi', 'av1.mp4'])
+@pytest.mark.parametrize('name',
+    ['closed.mp4', 'fast.mp4', 'open264.mkv', 'sound.mkv', 'vp9.webm', 'stream.ts', 'mpeg4.avi', 'av1.mp4'])
 def test_cut_off_anywhere(film, tmp_path, name):
     data, p = film(name).read_bytes(), tmp_path/name
     seen, rng = set(), random.Random(2)
@@ -224,10 +236,12 @@ def test_cut_off_anywhere(film, tmp_path, name):
         # not seen to be cut (a stream without a header): no frame may be another's
         try: assert read_number(r[:]).tolist() == list(range(len(r)))
         except CorruptVideoError as e: assert e.good < len(r)
-    if name in ('fast.mp4', 'open264.mkv', 'sound.mkv', 'vp9.webm', 'av1.mp4'): assert seen & {TruncatedVideoError, UnreadableVideoError}
+    if name in ('fast.mp4', 'open264.mkv', 'sound.mkv', 'vp9.webm', 'av1.mp4'): assert seen & {TruncatedVideoError,
+        UnreadableVideoError}
 
 
-@pytest.mark.parametrize('name', ['closed.mp4', 'open264.mkv', 'open265.mp4', 'vp9.webm', 'av1.mp4', 'mpeg4.avi', 'stream.ts'])
+@pytest.mark.parametrize('name',
+    ['closed.mp4', 'open264.mkv', 'open265.mp4', 'vp9.webm', 'av1.mp4', 'mpeg4.avi', 'stream.ts'])
 def test_damage_never_escapes_the_family(film, tmp_path, name):
     data, p, rng = film(name).read_bytes(), tmp_path/name, random.Random(3)
     for _ in range(10):
@@ -243,7 +257,8 @@ def test_damage_never_escapes_the_family(film, tmp_path, name):
 
 def test_a_bad_frame_is_an_error_and_its_neighbours_are_not(film, tmp_path):
     src = film('closed.mp4')
-    with av.open(str(src)) as c: spots = sorted((p.pts, p.pos, p.size, p.is_keyframe) for p in c.demux(video=0) if p.size)
+    with av.open(str(src)) as c: spots = sorted((p.pts, p.pos, p.size, p.is_keyframe)
+        for p in c.demux(video=0) if p.size)
     i = 26
     b = bytearray(src.read_bytes())
     _, pos, size, key = spots[i]
@@ -255,7 +270,8 @@ def test_a_bad_frame_is_an_error_and_its_neighbours_are_not(film, tmp_path):
     r = VideoReader(tmp_path/'a.mp4')
     with pytest.raises(CorruptVideoError, match=f'{len(good)} of {N} frames are good') as e: r[i]
     assert e.value.good == len(good) and e.value.frames == N
-    assert read_number(r[:12]).tolist() == list(range(12)) and read_number(r[48:]).tolist() == list(range(48, N)), 'goes on after an error'
+    assert read_number(r[:12]).tolist() == list(range(12)) and read_number(r[48:]).tolist() == list(
+        range(48, N)), 'goes on after an error'
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -303,7 +319,8 @@ def test_workers(film, how, backend):
     if backend == 'decord': pytest.importorskip('decord')
     r = VideoReader(film('closed.mp4' if backend == 'decord' else 'open264.mp4'), backend=backend)
     r[[40, 41]]  # open, in mid-film
-    dl = torch.utils.data.DataLoader(_Items(r), batch_size=3, num_workers=2 if how == 'fork' else 1, multiprocessing_context=how, timeout=30)
+    dl = torch.utils.data.DataLoader(_Items(r), batch_size=3, num_workers=2 if how == 'fork' else 1,
+        multiprocessing_context=how, timeout=30)
     got, pids = zip(*dl)
     assert torch.equal(torch.cat(got), torch.arange(12)[:, None]*5+torch.arange(3))
     assert os.getpid() not in torch.cat(pids)
@@ -331,8 +348,10 @@ def test_decord_agrees_or_refuses(film):
 # ---- real films
 
 REAL = sorted(p for p in SHARED.glob('*') if p.suffix in ('.mp4', '.mkv', '.mov')) if SHARED.is_dir() else []
-SIZES = {'av1.mkv': (125, 360, 640), 'bigbuckbunny.mp4': (132, 720, 1280), 'bikes.mp4': (250, 272, 640), 'h264_10bit.mp4': (30, 200, 200),
-         'h265.mp4': (10, 128, 128), 'nasa_13013.mp4': (325, 180, 320), 'pancake.mkv': (310, 240, 426), 'rotated_180.mov': (3, 320, 568),
+SIZES = {'av1.mkv': (125, 360, 640), 'bigbuckbunny.mp4': (132, 720, 1280), 'bikes.mp4': (250, 272, 640),
+    'h264_10bit.mp4': (30, 200, 200),
+         'h265.mp4': (10, 128, 128), 'nasa_13013.mp4': (325, 180, 320), 'pancake.mkv': (310, 240, 426),
+             'rotated_180.mov': (3, 320, 568),
          'rotated_90.mov': (3, 568, 320), 'unordered_pts.mov': (4, 50, 50)}
 
 

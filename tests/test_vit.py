@@ -45,7 +45,8 @@ def test_counts_equal_transformers(cfg):
     from transformers import VideoMAEConfig, VideoMAEModel
     with torch.device('meta'):
         ours = count_params(ViT(cfg))
-        theirs = VideoMAEModel(VideoMAEConfig(hidden_size=cfg.dim, num_hidden_layers=cfg.depth, num_attention_heads=cfg.heads,
+        theirs = VideoMAEModel(VideoMAEConfig(hidden_size=cfg.dim, num_hidden_layers=cfg.depth,
+            num_attention_heads=cfg.heads,
             intermediate_size=cfg.hidden, use_mean_pooling=False))
     assert ours==count_params(theirs)
 
@@ -57,12 +58,14 @@ def test_exact_counts():
 def test_vjepa2_encoder_equals_transformers(size):
     from transformers import VJEPA2Config, VJEPA2Model
     side = 32
-    cfg = VJEPA2Config(patch_size=8, crop_size=side, frames_per_clip=4, tubelet_size=2, hidden_size=96, num_attention_heads=4, num_hidden_layers=2,
+    cfg = VJEPA2Config(patch_size=8, crop_size=side, frames_per_clip=4, tubelet_size=2, hidden_size=96,
+        num_attention_heads=4, num_hidden_layers=2,
         mlp_ratio=4, pred_hidden_size=48, pred_num_attention_heads=4, pred_num_hidden_layers=1, pred_num_mask_tokens=1)
     theirs = stir(VJEPA2Model(cfg).encoder).eval()
     ours = ViT(replace(tiny, dim=96, depth=2, qkv_bias='fused'), pos=Rope3D(24, legacy_tiled=True)).eval()
     three = lambda s: tuple('layer.{i}.attention.'+f'{o}.{s}' for o in ('query','key','value'))
-    names = KeyMap([('patch_embed.proj.{p}', 'embeddings.patch_embeddings.proj.{p}'), ('blocks.{i}.attn.qkv.weight', three('weight')),
+    names = KeyMap([('patch_embed.proj.{p}', 'embeddings.patch_embeddings.proj.{p}'),
+        ('blocks.{i}.attn.qkv.weight', three('weight')),
         ('blocks.{i}.attn.qkv.bias', three('bias')), ('blocks.{i}.attn.proj.{p}', 'layer.{i}.attention.proj.{p}'),
         ('blocks.{i}.{rest}', 'layer.{i}.{rest}'), ('norm.{p}', 'layernorm.{p}')])
     load_strict(ours, theirs.state_dict(), names)
@@ -76,7 +79,8 @@ def test_vjepa2_encoder_equals_transformers(size):
 def test_cosine_attention_is_its_formula():
     att,tok = stir(CosineAttention(48, 4)),rand(2, 7, 48)
     with torch.no_grad(): att.scale.fill_(9.) # above the limit
-    q,k,v = F.linear(tok, att.qkv.weight, torch.cat((att.q_bias, 0*att.q_bias, att.v_bias))).view(2,7,3,4,12).permute(2,0,3,1,4)
+    q,k,v = F.linear(tok, att.qkv.weight, torch.cat((att.q_bias, 0*att.q_bias, att.v_bias))).view(2,7,3,4,
+        12).permute(2,0,3,1,4)
     w = (F.normalize(q, dim=-1)@F.normalize(k, dim=-1).mT*100).softmax(-1)
     torch.testing.assert_close(att(tok), att.proj((w@v).transpose(1,2).reshape(2,7,48)), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(att.weights(tok), w, atol=1e-4, rtol=1e-3)
@@ -103,9 +107,11 @@ def test_attention_gradients():
 # the encoder
 
 def test_names_are_the_official_ones():
-    block = ['norm1.weight','norm1.bias','attn.q_bias','attn.v_bias','attn.qkv.weight','attn.proj.weight','attn.proj.bias','norm2.weight','norm2.bias',
+    block = ['norm1.weight','norm1.bias','attn.q_bias','attn.v_bias','attn.qkv.weight','attn.proj.weight',
+        'attn.proj.bias','norm2.weight','norm2.bias',
         'mlp.fc1.weight','mlp.fc1.bias','mlp.fc2.weight','mlp.fc2.bias']
-    want = {f'blocks.{i}.{o}' for i in range(3) for o in block} | {'patch_embed.proj.weight','patch_embed.proj.bias','norm.weight','norm.bias'}
+    want = {f'blocks.{i}.{o}' for i in range(3) for o in block} | {'patch_embed.proj.weight','patch_embed.proj.bias',
+        'norm.weight','norm.bias'}
     state = ViT(tiny).state_dict()
     assert set(state)==want and state['patch_embed.proj.weight'].shape==(48,3,2,8,8)
     assert {'gamma_1','gamma_2'} <= {k.split('.')[-1] for k in ViT(replace(tiny, layer_scale=.1)).state_dict()}
@@ -190,7 +196,8 @@ def test_groups_hold_everything_once(depth, decay, prefix):
     net = nn.Module()
     inner = net
     for part in prefix.split('.'):
-        setattr(inner, part, ViT(replace(tiny, depth=depth, layer_scale=.1)) if part==prefix.split('.')[-1] else nn.Module())
+        setattr(inner, part, ViT(replace(tiny, depth=depth, layer_scale=.1)) if part==prefix.split('.')[-1]
+            else nn.Module())
         inner = getattr(inner, part)
     net.head,net.fc_norm = nn.Linear(48, 3),nn.LayerNorm(48)
     groups = layer_decay_groups(net, 1e-3, decay, .05)

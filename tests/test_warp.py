@@ -69,7 +69,8 @@ def test_splat_stays_in_range(seed, h, w, speed):
     x, flow, z = rand(seed, 3, h, w), speed*(2*rand(seed+1, 2, h, w)-1), 1+5*rand(seed+2, 1, h, w)
     out, hole = forward_splat(x, flow, z)
     assert out.min() >= 0 and out.max() <= x.max() + 1e-9
-    assert (out[:, hole[0]] == 0).all() and not forward_splat(x*0+1, flow, z)[0][:, ~hole[0]].sub(1).abs().gt(1e-9).any()
+    assert (out[:, hole[0]] == 0).all() and not forward_splat(x*0+1, flow, z)[0][:,
+        ~hole[0]].sub(1).abs().gt(1e-9).any()
 
 
 def test_the_nearest_wins_in_any_order():

@@ -31,7 +31,8 @@ class Runs:
 @pytest.mark.parametrize('fn', ['system','eval','open'])
 def test_programs_in_pickles_do_not_run(tmp_path, fn, zipped):
     mark = tmp_path/'mark'
-    trap = dict(system=Runs(os.system, f'touch {mark}'), eval=Runs(builtins.eval, f'open({str(mark)!r}, "w")'), open=Runs(builtins.open, str(mark), 'w'))[fn]
+    trap = dict(system=Runs(os.system, f'touch {mark}'), eval=Runs(builtins.eval, f'open({str(mark)!r}, "w")'),
+        open=Runs(builtins.open, str(mark), 'w'))[fn]
     torch.save({'model':{'w':torch.zeros(2)}, 'args':trap}, tmp_path/'w.pth', _use_new_zipfile_serialization=zipped)
     with pytest.raises(WeightsError, match='w.pth'): read_weights(tmp_path/'w.pth')
     assert not mark.exists()
@@ -68,7 +69,8 @@ def test_what_training_scripts_leave_behind(tmp_path, model):
     torch.save([torch.ones(1)], tmp_path/'c.pt')
     with pytest.raises(WeightsError, match='holds a list'): read_weights(tmp_path/'c.pt')
     torch.save(dict(encoder=model.state_dict(), predictor={}), tmp_path/'d.pt')
-    with pytest.raises(WeightsError, match="no part 'decoder'; it has encoder, predictor"): read_weights(tmp_path/'d.pt', 'decoder')
+    with pytest.raises(WeightsError, match="no part 'decoder'; it has encoder, predictor"): read_weights(
+        tmp_path/'d.pt', 'decoder')
 
 # writing
 
@@ -99,15 +101,18 @@ def test_nothing_is_loaded_unless_everything_fits(model):
     bad['norm.weight'] = torch.zeros(3)
     bad['extra'] = bad.pop('blocks.0.mlp.fc1.bias')
     with pytest.raises(WeightsError) as e: load_strict(model, bad)
-    for word in ('missing: blocks.0.mlp.fc1.bias','left over: extra','norm.weight (3,), the model has (48,)'): assert word in str(e.value)
+    for word in ('missing: blocks.0.mlp.fc1.bias','left over: extra',
+        'norm.weight (3,), the model has (48,)'): assert word in str(e.value)
     assert same(model.state_dict(), was)
 
 def test_not_a_tensor(model):
-    with pytest.raises(WeightsError, match='not a tensor: norm.bias'): load_strict(model, {**model.state_dict(), 'norm.bias':[0.]*48})
+    with pytest.raises(WeightsError, match='not a tensor: norm.bias'): load_strict(model,
+        {**model.state_dict(), 'norm.bias':[0.]*48})
 
 def test_half_precision_files_are_reported(model):
     report = load_strict(model, {k:v.half() for k,v in model.state_dict().items()})
-    assert report.dtypes=={'float16':report.tensors} and model.norm.weight.dtype==torch.float32 and 'float16' in str(report)
+    assert report.dtypes=={'float16':report.tensors} and model.norm.weight.dtype==torch.float32 and 'float16' in str(
+        report)
 
 def test_long_lists_are_cut(model):
     with pytest.raises(WeightsError, match=r'missing: .* and \d+ more'): load_strict(model, {})
@@ -129,7 +134,8 @@ def test_any_map_is_two_way(depth, pieces, rows, seed):
     gen = torch.Generator().manual_seed(seed)
     fused = 'b.{i}.fused',tuple('l.{i}.'+f'p{n}' for n in range(pieces))
     rules = KeyMap([fused, ('b.{i}.turned', 'l.{i}.x', lambda w: w.T, lambda w: w.T), ('{rest}', 'other.{rest}')])
-    mine = {f'b.{i}.{o}':torch.rand(rows*pieces, 2, generator=gen) for i in range(depth) for o in ('fused','turned','plain')}
+    mine = {f'b.{i}.{o}':torch.rand(rows*pieces, 2, generator=gen) for i in range(depth)
+        for o in ('fused','turned','plain')}
     theirs = rules.to_theirs(mine)
     assert len(theirs)==depth*(pieces+2) and same(rules.to_ours(theirs), mine)
     order = torch.randperm(len(theirs), generator=gen).tolist()
@@ -142,7 +148,8 @@ def test_maps_refuse():
     with pytest.raises(WeightsError, match='missing: y'): rules.to_ours({'x':one})
     with pytest.raises(WeightsError, match='both give b'): rules.to_ours({'z':one, 'old_z':one})
     with pytest.raises(WeightsError, match='3 rows do not part into 2'): rules.to_theirs({'a':torch.ones(3)})
-    assert rules.ignored({'junk.1.2':one, 'z':one})==['junk.1.2'] and set(rules.to_ours({'junk.1.2':one, 'z':one}))=={'b'}
+    assert rules.ignored({'junk.1.2':one, 'z':one})==['junk.1.2'] and set(
+        rules.to_ours({'junk.1.2':one, 'z':one}))=={'b'}
     assert rules.to_theirs({'mine':one, 'b':one}).keys()=={'z'}
     with pytest.raises(ValueError, match='one side'): Rule(None, None)
 
@@ -167,7 +174,8 @@ def test_shards(tmp_path, model):
 def test_shard_names_cannot_leave_the_folder(tmp_path):
     write_weights({'a':torch.ones(1)}, tmp_path/'secret.safetensors')
     (tmp_path/'in').mkdir()
-    (tmp_path/'in'/'model.safetensors.index.json').write_text(json.dumps(dict(weight_map={'a':'../secret.safetensors'})))
+    (tmp_path/'in'/'model.safetensors.index.json').write_text(
+        json.dumps(dict(weight_map={'a':'../secret.safetensors'})))
     with pytest.raises(WeightsError, match='secret'): read_weights(tmp_path/'in'/'model.safetensors.index.json')
 
 def test_hub_names(tmp_path, model, monkeypatch):
@@ -177,7 +185,8 @@ def test_hub_names(tmp_path, model, monkeypatch):
         return str(home)
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
     config,state = read_hub('owner/name', revision='v1')
-    assert same(state, model.state_dict()) and asked['name']=='owner/name' and asked['revision']=='v1' and config['heads']==4
+    assert same(state, model.state_dict()) and asked['name']=='owner/name' and asked[
+        'revision']=='v1' and config['heads']==4
     def down(name, **kw): raise ConnectionError('no route to host')
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', down)
     with pytest.raises(WeightsError, match='owner/name: no such folder here.*no route to host'): read_hub('owner/name')

@@ -46,7 +46,8 @@ def test_loader_gives_the_same_items_whatever_the_workers(workers):
 
 
 def test_sets_of_other_seeds_and_splits_differ():
-    a, b, c = (WorldDataset(2, s, replace(WorldConfig(), split=p))[0][0] for s, p in ((0, 'train'), (1, 'train'), (0, 'test')))
+    a, b, c = (WorldDataset(2, s, replace(WorldConfig(), split=p))[0][0]
+        for s, p in ((0, 'train'), (1, 'train'), (0, 'test')))
     assert not torch.equal(a, b) and not torch.equal(a, c)
 
 
@@ -56,7 +57,8 @@ def test_warping_along_the_flow_gives_the_frame_back(split, size):
     t, h, w, n = size
     errors, copies = [], []
     for motion, camera in ((MOTIONS[:12], 'still'), (MOTIONS, 'any')):
-        x = make_worlds(range(4 if t > 8 else 12), WorldConfig(t=t, h=h, w=w, n_obj=n, motion=motion, camera=camera, split=split))
+        x = make_worlds(range(4 if t > 8 else 12),
+            WorldConfig(t=t, h=h, w=w, n_obj=n, motion=motion, camera=camera, split=split))
         now, after = (v.transpose(1, 2) for v in (x.unlit[:, :, :-1], x.unlit[:, :, 1:]))
         see = (~x.occ).expand_as(now)
         errors.append((backward_warp(after, x.flow)-now).abs()[see].mean())
@@ -196,9 +198,12 @@ def test_stereo_and_tracks():
 
 
 @pytest.mark.parametrize('bad, says', [
-    (dict(t=0), 't must be at least 1, not 0'), (dict(n_obj=10), 'not 10'), (dict(motion='fly'), "'fly'"), (dict(motion='cw'), "'ccw'"),
-    (dict(camera='drone'), "'drone'"), (dict(split='val'), "'val'"), (dict(shadows=True), 'needs lit'), (dict(fov=170), 'not 170'),
-    (dict(label='colour'), "'colour'"), (dict(n_obj=1, motion='pass'), 'at least 2'), (dict(aa=0), 'aa'), (dict(noise=-1.), 'noise'),
+    (dict(t=0), 't must be at least 1, not 0'), (dict(n_obj=10), 'not 10'), (dict(motion='fly'), "'fly'"),
+        (dict(motion='cw'), "'ccw'"),
+    (dict(camera='drone'), "'drone'"), (dict(split='val'), "'val'"), (dict(shadows=True), 'needs lit'),
+        (dict(fov=170), 'not 170'),
+    (dict(label='colour'), "'colour'"), (dict(n_obj=1, motion='pass'), 'at least 2'), (dict(aa=0), 'aa'),
+        (dict(noise=-1.), 'noise'),
     (dict(motion=()), 'motion')])
 def test_bad_configurations_are_refused(bad, says):
     with pytest.raises(ValueError, match=says): WorldConfig(**bad)

@@ -9,25 +9,32 @@ import warnings
 __version__ = "0.0.1"
 
 _where = {
-    'VideoMAE': 'pretrain.videomae', 'VideoMAEClassifier': 'pretrain.videomae', 'VideoMAEConfig': 'pretrain.videomae_weights',
+    'VideoMAE': 'pretrain.videomae', 'VideoMAEClassifier': 'pretrain.videomae',
+    'VideoMAEConfig': 'pretrain.videomae_weights',
     'tube_mask': 'pretrain.tube_masking', 'random_mask': 'pretrain.tube_masking',
     'VideoMAE2': 'pretrain.videomae_v2', 'OmniMAE': 'pretrain.omnimae', 'multiblock3d': 'pretrain.block_masking',
     'VJEPA': 'pretrain.vjepa', 'VJEPAConfig': 'pretrain.vjepa_weights', 'VJEPA2': 'pretrain.vjepa2',
-    'WorldModel': 'pretrain.world_model', 'Planner': 'pretrain.planner', 'CEM': 'pretrain.planner', 'STJEPA': 'pretrain.stjepa',
+    'WorldModel': 'pretrain.world_model', 'Planner': 'pretrain.planner', 'CEM': 'pretrain.planner',
+    'STJEPA': 'pretrain.stjepa',
     'DepthAnything': 'depth.depth_anything', 'VideoDepth': 'depth.temporal_head', 'load_depth_model': 'depth.models',
-    'depth_in_chunks': 'pipeline.run', 'DepthMap': 'depth.measure', 'align': 'depth.measure', 'temporal_report': 'depth.stability',
-    'VideoReader': 'video.reader', 'video_info': 'video.index', 'write_video': 'video.writing', 'VideoError': 'video.writing',
+    'depth_in_chunks': 'pipeline.run', 'DepthMap': 'depth.measure', 'align': 'depth.measure',
+    'temporal_report': 'depth.stability',
+    'VideoReader': 'video.reader', 'video_info': 'video.index', 'write_video': 'video.writing',
+    'VideoError': 'video.writing',
     'DepthReader': 'video.depth_frames', 'DepthWriter': 'video.depth_frames',
-    'WorldConfig': 'worlds.worlds', 'World': 'worlds.render', 'WorldDataset': 'worlds.worlds', 'make_worlds': 'worlds.worlds',
+    'WorldConfig': 'worlds.worlds', 'World': 'worlds.render', 'WorldDataset': 'worlds.worlds',
+    'make_worlds': 'worlds.worlds',
     'make_clips': 'worlds.worlds', 'ControlWorld': 'worlds.control',
     'clip_dls': 'video.clips', 'VideoFolder': 'video.clips', 'normalise': 'video.pixels', 'denormalise': 'video.pixels',
     'Grid': 'nn.tokens', 'patchify': 'nn.tokens', 'unpatchify': 'nn.tokens', 'ViT': 'nn.vit', 'ViTConfig': 'nn.vit',
-    'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show', 'hide': 'floor.show',
+    'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
+    'hide': 'floor.show',
 }
 _folders = ('floor', 'worlds', 'video', 'nn', 'train', 'lab', 'pretrain', 'depth', 'pipeline', 'studies', 'cli')
 __all__ = [*_where, *_folders]
 
-_moved = {  # Modules by the name they had in 0.0.1: they work for one more version, with a warning that names the new one
+# Modules by the name they had in 0.0.1: they work for one more version, with a warning that names the new one
+_moved = {
     'claims': 'lab.claims', 'cli': 'cli.app', 'cli_chunks': 'cli.chunks', 'cli_depth': 'cli.depth',
     'cli_stjepa': 'cli.stjepa', 'cli_tracks': 'cli.tracks', 'core.camera': 'worlds.camera',
     'core.checkpoint': 'train.checkpoint', 'core.clips': 'video.clips', 'core.control': 'worlds.control',

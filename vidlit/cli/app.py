@@ -123,7 +123,7 @@ def info(as_json:bool=False, # Print JSON
     extras = [k for k,m in _extras.items() if find_spec(m)]
     absent = [f"pip install 'vidlit[{k}]'" for k,m in _extras.items() if not find_spec(m)]
     rows = {'vidlit': __version__, 'python': platform.python_version(), **{p: _version(p) for p in _shown}}
-    rows |= {'devices': devices, 'cpu': caps, 'cores': os.cpu_count(), 'threads': torch.get_num_threads()}
+    rows |= dict(devices=devices, cpu=caps, cores=os.cpu_count(), threads=torch.get_num_threads())
     rows |= {'video backends': backends, 'extras': extras, 'extras to be had': absent}
     _show(rows, as_json)
 

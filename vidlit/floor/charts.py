@@ -33,7 +33,8 @@ class Picture:
     "A matplotlib figure that shows itself once, when it is the value of a cell; all that a figure can do, it can do"
     def __init__(self, *args, dpi=DPI, **kwargs):
         "A blank page; arguments are those of matplotlib's Figure"
-        from matplotlib.figure import Figure # here and not above: a model that can be drawn need not wait for matplotlib
+        # here and not above: a model that can be drawn need not wait for matplotlib
+        from matplotlib.figure import Figure
         self.fig = Figure(*args, dpi=dpi, **kwargs)
     def __getattr__(self, name):
         if name == 'fig' or name.startswith('__'): raise AttributeError(name) # while it is being unpickled
@@ -106,7 +107,8 @@ def _series(v):
     if len(v) not in (2, 4): raise ValueError(f"a curve is y, (x, y) or (x, y, low, high), not {len(v)} parts")
     out = [arr(a) for a in map(lambda a: list(a) if isinstance(a, range) else a, v)]
     bad = [list(a.shape) for a in out if a.ndim != 1]
-    if bad: raise ValueError(f"a part of a curve is a row of numbers, not an array {bad[0]}; x and y go together in a tuple")
+    if bad: raise ValueError(f"a part of a curve is a row of numbers, not an array {bad[0]}; "
+        "x and y go together in a tuple")
     if len({len(a) for a in out}) > 1: raise ValueError(f"parts of a curve differ in length: {[len(a) for a in out]}")
     return out + [None]*(4-len(out))
 
@@ -146,7 +148,8 @@ def show_intervals(
     best:str|None=None, # Name drawn in colour; default: all
 )->Picture:
     "A dot and its interval for every name, to compare arms"
-    width = max(6.4, 3.2+.075*max((len(str(k)) for k in values), default=0)) # long names widen the picture, they do not squeeze the axes
+    # long names widen the picture, they do not squeeze the axes
+    width = max(6.4, 3.2+.075*max((len(str(k)) for k in values), default=0))
     fig = Picture(figsize=(width, .75+.34*len(values)), layout='constrained')
     ax = _tidy(fig.add_subplot(), xlabel, '', title)
     ax.grid(False, axis='y')
@@ -155,7 +158,8 @@ def show_intervals(
         c = COLOURS[0] if best in (None, name) else FAINT
         ax.plot([lo, hi], [i, i], color=c, lw=2.4, solid_capstyle='round', alpha=.55)
         ax.plot([m], [i], 'o', color=c, ms=7)
-        ax.annotate(fmt.format(m), (m, i), xytext=(0, 6), textcoords='offset points', ha='center', fontsize=8, color=INK)
+        ax.annotate(fmt.format(m), (m, i), xytext=(0, 6), textcoords='offset points', ha='center',
+            fontsize=8, color=INK)
     for name, x in (levels or {}).items():
         ax.axvline(x, color=FAINT, lw=1.2, ls=(0, (4, 3)))
         ax.text(x, -.75, f' {name}', fontsize=8, color=FAINT, va='center')
@@ -171,7 +175,8 @@ def _cell(v):
     if isinstance(v, (bool, np.bool_)): return 'yes' if v else 'no'
     if isinstance(v, (float, np.floating)): return f'{v:.4g}'
     if isinstance(v, (int, np.integer)): return f'{v:,}'
-    if isinstance(v, tuple) and len(v) == 3 and all(isinstance(a, float) for a in v): return '{:.3g} ({:.3g} to {:.3g})'.format(*v)
+    interval = isinstance(v, tuple) and len(v) == 3 and all(isinstance(a, float) for a in v)
+    if interval: return '{:.3g} ({:.3g} to {:.3g})'.format(*v)
     return str(v)
 
 # %% ../../nbs/floor/01_charts.ipynb #94cea5f3
@@ -179,7 +184,8 @@ class Table(list):
     "Rows (dicts) that show themselves as a table"
     @property
     def cols(self): return list(dict.fromkeys(k for r in self for k in r))
-    def _right(self, c): return all(isinstance(r.get(c), (int, float, type(None), np.number)) and not isinstance(r.get(c), bool) for r in self)
+    def _right(self, c): return all(isinstance(r.get(c), (int, float, type(None), np.number))
+        and not isinstance(r.get(c), bool) for r in self)
     def _repr_markdown_(self):
         esc = lambda v: _cell(v).replace('|', '\\|').replace('\n', ' ')
         bar = ['---:' if self._right(c) else '---' for c in self.cols]
@@ -187,7 +193,8 @@ class Table(list):
         return '\n'.join('| ' + ' | '.join(l) + ' |' for l in lines)
     def _repr_html_(self):
         side = {c: ' style="text-align:right"' if self._right(c) else ' style="text-align:left"' for c in self.cols}
-        row = lambda tag, vals: '<tr>' + ''.join(f'<{tag}{side[c]}>{escape(_cell(v))}</{tag}>' for c, v in zip(self.cols, vals)) + '</tr>'
+        row = lambda tag, vals: '<tr>' + ''.join(f'<{tag}{side[c]}>{escape(_cell(v))}</{tag}>'
+            for c, v in zip(self.cols, vals)) + '</tr>'
         body = ''.join(row('td', [r.get(c) for c in self.cols]) for r in self)
         return f'<table><thead>{row("th", self.cols)}</thead><tbody>{body}</tbody></table>'
 

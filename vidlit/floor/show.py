@@ -26,7 +26,8 @@ def frames(
     x = torch.as_tensor(clip).detach().cpu()
     if x.dtype == torch.uint8 and x.ndim == 4 and x.shape[-1] in (1, 3): x = x.permute(3, 0, 1, 2)/255
     if x.ndim == 5 and len(x) == 1: x = x[0]
-    if x.ndim != 4 or x.shape[0] not in (1, 3): raise ValueError(f"expected one clip [c, t, h, w] with 1 or 3 channels, not {list(x.shape)}")
+    if x.ndim != 4 or x.shape[0] not in (1, 3): raise ValueError(
+        f"expected one clip [c, t, h, w] with 1 or 3 channels, not {list(x.shape)}")
     return x.float().clamp(0, 1).expand(3, -1, -1, -1).permute(1, 2, 3, 0).numpy()
 
 # %% ../../nbs/floor/02_show.ipynb #2c9da17f
@@ -54,7 +55,8 @@ def _fit(im, width):
     if w <= width*1.25:
         k = max(1, round(width/w))
         return im.repeat(k, 0).repeat(k, 1)
-    im8 = Image.fromarray((im*255).round().astype(np.uint8)).resize((width, max(1, round(h*width/w))), Image.Resampling.BOX)
+    im8 = Image.fromarray((im*255).round().astype(np.uint8)).resize((width, max(1, round(h*width/w))),
+        Image.Resampling.BOX)
     return np.asarray(im8)/255
 
 # %% ../../nbs/floor/02_show.ipynb #7f753609
@@ -118,8 +120,10 @@ def cells(
     size:tuple, # (t, h, w) of the clip in frames and pixels
 )->Tensor: # Bool [..., 1, t, h, w]
     "A token mask spread over the pixels it covers"
-    if mask.shape[-1] != math.prod(grid): raise ValueError(f"mask has {mask.shape[-1]} tokens, grid {tuple(grid)} has {math.prod(grid)}")
-    if any(s % g for s, g in zip(size, grid)): raise ValueError(f"grid {tuple(grid)} does not divide a clip of {tuple(size)}")
+    if mask.shape[-1] != math.prod(grid): raise ValueError(
+        f"mask has {mask.shape[-1]} tokens, grid {tuple(grid)} has {math.prod(grid)}")
+    if any(s % g for s, g in zip(size, grid)): raise ValueError(
+        f"grid {tuple(grid)} does not divide a clip of {tuple(size)}")
     m = mask.reshape(*mask.shape[:-1], 1, *grid)
     for d, (s, g) in enumerate(zip(size, grid)): m = m.repeat_interleave(s//g, d-3)
     return m
@@ -131,7 +135,7 @@ def hide(
     grid:tuple, # (t, h, w) in tokens
     fill:float=.5, # Grey put in the hidden cells
 )->Tensor: # Same shape as the clip
-    "What the encoder is left with: hidden cells painted grey"
+    "What the encoder is left with: hidden cells filled grey"
     return torch.where(cells(mask, grid, clip.shape[-3:]).to(clip.device), torch.full_like(clip, fill), clip)
 
 def overlay_mask(
@@ -180,7 +184,8 @@ def depth_rgb(
     vmax:float|None=None, # Metres drawn darkest; default the largest
 )->Tensor: # [..., 3, h, w] in [0, 1]; grey where not finite
     "Depth in colour: near bright, far dark"
-    if depth.ndim < 3 or depth.shape[-3] != 1: raise ValueError(f"depth must be [..., 1, h, w], not {list(depth.shape)}")
+    if depth.ndim < 3 or depth.shape[-3] != 1: raise ValueError(
+        f"depth must be [..., 1, h, w], not {list(depth.shape)}")
     depth = depth.detach().float().cpu()
     lo, hi = _range(depth, vmin, vmax)
     ok = torch.isfinite(depth)
@@ -197,7 +202,8 @@ def _named(maps):
 def _layout(maps, rgb, n, title, side):
     "Rows of frames with names at the left; single frames share one row with names below"
     rows = [rgb(m).permute(0, 2, 3, 1).numpy() for m in maps.values()]
-    if max(map(len, rows)) == 1: return sheet([[r[0] for r in rows]], list(maps) if any(maps) else None, None, title, side=side)
+    if max(map(len, rows)) == 1: return sheet([[r[0] for r in rows]], list(maps) if any(maps) else None, None,
+        title, side=side)
     idx = pick(max(map(len, rows)), n)
     rows = [[r[i] if i < len(r) else None for i in idx] for r in rows]
     return sheet(rows, [f't={i}' for i in idx], list(maps) if any(maps) else None, title, side=side)
@@ -309,7 +315,8 @@ def _gif(clip, fps, scale, limit=LIMIT*7//10):
         pal = every.quantize(n)
         ims = [Image.fromarray(x).quantize(palette=pal, dither=Image.Dither.NONE) for x in f]
         out = io.BytesIO()
-        ims[0].save(out, 'GIF', save_all=True, append_images=ims[1:], duration=max(20, round(1000/fps)), loop=0, optimize=False)
+        ims[0].save(out, 'GIF', save_all=True, append_images=ims[1:], duration=max(20, round(1000/fps)), loop=0,
+            optimize=False)
         if out.tell() <= limit: break
     return out.getvalue()
 

@@ -28,14 +28,15 @@ class ViTConfig:
     mlp_ratio:float = 4. # Hidden width of the MLP over `dim`
     patch:tuple = (2,16,16) # Pixels in one token along time, height, width
     chans:int = 3 # Colours
-    qkv_bias:str = 'qv' # 'qv': biases for query and value only (VideoMAE); 'fused': for all three (V-JEPA, OmniMAE); 'none'
+    qkv_bias:str = 'qv' # Biases: 'qv' for query and value (VideoMAE), 'fused' for all (V-JEPA, OmniMAE), or 'none'
     layer_scale:float = 0. # Start value of gamma; 0 means no layer scale
     drop_path:float = 0. # Chance to skip the last block's branches; grows linearly from 0 at the first
     eps:float = 1e-6 # Layer norm's constant
 
     def __post_init__(self):
         if self.dim%self.heads: raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
-        if self.qkv_bias not in ('qv','fused','none'): raise ValueError(f"qkv_bias must be 'qv', 'fused' or 'none', got {self.qkv_bias!r}")
+        if self.qkv_bias not in ('qv','fused','none'): raise ValueError(
+            f"qkv_bias must be 'qv', 'fused' or 'none', got {self.qkv_bias!r}")
         if not 0<=self.drop_path<1: raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
     @property
@@ -77,7 +78,8 @@ class Attention(nn.Module):
 
     def project(self, tok, rope=None):
         "Queries, keys and values `[b, heads, n, head_dim]`"
-        bias = self.qkv.bias if self.q_bias is None else torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        bias = self.qkv.bias if self.q_bias is None else torch.cat(
+            (self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
         q,k,v = F.linear(tok, self.qkv.weight, bias).unflatten(-1, (3,self.heads,-1)).unbind(2)
         return self.turn(q.transpose(1,2), k.transpose(1,2), rope) + (v.transpose(1,2),)
 
@@ -119,7 +121,7 @@ class CosineAttention(Attention):
 
 # %% ../../nbs/nn/02_vit.ipynb #9902a5cc
 class Mlp(nn.Module):
-    "Widen, bend, narrow"
+    "Linear to the hidden width, GELU, linear back"
     def __init__(self, dim, hidden):
         super().__init__()
         self.fc1,self.fc2 = nn.Linear(dim, hidden),nn.Linear(hidden, dim)
@@ -150,7 +152,8 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.norm1,self.norm2 = nn.LayerNorm(cfg.dim, cfg.eps),nn.LayerNorm(cfg.dim, cfg.eps)
         self.attn,self.mlp = attn(cfg.dim, cfg.heads, cfg.qkv_bias),mlp(cfg.dim, cfg.hidden)
-        self.gamma_1,self.gamma_2 = (nn.Parameter(torch.full((cfg.dim,), cfg.layer_scale)) if cfg.layer_scale else None for _ in range(2))
+        self.gamma_1,self.gamma_2 = (nn.Parameter(torch.full((cfg.dim,), cfg.layer_scale)) if cfg.layer_scale else None
+            for _ in range(2))
 
     def draw(self, tok, gen=None):
         "Factors for this block's branches, or None when nothing is skipped"
@@ -296,7 +299,8 @@ def init_vit(
         if isinstance(m, nn.Conv3d) and not conv: _as_torch(m, gen)
         elif how=='trunc': nn.init.trunc_normal_(m.weight, std=.02, generator=gen)
         elif isinstance(m, nn.Linear): nn.init.xavier_uniform_(m.weight, generator=gen)
-        else: nn.init.kaiming_uniform_(m.weight, a=5**.5, generator=gen) # torch's own choice, which VideoMAE leaves alone
+        else: nn.init.kaiming_uniform_(m.weight, a=5**.5,
+            generator=gen) # torch's own choice, which VideoMAE leaves alone
         if m.bias is not None and (conv or isinstance(m, nn.Linear)): nn.init.zeros_(m.bias)
     for name,m in model.named_modules():
         n = re.search(r'blocks\.(\d+)$', name)

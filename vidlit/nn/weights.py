@@ -34,7 +34,8 @@ class KeyReport:
 
     def __str__(self):
         kinds = ', '.join(f'{n} {k}' for k,n in self.dtypes.items())
-        return f"{self.tensors} tensors ({kinds}), {self.params/1e6:.2f} M numbers; ignored: {_some(self.ignored) or 'nothing'}"
+        ignored = _some(self.ignored) or 'nothing'
+        return f"{self.tensors} tensors ({kinds}), {self.params/1e6:.2f} M numbers; ignored: {ignored}"
     __repr__ = __str__
 
 # %% ../../nbs/nn/weights.ipynb #4e7ba87f
@@ -46,7 +47,8 @@ def _misfits(want, state):
     out['not a tensor'] = [k for k,v in state.items() if not isinstance(v, Tensor)]
     pairs = [(k,v,want[k]) for k,v in state.items() if k in want and isinstance(v, Tensor)]
     out['wrong shape'] = [f"{k} {shape(v)}, the model has {shape(w)}" for k,v,w in pairs if v.shape!=w.shape]
-    out['wrong kind'] = [f"{k} {v.dtype}, the model has {w.dtype}" for k,v,w in pairs if v.is_floating_point()!=w.is_floating_point()]
+    out['wrong kind'] = [f"{k} {v.dtype}, the model has {w.dtype}" for k,v,w in pairs
+        if v.is_floating_point()!=w.is_floating_point()]
     return [f"{what}: {_some(ks)}" for what,ks in out.items() if ks]
 
 # %% ../../nbs/nn/weights.ipynb #b14d590c
@@ -76,11 +78,14 @@ def _harmless():
 def _torch_file(path):
     "A torch file through the restricted unpickler"
     try:
-        with torch.serialization.safe_globals(_harmless()): return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(_harmless()): return torch.load(path, map_location='cpu',
+            weights_only=True)
     except pickle.UnpicklingError as e:
         what = re.search(r'(?:GLOBAL|global|Unsupported class|class) [`\']?([\w.]+)', str(e))
-        raise WeightsError(f"{path}: refused, this pickle is not only tensors{f' but wants {what[1]}' if what else ''}") from e
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as e: raise WeightsError(f"{path}: not a readable torch file: {e}") from e
+        wants = f' but wants {what[1]}' if what else ''
+        raise WeightsError(f"{path}: refused, this pickle is not only tensors{wants}") from e
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as e: raise WeightsError(
+        f"{path}: not a readable torch file: {e}") from e
 
 # %% ../../nbs/nn/weights.ipynb #1d21864b
 def _safe_file(path):
@@ -91,7 +96,8 @@ def _safe_file(path):
     try:
         if path.suffix!='.json': return load_file(path)
         shards = sorted(set(read_json(path, {'weight_map':{str:str}, str:object})['weight_map'].values()))
-    except (SafetensorError, StoreError, OSError, KeyError, TypeError) as e: raise WeightsError(f"{path}: not a readable safetensors file: {e}") from e
+    except (SafetensorError, StoreError, OSError, KeyError, TypeError) as e: raise WeightsError(
+        f"{path}: not a readable safetensors file: {e}") from e
     return {k:v for o in shards for k,v in _safe_file(path.parent/Path(o).name).items()}
 
 # %% ../../nbs/nn/weights.ipynb #ea2e6f97
@@ -170,7 +176,8 @@ class Rule:
     def cut(self, x):
         "Our tensor to theirs"
         x = x if self.save is None else self.save(x)
-        if len(self.theirs)>1 and len(x)%len(self.theirs): raise WeightsError(f"{len(x)} rows do not part into {len(self.theirs)}")
+        if len(self.theirs)>1 and len(x)%len(self.theirs): raise WeightsError(
+            f"{len(x)} rows do not part into {len(self.theirs)}")
         return x.chunk(len(self.theirs)) if len(self.theirs)>1 else (x,)
 
 # %% ../../nbs/nn/weights.ipynb #16699579
@@ -187,11 +194,13 @@ class KeyMap:
         theirs:str='', # Put before theirs
     ): # A new `KeyMap`
         "The same map for a model that sits inside another"
-        return KeyMap(Rule(o.ours and ours+o.ours, tuple(theirs+t for t in o.theirs) or None, o.load, o.save) for o in self.rules)
+        return KeyMap(Rule(o.ours and ours+o.ours, tuple(theirs+t for t in o.theirs) or None, o.load, o.save)
+            for o in self.rules)
 
     def find(self, key):
         "The rule for one of their keys: `(rule, number of the piece, what the braces mean)`, or None"
-        return next(((r,n,m) for r in self.rules for n,t in enumerate(r.theirs) if (m := _match(t, key)) is not None), None)
+        return next(((r,n,m) for r in self.rules for n,t in enumerate(r.theirs) if (m := _match(t, key)) is not None),
+            None)
 
     def ignored(self, state):
         "Their keys that the map knows and drops"
@@ -210,7 +219,8 @@ def to_ours(self:KeyMap,
     for k,(rule,n,m) in hits.items():
         if rule.ours is None: continue
         _,_,pieces = todo.setdefault(rule.ours.format(**m), (rule,m,{}))
-        if n in pieces or todo[rule.ours.format(**m)][0] is not rule: raise WeightsError(f"{k} and another key both give {rule.ours.format(**m)}")
+        if n in pieces or todo[rule.ours.format(**m)][0] is not rule: raise WeightsError(
+            f"{k} and another key both give {rule.ours.format(**m)}")
         pieces[n] = state[k]
     for k,(rule,m,pieces) in todo.items():
         gone = [t.format(**m) for n,t in enumerate(rule.theirs) if n not in pieces]
@@ -219,7 +229,8 @@ def to_ours(self:KeyMap,
 
 def _joined(rule, name, pieces):
     try: return rule.join(pieces)
-    except (RuntimeError, IndexError, TypeError) as e: raise WeightsError(f"{name} cannot be made of {_some(str(tuple(p.shape)) for p in pieces)}: {e}") from e
+    except (RuntimeError, IndexError, TypeError) as e: raise WeightsError(
+        f"{name} cannot be made of {_some(str(tuple(p.shape)) for p in pieces)}: {e}") from e
 
 # %% ../../nbs/nn/weights.ipynb #f508930a
 @patch
@@ -276,10 +287,12 @@ def _hub_folder(name, revision=None):
     "Fetch config and weights of a Hub repository into its cache"
     from huggingface_hub import snapshot_download
     wanted = ['config.json', 'model*.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin']
-    if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', str(name)): raise WeightsError(f"{name}: no such folder, and no name of a Hub repository")
+    if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', str(name)): raise WeightsError(
+        f"{name}: no such folder, and no name of a Hub repository")
     try: return Path(snapshot_download(str(name), revision=revision, allow_patterns=wanted))
     except Exception as e: # of many families: network, HTTP, cache
-        raise WeightsError(f"{name}: no such folder here, and the Hugging Face Hub did not give it ({type(e).__name__}: {str(e).splitlines()[0]})") from e
+        why = f"{type(e).__name__}: {str(e).splitlines()[0]}"
+        raise WeightsError(f"{name}: no such folder here, and the Hugging Face Hub did not give it ({why})") from e
 
 # %% ../../nbs/nn/weights.ipynb #2241588b
 def read_hub(

@@ -10,11 +10,12 @@ __all__ = ['Accumulate', 'Steps', 'Stepped', 'fit', 'fit_steps', 'ParamSchedule'
 # %% ../../nbs/train/02_callbacks.ipynb #ecf20187
 import copy, sys, time, torch, torch.distributed as dist
 from contextlib import contextmanager
-from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException
+from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from fastai.callback.core import CancelStepException, CancelTrainException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .schedules import adamw, cosine, linear, param_groups, warmup_cosine, wsd  # chkstyle: ignore - handed on
+from .schedules import adamw, cosine, linear, param_groups, warmup_cosine, wsd # chkstyle: ignore - kept
 from ..nn.tokens import grid_of
 
 # %% ../../nbs/train/02_callbacks.ipynb #fa237d7e
@@ -49,7 +50,8 @@ class Steps(Callback):
         if self.limit and self.done>=self.limit: raise CancelFitException
     def after_step(self): self.done += 1
     def after_batch(self):
-        if self.training and self.limit and self.done>=self.limit: raise CancelTrainException if self.validate else CancelFitException
+        if not (self.training and self.limit and self.done>=self.limit): return
+        raise CancelTrainException if self.validate else CancelFitException
     def after_train(self):
         if not self.validate: raise CancelEpochException
 
@@ -74,15 +76,18 @@ def fit(
     validate:bool=None # Look at the validation data after each pass; by default only when counting passes
 )->Learner: # The same learner
     "Train for a number of steps, or of epochs, without a word"
-    if (steps is None)==(epochs is None): raise ValueError(f'either steps or epochs, got steps={steps}, epochs={epochs}')
+    if (steps is None)==(epochs is None): raise ValueError(
+        f'either steps or epochs, got steps={steps}, epochs={epochs}')
     if (steps or epochs)<1: raise ValueError(f'at least one step is needed, got {steps or epochs}')
     per = len(learn.dls.train)
     if not per: raise ValueError('the training loader has no batches')
     learn.remove_cbs([o for o in learn.cbs if isinstance(o, Steps)])
     acc = max([o.n for o in learn.cbs if isinstance(o, Accumulate)], default=1)
     clock = Steps(steps, epochs is not None if validate is None else validate and len(learn.dls.loaders)>1)
-    bars = [o for o in learn.cbs if type(o).__name__=='ProgressCallback']  # fastai's; `Progress` below is the one to ask for
-    with learn.no_logging(), learn.removed_cbs(bars): learn.fit(epochs or -(-steps*acc//per)+1, lr=lr, cbs=[clock, *(cbs or [])])
+    # fastai's; `Progress` below is the one to ask for
+    bars = [o for o in learn.cbs if type(o).__name__=='ProgressCallback']
+    with learn.no_logging(), learn.removed_cbs(bars): learn.fit(epochs or -(-steps*acc//per)+1, lr=lr,
+        cbs=[clock, *(cbs or [])])
     return learn
 
 def fit_steps(learn, steps, **kw):
@@ -122,7 +127,8 @@ class History(Stepped):
     def __init__(self, *hypers): self.names, self.rows, self.valid = hypers or ('lr',), [], []
     def after_step(self):
         h = self.learn.opt.hypers[-1]
-        self.rows.append(dict(step=self.clock.done, loss=mean_ranks(self.learn.loss).item(), **{k: float(h[k]) for k in self.names}))
+        self.rows.append(dict(step=self.clock.done, loss=mean_ranks(self.learn.loss).item(),
+            **{k: float(h[k]) for k in self.names}))
     def before_validate(self): self.sum, self.n = 0., 0
     def after_loss(self):
         if not self.training: self.sum, self.n = self.sum+self.learn.loss.item(), self.n+1
@@ -180,7 +186,8 @@ class Autocast(Callback):
         dtype:torch.dtype=torch.bfloat16, # Or torch.float16
         scale:bool=None # Scale the loss; by default for float16 on a GPU
     ):
-        if dtype not in (torch.bfloat16, torch.float16): raise ValueError(f'half precision is bfloat16 or float16, not {dtype}')
+        if dtype not in (torch.bfloat16, torch.float16): raise ValueError(
+            f'half precision is bfloat16 or float16, not {dtype}')
         self.dtype, self.scale, self.scaler, self.hooks = dtype, scale, None, []
 
     def before_fit(self):
@@ -190,7 +197,8 @@ class Autocast(Callback):
 
     def before_batch(self):
         self.ctx = torch.autocast(self.xb[0].device.type, self.dtype)
-        self.hooks = [self.learn.model.register_forward_pre_hook(self._enter), self.learn.model.register_forward_hook(self._exit, always_call=True)]
+        self.hooks = [self.learn.model.register_forward_pre_hook(self._enter),
+            self.learn.model.register_forward_hook(self._exit, always_call=True)]
     def _enter(self, *_): self.ctx.__enter__()
     def _exit(self, *_):
         self.ctx.__exit__(None, None, None)
@@ -296,7 +304,8 @@ def print_progress(info, file=None):
     "One line on standard error: rewritten in a terminal, else only the last"
     file, ended, left = file or sys.stderr, info['done']>=info['total'], int(info['left'])
     if not (ended or file.isatty()): return
-    line = f"step {info['done']}/{info['total']}  loss {info['loss']:.4f}  {info['rate']:.1f}/s  left {left//60}:{left%60:02d}"
+    line = f"step {info['done']}/{info['total']}  loss {info['loss']:.4f}  {info['rate']:.1f}/s"
+    line += f"  left {left//60}:{left%60:02d}"
     print(f'\r{line:78}', end='\n' if ended else '', file=file, flush=True)
 
 class Progress(Stepped):
@@ -309,5 +318,6 @@ class Progress(Stepped):
         if self.began is None: self.began, self.first, self.last = now, done, now-self.every
         if done<total and now-self.last<self.every: return
         rate = (done-self.first)/max(now-self.began, 1e-9)
-        self.report(dict(done=done, total=total, loss=self.learn.loss.item(), rate=rate, left=(total-done)/rate if rate else 0.))
+        self.report(dict(done=done, total=total, loss=self.learn.loss.item(), rate=rate, left=(total-done)/rate
+            if rate else 0.))
         self.last = now

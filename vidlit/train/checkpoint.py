@@ -30,7 +30,8 @@ def _split(x, out, at='state'):
         out.append(x.detach().cpu().contiguous().clone())
         return dict(tensor=len(out)-1)
     if isinstance(x, dict): return dict(dict=[[k, _split(v, out, f'{at}.{k}')] for k,v in x.items()])
-    if isinstance(x, (list, tuple, L)): return {'tuple' if isinstance(x, tuple) else 'list': [_split(v, out, f'{at}.{i}') for i,v in enumerate(x)]}
+    if isinstance(x, (list, tuple, L)): return {'tuple' if isinstance(x, tuple)
+        else 'list': [_split(v, out, f'{at}.{i}') for i,v in enumerate(x)]}
     if x is None or type(x) in (bool, int, float, str): return x
     raise ValueError(f'{at} is a {type(x).__name__}: only tensors, numbers, text and containers can be saved')
 
@@ -63,7 +64,8 @@ def load_state(path):
         with safe_open(path, 'pt') as f:
             ts = {int(k): f.get_tensor(k) for k in f.keys()}
             return _merge(parse_json((f.metadata() or {})['tree'], path, dict, _tree_limits), ts)
-    except (SafetensorError, StoreError, ValueError, TypeError, KeyError, AttributeError) as e: raise CheckpointError(f'{path} is damaged: {e}') from e
+    except (SafetensorError, StoreError, ValueError, TypeError, KeyError, AttributeError) as e: raise CheckpointError(
+        f'{path} is damaged: {e}') from e
 
 # %% ../../nbs/train/05_checkpoint.ipynb #d645aee9
 def mix(*key)->int: # In [0, 2**63)
@@ -120,7 +122,8 @@ class Seeded(Callback):
 
     def state_dict(self): return dict(seed=self.seed)
     def load_state_dict(self, state):
-        if state['seed']!=self.seed: raise CheckpointError(f"the run was begun with seed {state['seed']}, not {self.seed}")
+        if state['seed']!=self.seed: raise CheckpointError(
+            f"the run was begun with seed {state['seed']}, not {self.seed}")
 
 # %% ../../nbs/train/05_checkpoint.ipynb #5411c867
 @patch
@@ -131,7 +134,8 @@ def _ordered(self:Seeded, dl):
 
 @patch
 def _fastai(self:Seeded, dl):
-    if not dl.indexed or dl.n is None: raise ValueError(f'{type(dl).__name__} has no indices, so its order cannot be set')
+    if not dl.indexed or dl.n is None: raise ValueError(
+        f'{type(dl).__name__} has no indices, so its order cannot be set')
     if 'epoch' in vars(dl): dl.epoch = self.learn.epoch
     dl.rng, old = random.Random(mix(self.seed, self.learn.epoch)), vars(dl).get('get_idxs')
     idxs = share(list(dl.get_idxs()), dl.bs, self.start, rank(), world_size())
@@ -145,15 +149,18 @@ def _fastai(self:Seeded, dl):
 # %% ../../nbs/train/05_checkpoint.ipynb #a1439d1b
 @patch
 def _torch(self:Seeded, dl):
-    if dl.batch_sampler is None or not hasattr(dl.dataset, '__getitem__'): raise ValueError('a torch loader without batches of indices has no order to set')
-    gens = [o.generator for o in (dl.sampler, dl.batch_sampler) if isinstance(getattr(o, 'generator', None), torch.Generator)]
+    if dl.batch_sampler is None or not hasattr(dl.dataset, '__getitem__'): raise ValueError(
+        'a torch loader without batches of indices has no order to set')
+    gens = [o.generator for o in (dl.sampler, dl.batch_sampler)
+        if isinstance(getattr(o, 'generator', None), torch.Generator)]
     for g in gens: g.manual_seed(mix(self.seed, self.learn.epoch))
     batches = list(dl.batch_sampler)
     if world_size()>1:
         idxs = share([i for b in batches for i in b], dl.batch_size, self.start, rank(), world_size())
         batches = [idxs[i:i+dl.batch_size] for i in range(0, len(idxs), dl.batch_size)]
     else: batches = batches[self.start:]
-    return TorchLoader(dl.dataset, batch_sampler=batches, num_workers=dl.num_workers, collate_fn=dl.collate_fn, pin_memory=dl.pin_memory,
+    return TorchLoader(dl.dataset, batch_sampler=batches, num_workers=dl.num_workers, collate_fn=dl.collate_fn,
+        pin_memory=dl.pin_memory,
         timeout=dl.timeout, worker_init_fn=dl.worker_init_fn, multiprocessing_context=dl.multiprocessing_context,
         generator=torch.Generator().manual_seed(mix(self.seed, self.learn.epoch, 1)))
 
@@ -169,17 +176,21 @@ class Checkpoint(Stepped):
         gens:dict=None # Further generators of the run, by name
     ):
         if every<1 or keep<1: raise ValueError(f'every={every} and keep={keep} must be at least 1')
-        self.folder, self.every, self.keep, self.tag, self.gens, self.epoch0 = Path(folder), every, keep, tag, gens or {}, 0
+        self.folder, self.every, self.keep, self.tag, self.gens, self.epoch0 = Path(
+            folder), every, keep, tag, gens or {}, 0
 
     @property
-    def files(self): return sorted(o for o in self.folder.glob('step-*.safetensors') if re.fullmatch(r'step-\d{8,}\.safetensors', o.name)) # ours, no others
+    def files(self): # ours, no others
+        names = self.folder.glob('step-*.safetensors')
+        return sorted(o for o in names if re.fullmatch(r'step-\d{8,}\.safetensors', o.name))
 
 # %% ../../nbs/train/05_checkpoint.ipynb #7a66e67a
 @patch
 def _parts(self:Checkpoint):
     "Callbacks with a state, and generators, by name"
     cbs = {o.name: o for o in self.learn.cbs if o is not self and 'state_dict' in dir(type(o))}
-    gens = {f'{o.name}.{k}': g for o in self.learn.cbs for k,g in vars(o).items() if isinstance(g, torch.Generator) and k!='valid_gen'}
+    gens = {f'{o.name}.{k}': g for o in self.learn.cbs for k,g in vars(o).items() if isinstance(g, torch.Generator)
+        and k!='valid_gen'}
     return cbs, {**gens, **self.gens}
 
 @patch
@@ -187,7 +198,8 @@ def collect(self:Checkpoint)->dict:
     "All of the state, as a tree"
     cbs, gens = self._parts()
     at = [self.learn.epoch, self.learn.seeded.start+self.learn.iter+1]
-    return dict(version=1, tag=self.tag, step=self.clock.done, at=at, model=dict(bare(self.learn.model).state_dict()), opt=self.learn.opt.state_dict(),
+    return dict(version=1, tag=self.tag, step=self.clock.done, at=at, model=dict(bare(self.learn.model).state_dict()),
+        opt=self.learn.opt.state_dict(),
         cbs={k: o.state_dict() for k,o in cbs.items()}, gens={k: g.get_state() for k,g in gens.items()})
 
 # %% ../../nbs/train/05_checkpoint.ipynb #107ff9f4
@@ -197,9 +209,11 @@ def restore(self:Checkpoint,
 ):
     "Put everything back; `CheckpointError` says what does not fit"
     cbs, gens = self._parts()
-    if state['tag']!=self.tag: raise CheckpointError(f"{self.folder} holds a run of {state['tag']!r}, not of {self.tag!r}")
+    if state['tag']!=self.tag: raise CheckpointError(
+        f"{self.folder} holds a run of {state['tag']!r}, not of {self.tag!r}")
     for what, have, was in (('callbacks', cbs, state['cbs']), ('generators', gens, state['gens'])):
-        if have.keys()!=was.keys(): raise CheckpointError(f'{what} {sorted(have)} do not fit those saved in {self.folder}: {sorted(was)}')
+        if have.keys()!=was.keys(): raise CheckpointError(
+            f'{what} {sorted(have)} do not fit those saved in {self.folder}: {sorted(was)}')
     try:
         bare(self.learn.model).load_state_dict(state['model'])
         self.learn.opt.load_state_dict(state['opt'])
@@ -263,5 +277,6 @@ class Distributed(Callback):
         if world_size()==1: return
         net = bare(self.learn.model)
         on = next(net.parameters()).device
-        self.learn.model = nn.parallel.DistributedDataParallel(net, device_ids=[on] if on.type=='cuda' else None, **self.kw)
+        self.learn.model = nn.parallel.DistributedDataParallel(net, device_ids=[on] if on.type=='cuda'
+            else None, **self.kw)
     def after_fit(self): self.learn.model = bare(self.learn.model)

@@ -70,7 +70,8 @@ class Classifier(nn.Module):
         init:float=.001, # Factor of the head's initial weights
     ):
         super().__init__()
-        self.body,self.frozen,self.norm,self.head = body.requires_grad_(not frozen),frozen,nn.LayerNorm(dim),nn.Linear(dim, classes)
+        self.body,self.frozen,self.norm,self.head = body.requires_grad_(not frozen),frozen,nn.LayerNorm(dim),nn.Linear(
+            dim, classes)
         with torch.no_grad(): self.head.weight.mul_(init)
         nn.init.zeros_(self.head.bias)
 
@@ -112,7 +113,8 @@ def finetune(
     "Train a network on labels with warm-up, cosine and layer decay"
     from vidlit.train.callbacks import fit
     learn = classifier_learner(model, dls, lr, wd, warmup, decay_groups(model, layer_decay), loss, cbs)
-    if hasattr(dls.train, 'epoch'): dls.train.epoch = 0  # every run sees the same order, however often the loader was used
+    # every run sees the same order, however often the loader was used
+    if hasattr(dls.train, 'epoch'): dls.train.epoch = 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return fit(learn, steps, epochs, validate=False)

@@ -16,7 +16,8 @@ from .callbacks import EMA, Stepped, bare, rank
 # %% ../../nbs/train/06_health.ipynb #91c01ffc
 def _rows(z):
     "Features as a matrix [n, d] in float32"
-    if z.ndim<2 or z.shape[:-1].numel()<2: raise ValueError(f'features [..., d] of at least two samples are needed, got {tuple(z.shape)}')
+    if z.ndim<2 or z.shape[:-1].numel()<2: raise ValueError(
+        f'features [..., d] of at least two samples are needed, got {tuple(z.shape)}')
     return z.detach().float().reshape(-1, z.shape[-1])
 
 def feature_std(
@@ -40,7 +41,7 @@ def effective_rank(
 
 # %% ../../nbs/train/06_health.ipynb #07bf270d
 class Health(Stepped):
-    "Rows of feature spread, effective rank, target variance, gradient norm and lag of the slow copy; stops at the first number that is not finite"
+    "Rows of feature spread, rank, target variance, gradient norm, EMA lag; stops at the first number not finite"
     order, run_valid = 19, False
     def __init__(self,
         every:int=10, # Steps between looks
@@ -51,7 +52,8 @@ class Health(Stepped):
         shrink:float=.25 # Or below this part of the first spread seen
     ):
         if every<1: raise ValueError(f'every={every} must be at least 1')
-        self.every, self.features, self.targets, self.folder, self.min_std, self.shrink = every, features, targets, Path(folder), min_std, shrink
+        self.every, self.features, self.targets = every, features, targets
+        self.folder, self.min_std, self.shrink = Path(folder), min_std, shrink
         self.rows, self.row, self.hook, self.z = [], {}, None, None
 
     @property
@@ -102,9 +104,10 @@ def ema_lag(
     slow, # The moving average
     fast # The network it follows
 )->float: # Distance of their weights over the norm of the fast ones
-    "How far the slow copy is behind"
+    "How far the EMA target encoder is behind"
     a, b = ([p.float() for p in o.parameters()] for o in (slow, fast))
-    return (torch.stack(torch._foreach_norm(torch._foreach_sub(a, b))).norm()/torch.stack(torch._foreach_norm(b)).norm()).item()
+    return (torch.stack(torch._foreach_norm(torch._foreach_sub(a, b))).norm()/torch.stack(
+        torch._foreach_norm(b)).norm()).item()
 
 @patch
 def after_step(self:Health):
@@ -112,14 +115,16 @@ def after_step(self:Health):
     for o in self.learn.cbs:
         if isinstance(o, EMA): self.row.update(ema_lag=ema_lag(o.module, o.fast))
     self.rows.append(dict(step=self.clock.done, **self.row))
-    if self.fallen()==self.clock.done: warnings.warn(f'collapse: feature spread {self.row["feature_std"]:.2g} at step {self.clock.done}')
+    if self.fallen()==self.clock.done: warnings.warn(
+        f'collapse: feature spread {self.row["feature_std"]:.2g} at step {self.clock.done}')
 
 # %% ../../nbs/train/06_health.ipynb #20eab716
 @patch
 def stop(self:Health, what, value):
     "Save what led here and raise `NonFinite`"
     path = self.folder/f'nonfinite-{self.clock.done:08d}-{rank()}.safetensors'
-    save_state(path, dict(what=what, step=self.clock.done, xb=list(self.xb), yb=list(self.yb), model=dict(bare(self.learn.model).state_dict())))
+    save_state(path, dict(what=what, step=self.clock.done, xb=list(self.xb), yb=list(self.yb),
+        model=dict(bare(self.learn.model).state_dict())))
     raise NonFinite(f'{what} is {value} at step {self.clock.done}; batch and weights are in {path}')
 
 @patch
@@ -138,12 +143,14 @@ def load_state_dict(self:Health, state): self.rows = state['rows']
 class TensorBoard(Stepped):
     "Writes loss, base hyper-parameters and health to a TensorBoard log"
     order = 90
-    def __init__(self, folder, every=10, hypers=('lr', 'wd')): self.folder, self.every, self.names, self.out = folder, every, hypers, None
+    def __init__(self, folder, every=10,
+        hypers=('lr', 'wd')): self.folder, self.every, self.names, self.out = folder, every, hypers, None
 
     def before_train(self):
         if rank() or self.out: return
         try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e: raise ImportError("TensorBoard logging needs: pip install 'vidlit[tensorboard]'") from e
+        except ImportError as e: raise ImportError(
+            "TensorBoard logging needs: pip install 'vidlit[tensorboard]'") from e
         self.out = SummaryWriter(self.folder, purge_step=self.clock.done)
 
     def after_step(self):
@@ -151,7 +158,8 @@ class TensorBoard(Stepped):
         if self.out is None or step%self.every: return
         h = self.learn.opt.hypers[-1]
         rows = [o.rows[-1] for o in self.learn.cbs if isinstance(o, Health) and o.rows and o.rows[-1]['step']==step]
-        vals = dict(loss=self.learn.loss.item(), **{k: h[k] for k in self.names if k in h}, **{f'health/{k}': v for o in rows for k,v in o.items() if k!='step'})
+        vals = dict(loss=self.learn.loss.item(), **{k: h[k] for k in self.names if k in h},
+            **{f'health/{k}': v for o in rows for k,v in o.items() if k!='step'})
         for k,v in vals.items(): self.out.add_scalar(k, v, step)
 
     def after_fit(self):

@@ -92,7 +92,8 @@ def ridge_probe(
     y,mean = F.one_hot(train.y, n).double(),x.mean(0)
     bias,x = y.mean(0),x-mean
     if len(x)>=x.shape[1]: w = torch.linalg.solve(x.T@x+wd*len(x)*torch.eye(x.shape[1], dtype=x.dtype), x.T@(y-bias))
-    else: w = x.T@torch.linalg.solve(x@x.T+wd*len(x)*torch.eye(len(x), dtype=x.dtype), y-bias)  # fewer clips than features: the dual is smaller
+    else: w = x.T@torch.linalg.solve(x@x.T+wd*len(x)*torch.eye(len(x), dtype=x.dtype),
+        y-bias)  # fewer clips than features: the dual is smaller
     return lambda o: ((pool(o).double()-mean)@w+bias).float()
 
 # %% ../../nbs/train/04_probe.ipynb #08269c88
@@ -106,7 +107,8 @@ def logistic_probe(
     if not wd>0: raise ValueError(f"wd must be positive, not {wd}")
     x,n = pool(train.x).double(),_classes(train.y, classes)
     w,b = [torch.zeros(*s, dtype=x.dtype, requires_grad=True) for s in ((x.shape[1],n),(n,))]
-    opt = torch.optim.LBFGS([w,b], max_iter=steps, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn='strong_wolfe')
+    opt = torch.optim.LBFGS([w,b], max_iter=steps, tolerance_grad=1e-7, tolerance_change=1e-10,
+        line_search_fn='strong_wolfe')
     def loss():
         opt.zero_grad()
         l = F.cross_entropy(x@w+b, train.y)+wd/2*w.square().sum()
@@ -174,7 +176,8 @@ class AttentiveProbe(nn.Module):
         mlp:float=4., # Width of the MLP over dim
     ):
         super().__init__()
-        layer = lambda: nn.TransformerEncoderLayer(dim, heads, int(dim*mlp), 0., 'gelu', batch_first=True, norm_first=True)
+        layer = lambda: nn.TransformerEncoderLayer(dim, heads, int(dim*mlp), 0., 'gelu', batch_first=True,
+            norm_first=True)
         self.blocks = nn.Sequential(*[layer() for _ in range(depth)])
         self.query,self.attn = nn.Parameter(torch.zeros(1,1,dim)),CrossAttention(dim, heads)
         self.norm1,self.norm2 = nn.LayerNorm(dim),nn.LayerNorm(dim)
@@ -208,7 +211,8 @@ def attentive_probe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AttentiveProbe(d, n, math.gcd(heads, d), depth)
-        learn = classifier_learner(model, clip_dls((x,train.y), bs=min(bs,len(x)), seed=seed), lr, wd, groups=param_groups(model, ['query']))
+        learn = classifier_learner(model, clip_dls((x,train.y), bs=min(bs,len(x)), seed=seed), lr, wd,
+            groups=param_groups(model, ['query']))
         fit(learn, epochs=epochs, validate=False)
     model.eval()
     def predict(o):
@@ -242,14 +246,16 @@ def tune(
     random:str='random', # Name of the arm that has learned nothing
 )->dict: # Name -> `Choice`
     "The same grid for every arm, chosen on its validation split, tested once"
-    if random not in arms: raise ValueError(f"arms {list(arms)} lack {random!r}: without an untrained network a collapse cannot be seen")
+    if random not in arms: raise ValueError(
+        f"arms {list(arms)} lack {random!r}: without an untrained network a collapse cannot be seen")
     if not grid or not all(len(v) for v in grid.values()): raise ValueError(f"an empty grid cannot be searched: {grid}")
     points,res = [dict(zip(grid, v)) for v in itertools.product(*grid.values())],{}
     for name,arm in arms.items():
         fits = [fit(arm.train, **p) for p in points]
         got = [score(f, arm.valid) for f in fits]
         best = max(range(len(points)), key=lambda i: (-math.inf if math.isnan(got[i]) else got[i], -i))
-        res[name] = Choice(name, points[best], got[best], score(fits[best], arm.test), tuple(zip(points, got)), fits[best])
+        res[name] = Choice(name, points[best], got[best], score(fits[best], arm.test), tuple(zip(points, got)),
+            fits[best])
     return res
 
 # %% ../../nbs/train/04_probe.ipynb #861cc98c
@@ -271,7 +277,8 @@ def tune_table(
     random:str='random', # Name of the arm that has learned nothing
 )->list: # Of dicts, one per arm
     "Choices as rows, each beside the random arm"
-    return [dict(arm=k, **c.point, valid=round(c.valid,3), test=round(c.test,3), over_random=round(c.test-res[random].test,3)) for k,c in res.items()]
+    return [dict(arm=k, **c.point, valid=round(c.valid,3), test=round(c.test,3),
+        over_random=round(c.test-res[random].test,3)) for k,c in res.items()]
 
 # %% ../../nbs/train/04_probe.ipynb #f6ac18b6
 def feature_arms(
@@ -283,4 +290,5 @@ def feature_arms(
     device=None, # Where the models are
 )->dict: # Name -> `Arm` of standardised `Feats`
     "Frozen, standardised features of every model on the same clips"
-    return {k:Arm(*standardise(*[extract(m, dl, device, views) for dl in (train,valid,test)])) for k,m in models.items()}
+    return {k:Arm(*standardise(*[extract(m, dl, device, views) for dl in (train,valid,test)]))
+        for k,m in models.items()}

@@ -82,7 +82,8 @@ def grouped_opt()->type: # Made on the first call: schedules are of use without 
 
         def _set_hyper(self, k, v):
             if k in self._scale: self.base[k] = list(v)
-            for pg,o in zip(self.opt.param_groups, v): set_item_pg(pg, self.bwd_map[k], o*pg.get(self._scale.get(k), 1.))
+            for pg,o in zip(self.opt.param_groups, v): set_item_pg(pg, self.bwd_map[k],
+                o*pg.get(self._scale.get(k), 1.))
 
         @property
         def hypers(self): return [{**h, **{k: v[i] for k,v in self.base.items()}} for i,h in enumerate(super().hypers)]

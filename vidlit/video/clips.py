@@ -24,7 +24,7 @@ from .sampling import *
 
 # %% ../../nbs/video/05_clips.ipynb #a43f8444
 class _Later:
-    "A module that is imported when it is first used: torchvision brings torch's compiler along, two seconds of every start"
+    "A module imported when it is first used: torchvision brings torch's compiler along, two seconds"
     def __init__(self, name): self.name = name
     def __getattr__(self, k): return getattr(importlib.import_module(self.name), k)
 
@@ -36,7 +36,8 @@ def to_clip(
 )->Tensor: # float32 [c, t, h, w] in [0, 1]
     "Frames of a file as a clip"
     frames = torch.as_tensor(frames)
-    if frames.dtype!=torch.uint8 or frames.ndim!=4: raise ValueError(f"frames must be uint8 [t, h, w, c], not {frames.dtype} {list(frames.shape)}")
+    if frames.dtype!=torch.uint8 or frames.ndim!=4: raise ValueError(
+        f"frames must be uint8 [t, h, w, c], not {frames.dtype} {list(frames.shape)}")
     return rearrange(frames, 't h w c -> c t h w').float()/255
 
 # %% ../../nbs/video/05_clips.ipynb #f6177b69
@@ -114,7 +115,8 @@ class VideoSource:
         h,w = frames.shape[1:3]
         if self.short is None or min(h,w)<=self.short: return frames
         size = [round(o*self.short/min(h,w)) for o in (h,w)]
-        return rearrange(_TF.resize(rearrange(frames, 't h w c -> t c h w'), size, antialias=True), 't c h w -> t h w c')
+        return rearrange(_TF.resize(rearrange(frames, 't h w c -> t c h w'), size, antialias=True),
+            't c h w -> t h w c')
 
 # %% ../../nbs/video/05_clips.ipynb #a2aebd47
 @dataclass
@@ -247,8 +249,10 @@ def _inner(self:ClipLoader):
     idxs,n = self.get_idxs(),self.fake_l.num_workers
     chunks = [(self.epoch, idxs[i:i+self.bs]) for i in range(0, len(idxs), self.bs)]
     if self.drop_last: chunks = [o for o in chunks if len(o[1])==self.bs]
-    return TorchLoader(_Batches(self.dataset, self.flat, self.batch_tfm), batch_size=None, sampler=chunks, num_workers=n, collate_fn=_same,
-        generator=torch.Generator(), pin_memory=self.pin_memory, timeout=self.timeout, multiprocessing_context=self.context if n else None)
+    return TorchLoader(_Batches(self.dataset, self.flat, self.batch_tfm), batch_size=None, sampler=chunks,
+        num_workers=n, collate_fn=_same,
+        generator=torch.Generator(), pin_memory=self.pin_memory, timeout=self.timeout,
+        multiprocessing_context=self.context if n else None)
 
 def _same(x): return x
 
@@ -268,7 +272,8 @@ def count_bad(self:ClipLoader,
     self.bad.update({o.path:o.why for o in bad})
     if len(self.bad)>self.bad_limit*self.n:
         some = '\n'.join(f'  {k}: {v}' for k,v in list(self.bad.items())[:5])
-        raise TooManyBad(f"{len(self.bad)} of {self.n} files could not be read, over the limit of {self.bad_limit:.0%}:\n{some}")
+        what = f"{len(self.bad)} of {self.n} files could not be read"
+        raise TooManyBad(f"{what}, over the limit of {self.bad_limit:.0%}:\n{some}")
 
 @patch
 def bad_report(self:ClipLoader)->list: # Of dicts {file, why}
@@ -312,7 +317,8 @@ def clip_dls(
     kw = kw or {}
     tr = as_source(train, **kw)
     va = tr if valid is None else as_source(valid, **{**kw, **({'sampler':valid_sampler} if valid_sampler else {})})
-    a = ClipLoader(ClipSet(tr, tfm, views, seed), bs=bs, shuffle=True, batch_tfm=batch_tfm, drop_last=drop_last and len(tr)>=bs, **loader)
+    a = ClipLoader(ClipSet(tr, tfm, views, seed), bs=bs, shuffle=True, batch_tfm=batch_tfm, drop_last=drop_last
+        and len(tr)>=bs, **loader)
     b = ClipLoader(ClipSet(va, valid_tfm, seed=seed, draw=False), bs=bs, shuffle=False, **loader)
     return DataLoaders(a, b, device=device)
 

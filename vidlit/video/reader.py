@@ -18,16 +18,17 @@ from .writing import *
 from .index import *
 
 # %% ../../nbs/video/03_reader.ipynb #c4208164
-_all_ = ['VideoError', 'MissingVideoError', 'UnreadableVideoError', 'NoVideoStreamError', 'EmptyVideoError', 'TruncatedVideoError', 'CorruptVideoError',
+_all_ = ['VideoError', 'MissingVideoError', 'UnreadableVideoError', 'NoVideoStreamError', 'EmptyVideoError',
+    'TruncatedVideoError', 'CorruptVideoError',
     'BackendError', 'VideoIndex', 'VideoInfo', 'video_info', 'write_video']
 
 # %% ../../nbs/video/03_reader.ipynb #e68a170a
 class VideoReader:
-    "Frames of a film by number, time or range; exact, or a `VideoError`"
+    "Frames of a video by number, time or range; exact, or a `VideoError`"
     def __init__(self,
-        path, # A film
+        path, # A video
         backend:str='pyav', # 'pyav' (exact on every file) or 'decord' (refuses the files it would misread)
-        partial:bool=False, # Read a damaged or cut-off film as far as it is good?
+        partial:bool=False, # Read a damaged or cut-off video as far as it is good?
         threads:int=1 # Threads for decoding and conversion; more than one does not go well with forked workers
     ):
         if backend not in ('pyav','decord'): raise ValueError(f"backend must be 'pyav' or 'decord', got {backend!r}")
@@ -44,7 +45,8 @@ class VideoReader:
     def __exit__(self, *args): self.close()
     def __repr__(self):
         i = self.info
-        return f"VideoReader({Path(self.path).name}: {len(self)} frames {i.height}x{i.width} at {i.fps} fps, {i.codec}, {self.backend})"
+        size = f"{len(self)} frames {i.height}x{i.width} at {i.fps} fps"
+        return f"VideoReader({Path(self.path).name}: {size}, {i.codec}, {self.backend})"
 
 # %% ../../nbs/video/03_reader.ipynb #5aade57f
 _inherited = [] # what was open before a fork, never touched again
@@ -94,7 +96,8 @@ def _decode(self:VideoReader, k):
     "Decoded frames in the order shown, from key frame number `k` (or one before it) on"
     packets,first = self._seek(k)
     for p in packets:
-        if first is None or p.pts is None or p.pts >= first: yield from p.decode()  # leading frames are left out: their references are not here
+        # leading frames are left out: their references are not here
+        if first is None or p.pts is None or p.pts >= first: yield from p.decode()
 
 # %% ../../nbs/video/03_reader.ipynb #d4324666
 @patch
@@ -113,7 +116,8 @@ def _until(self:VideoReader, i):
 def _bad(self:VideoReader, i, why):
     "The error for frame number `i`, with the count of frames that are good"
     self.close()
-    return CorruptVideoError(self.path, f"frame {i} cannot be decoded ({why})", len(good_frames(self.path)[0]), len(self))
+    return CorruptVideoError(self.path, f"frame {i} cannot be decoded ({why})",
+        len(good_frames(self.path)[0]), len(self))
 
 # %% ../../nbs/video/03_reader.ipynb #d4521a92
 @patch
@@ -132,7 +136,8 @@ def _get(self:VideoReader, i):
 def _rgb(self:VideoReader, f):
     "A decoded frame as uint8 [h, w, 3], turned as it is shown"
     a,i = np.rot90(f.to_ndarray(format='rgb24', threads=self.threads), -self.info.rotation//90),self.info
-    if a.shape[:2] != (i.height, i.width): raise CorruptVideoError(self.path, f"a frame of {a.shape[0]}x{a.shape[1]} in a film of {i.height}x{i.width}")
+    if a.shape[:2] != (i.height, i.width): raise CorruptVideoError(self.path,
+        f"a frame of {a.shape[0]}x{a.shape[1]} in a film of {i.height}x{i.width}")
     return torch.from_numpy(np.ascontiguousarray(a[:,::-1] if i.mirrored else a))
 
 @patch
@@ -141,11 +146,13 @@ def frames(self:VideoReader,
 )->Tensor: # uint8 [t, h, w, 3], in the order asked
     "The frames with these numbers"
     n,idx = len(self),[int(i) for i in (idx.tolist() if hasattr(idx, 'tolist') else idx)]
-    if wrong := [i for i in idx if not -n <= i < n]: raise IndexError(f"no frame {wrong[0]} in {self.path}, which has {n}")
+    if wrong := [i for i in idx if not
+        -n <= i < n]: raise IndexError(f"no frame {wrong[0]} in {self.path}, which has {n}")
     where = {}
     for j,i in enumerate(idx): where.setdefault(i%n, []).append(j)
     out = torch.empty(len(idx), self.info.height, self.info.width, 3, dtype=torch.uint8)
-    got = self._by_decord(sorted(where)) if self.backend=='decord' else ((i, self._rgb(self._get(i))) for i in sorted(where))
+    got = self._by_decord(sorted(where)) if self.backend=='decord' else ((i, self._rgb(self._get(i)))
+        for i in sorted(where))
     for i,f in got: out[where[i]] = f
     return out
 
@@ -181,7 +188,8 @@ def numbers_at(self:VideoReader,
     "The number of the frame on the screen at each time"
     t = np.atleast_1d(np.asarray(times, dtype=float))
     for v in t:
-        if not 0 <= v < self.info.duration: raise ValueError(f"time {v} s lies outside {self.path}, which lasts {self.info.duration:.3f} s")
+        if not 0 <= v < self.info.duration: raise ValueError(
+            f"time {v} s lies outside {self.path}, which lasts {self.info.duration:.3f} s")
     return (np.searchsorted(self.times, t+1e-6, side='right')-1).tolist()
 
 # %% ../../nbs/video/03_reader.ipynb #27bea795
@@ -205,7 +213,7 @@ def between(self:VideoReader,
 # %% ../../nbs/video/03_reader.ipynb #b38ba838
 @patch
 def types(self:VideoReader)->str: # One letter per frame in the order shown; '?' for other kinds
-    "The kind of every frame, I, P or B (decodes the whole film)"
+    "The kind of every frame, I, P or B (decodes the whole video)"
     if self.backend!='pyav': raise BackendError(self.path, "decord does not tell kinds of frame: use backend='pyav'")
     kinds = (av.video.frame.PictureType(self._get(i).pict_type).name for i in range(len(self)))
     return ''.join(k if k in 'IPB' else '?' for k in kinds)
@@ -216,20 +224,25 @@ def _decord(path, threads=1):
     try: import decord
     except ImportError as e: raise ImportError("backend='decord' needs decord: pip install decord") from e
     try: return decord.VideoReader(str(path), ctx=decord.cpu(), num_threads=threads)
-    except Exception as e: raise BackendError(path, f"decord cannot open it ({str(e).strip().splitlines()[-1][:120]})") from e  # DECORDError is no RuntimeError
+    # DECORDError is no RuntimeError
+    except Exception as e: raise BackendError(path,
+        f"decord cannot open it ({str(e).strip().splitlines()[-1][:120]})") from e
 
 # %% ../../nbs/video/03_reader.ipynb #159e3f86
 _decord_reads = {'mov','mp4','matroska','webm'}
 
 @patch
 def _check_decord(self:VideoReader):
-    "Refuse the films that decord would misread"
+    "Refuse the videos that decord would misread"
     i,use = self.info,"use backend='pyav'"
     if self.partial: raise ValueError(f"partial=True reads with PyAV only: {use}")
-    if i.open_gop: raise BackendError(self.path, f"an open-GOP film: decord silently returns other frames after a seek; {use}")
-    if not _decord_reads & set(i.container.split(',')): raise BackendError(self.path, f"decord misses frames in {i.container} files; {use}")
+    if i.open_gop: raise BackendError(self.path,
+        f"an open-GOP film: decord silently returns other frames after a seek; {use}")
+    if not _decord_reads & set(i.container.split(',')): raise BackendError(self.path,
+        f"decord misses frames in {i.container} files; {use}")
     if i.mirrored: raise BackendError(self.path, f"a mirrored film, which decord does not turn; {use}")
-    if (n := len(self._mine())) != len(self): raise BackendError(self.path, f"decord counts {n} frames, there are {len(self)}; {use}")
+    if (n := len(self._mine())) != len(self): raise BackendError(self.path,
+        f"decord counts {n} frames, there are {len(self)}; {use}")
 
 @patch
 def _by_decord(self:VideoReader, idx):

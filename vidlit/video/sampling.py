@@ -61,7 +61,8 @@ def by_rate(
     seconds:float=None, # how long the clip lasts
 )->Tensor: # int64 [t]
     "Frames at `rate` a second, for `t` frames or for some `seconds`"
-    if (t is None)==(seconds is None): raise ValueError(f"give t or seconds, one of them, not t={t} and seconds={seconds}")
+    if (t is None)==(seconds is None): raise ValueError(
+        f"give t or seconds, one of them, not t={t} and seconds={seconds}")
     if fps is None or not fps>0: raise ValueError(f"fps must be positive, not {fps}")
     _check(n_frames, rate=rate, **({'t':t} if t else {'seconds':seconds}))
     return strided(n_frames, gen=gen, t=t or max(round(seconds*rate),1), stride=fps/rate)
@@ -132,7 +133,8 @@ class VideoList:
     labels:list # int label of each, -1 where there is none
     vocab:list = field(default_factory=list) # Name of each label
     def __len__(self): return len(self.paths)
-    def __getitem__(self, i): return (self.paths[i],self.labels[i]) if isinstance(i,int) else VideoList(self.paths[i], self.labels[i], self.vocab)
+    def __getitem__(self, i): return (self.paths[i],self.labels[i]) if isinstance(i,int) else VideoList(self.paths[i],
+        self.labels[i], self.vocab)
 
 # %% ../../nbs/video/04_sampling.ipynb #2911eb7f
 video_exts = '.mp4 .mkv .mov .avi .webm .m4v .mpg .mpeg .ts .flv .ogv .gif .3gp .wmv'.split()
@@ -185,8 +187,10 @@ def list_ssv2(
     rows = read_json(path, ssv2_form)
     keys = [re.sub(r'[\[\]]', '', o['template']) if 'template' in o else None for o in rows]
     for o,k in zip(rows,keys):
-        if k is not None and k not in names: raise ValueError(f"{path}, id {o['id']}: template {k!r} is not in {labels}")
-    return _some(VideoList([Path(root)/f"{o['id']}{ext}" for o in rows], [names.get(k,-1) for k in keys], sorted(names, key=names.get)), path)
+        if k is not None and k not in names: raise ValueError(
+            f"{path}, id {o['id']}: template {k!r} is not in {labels}")
+    return _some(VideoList([Path(root)/f"{o['id']}{ext}" for o in rows], [names.get(k,-1) for k in keys],
+        sorted(names, key=names.get)), path)
 
 # %% ../../nbs/video/04_sampling.ipynb #cbccb743
 def list_ucf(

@@ -142,7 +142,8 @@ def colour_jitter(
     "Brightness, contrast, saturation and hue, in random order"
     todo = dict(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
     for k,v in todo.items():
-        if not 0<=v<=(.5 if k=='hue' else math.inf): raise ValueError(f"{k} must be in [0, {.5 if k=='hue' else 'inf'}], not {v}")
+        if not 0<=v<=(.5 if k=='hue' else math.inf): raise ValueError(
+            f"{k} must be in [0, {.5 if k=='hue' else 'inf'}], not {v}")
     if _unif(gen)>=_prob(p): return clip
     x = _frames(clip)
     for k in [list(todo)[i] for i in torch.randperm(4, generator=gen).tolist()]:
@@ -153,7 +154,8 @@ def colour_jitter(
 # %% ../../nbs/video/06_transforms.ipynb #0f88b6dc
 def _affine(x, angle=0., shift=(0.,0.), shear=(0.,0.)):
     from torchvision.transforms import InterpolationMode
-    return _TF.affine(x, angle=angle, translate=[shift[0]*x.shape[-1], shift[1]*x.shape[-2]], scale=1., shear=[math.degrees(math.atan(o)) for o in shear],
+    return _TF.affine(x, angle=angle, translate=[shift[0]*x.shape[-1], shift[1]*x.shape[-2]], scale=1.,
+        shear=[math.degrees(math.atan(o)) for o in shear],
         interpolation=InterpolationMode.BILINEAR, fill=list(imagenet_mean))
 
 # %% ../../nbs/video/06_transforms.ipynb #81365ad0
@@ -163,7 +165,8 @@ rand_ops = dict( # name -> function of (frames [t, c, h, w], magnitude in [0, 1]
     shear_x=lambda x,m,s: _affine(x, shear=(s*.3*m,0.)), shear_y=lambda x,m,s: _affine(x, shear=(0.,s*.3*m)),
     translate_x=lambda x,m,s: _affine(x, shift=(s*.45*m,0.)), translate_y=lambda x,m,s: _affine(x, shift=(0.,s*.45*m)),
     colour=lambda x,m,s: _TF.adjust_saturation(x, 1+s*.9*m), contrast=lambda x,m,s: _TF.adjust_contrast(x, 1+s*.9*m),
-    brightness=lambda x,m,s: _TF.adjust_brightness(x, 1+s*.9*m), sharpness=lambda x,m,s: _TF.adjust_sharpness(x, 1+s*.9*m),
+    brightness=lambda x,m,s: _TF.adjust_brightness(x, 1+s*.9*m), sharpness=lambda x,m,
+    s: _TF.adjust_sharpness(x, 1+s*.9*m),
     posterise=lambda x,m,s: _TF.posterize(x, max(4-int(4*m), 1)) , solarise=lambda x,m,s: torch.where(x>=1-m, 1-x, x),
     solarise_add=lambda x,m,s: torch.where(x<.5, (x+int(110*m)/255).clamp(max=1), x))
 
@@ -179,7 +182,8 @@ def rand_augment(
 )->Tensor: # Same shape, in [0, 1]
     "RandAugment (`m7-n4-mstd0.5-inc1`), the same operations on every frame"
     if not 0<=m<=10: raise ValueError(f"m must be in [0, 10], not {m}")
-    if bad := [o for o in ops if o not in rand_ops]: raise ValueError(f"unknown operations {bad}; there are {list(rand_ops)}")
+    if bad := [o for o in ops if o not in rand_ops]: raise ValueError(
+        f"unknown operations {bad}; there are {list(rand_ops)}")
     x = _frames(clip)
     for _ in range(n):
         name,go = ops[_int(gen, len(ops))],_unif(gen)<_prob(p)
@@ -214,7 +218,8 @@ def soft_targets(
 )->Tensor: # float [b, classes], rows sum to 1
     "Labels as smoothed distributions"
     if not 0<=smoothing<1: raise ValueError(f"smoothing must be in [0, 1), not {smoothing}")
-    if label.min()<0 or label.max()>=classes: raise ValueError(f"labels {label.min()} to {label.max()} do not fit {classes} classes")
+    if label.min()<0 or label.max()>=classes: raise ValueError(
+        f"labels {label.min()} to {label.max()} do not fit {classes} classes")
     return F.one_hot(label, classes).float()*(1-smoothing)+smoothing/classes
 
 # %% ../../nbs/video/06_transforms.ipynb #748ca705

@@ -141,7 +141,8 @@ def pixel_rays(
 # %% ../../nbs/worlds/01_camera.ipynb #71d9869b
 def _map_rays(depth, K):
     "Rays [..., h, w, 3] that broadcast with the map [..., 1, h, w]"
-    if depth.ndim < 3 or depth.shape[-3] != 1: raise ValueError(f"a depth map must be [..., 1, h, w], not {list(depth.shape)}")
+    if depth.ndim < 3 or depth.shape[-3] != 1: raise ValueError(
+        f"a depth map must be [..., 1, h, w], not {list(depth.shape)}")
     k = depth.ndim-3 - (K.ndim-2)
     if k < 0: raise ValueError(f"K {list(K.shape)} has more batch axes than the map {list(depth.shape)}")
     rays = pixel_rays(K, *depth.shape[-2:])
@@ -187,7 +188,8 @@ def look_at(
     eye, at = torch.broadcast_tensors(_tensor(eye), _tensor(at))
     z, down = at - eye, -eye.new_tensor(up).expand_as(eye)
     x = torch.linalg.cross(down, z)
-    if (x.norm(dim=-1) < 1e-6*(1+z.norm(dim=-1))).any(): raise ValueError(f"cannot look from {eye.tolist()} at {at.tolist()} with up {up}")
+    if (x.norm(dim=-1) < 1e-6*(1+z.norm(dim=-1))).any(): raise ValueError(
+        f"cannot look from {eye.tolist()} at {at.tolist()} with up {up}")
     z, x = F.normalize(z, dim=-1), F.normalize(x, dim=-1)
     top = torch.stack([x, torch.linalg.cross(z, x), z, eye], -1)
     return torch.cat([top, eye.new_tensor([0., 0, 0, 1]).expand(*top.shape[:-2], 1, 4)], -2)

@@ -46,7 +46,7 @@ class State:
 
 # %% ../../nbs/worlds/08_control.ipynb #14d61e8d
 def _apart(p, q, reach, share):
-    "Move q (share 1) or p (share 0) out along the ground until the two are `reach` apart; above one another they do not meet."
+    "Move q (share 1) or p (share 0) along the ground until the two are `reach` apart, unless one is above."
     d = q-p
     n = (d[:, 0]**2+d[:, 2]**2).sqrt().clamp(min=1e-9)
     over = (reach-n).clamp(min=0)*(d[:, 1].abs() < reach)
@@ -62,17 +62,19 @@ class ControlWorld:
     "b small arenas that obey actions; everything follows from the seeds and the actions."
     def __init__(self,
         seeds, # One integer in [0, 2**59) for each world
-        cfg:WorldConfig=WorldConfig(h=64, w=64, n_obj=3), # Size, objects, light, split (motion and camera do not matter here)
+        cfg:WorldConfig=WorldConfig(h=64, w=64, n_obj=3), # Size, objects, light, split (not motion, camera)
         dims:int=2, # 2, 3 or 6 numbers an action
         limit:float=.5): # Longest step, metres; longer ones are cut
         if dims not in (2, 3, 6): raise ValueError(f"actions have 2, 3 or 6 dimensions, not {dims}")
         self.cfg,self.dims,self.limit = cfg,dims,limit
         self.low,self.high = torch.tensor([-.9, -1., -.8]).double(),torch.tensor([.9, 0, .8]).double()
         self.start,self._parts = _arena(Dice(seeds, 4+(cfg.split == 'test')), cfg)
-        self.reach = self._parts[1].amax(-1)*torch.where(self._parts[0] == 1, math.sqrt(2), 1.)  # of a box: half the diagonal
+        # of a box: half the diagonal
+        self.reach = self._parts[1].amax(-1)*torch.where(self._parts[0] == 1, math.sqrt(2), 1.)
 
     def _inside(self, p, k):
-        lift = torch.tensor([0., 1, 0]).to(p)*self._parts[1][:, k, 1:2]  # the lowest point of an object stays above ground
+        # the lowest point of an object stays above ground
+        lift = torch.tensor([0., 1, 0]).to(p)*self._parts[1][:, k, 1:2]
         return torch.minimum(torch.maximum(p, self.low), self.high-lift)
 
 # %% ../../nbs/worlds/08_control.ipynb #9c70f927
@@ -84,7 +86,8 @@ def _arena(dice, cfg):
     r = torch.cat([dice(1, lo=.26, hi=.32), dice(8, lo=.2, hi=.28)], 1)[:, :k]
     size,b = (r*torch.where(kind == 1, .8, 1.))[..., None].expand(-1, -1, 3),len(r)
     turns = dice()*2*math.pi
-    a = turns[:, None]+torch.arange(k)*(2*math.pi/k)+dice(9, lo=-.3, hi=.3)[:, :k]  # around the middle, each in its own sector
+    # around the middle, each in its own sector
+    a = turns[:, None]+torch.arange(k)*(2*math.pi/k)+dice(9, lo=-.3, hi=.3)[:, :k]
     far = dice(9, lo=.5, hi=.72)[:, :k]
     pos = torch.stack([far*a.cos()*1.1, -size[..., 1], far*a.sin()], -1)
     rot = turn(1, dice(9)[:, :k]*2*math.pi)
@@ -105,7 +108,8 @@ def step(self:ControlWorld,
     action:Tensor, # [b, dims]
 )->State: # Next
     "What the action does."
-    if action.shape != (len(state.pos), self.dims): raise ValueError(f"actions must be [{len(state.pos)}, {self.dims}], not {list(action.shape)}")
+    if action.shape != (len(state.pos), self.dims): raise ValueError(
+        f"actions must be [{len(state.pos)}, {self.dims}], not {list(action.shape)}")
     a,o = action.double(),action.new_zeros(len(action)).double()
     a3 = torch.stack([a[:, 0], o, a[:, 1]], -1) if self.dims == 2 else a[:, :3]
     a3 = a3*(self.limit/(a3[:, 0]**2+a3[:, 1]**2+a3[:, 2]**2).sqrt().clamp(min=self.limit))[:, None]
@@ -142,7 +146,8 @@ def see(self:ControlWorld,
     cfg,b = self.cfg,len(pos)
     back = min(6., 1.45/math.tan(math.radians(cfg.fov)/2))  # so far away that the arena fills the frame
     pose = look_at(torch.tensor([0., -.72, -.69]).double()*back, torch.tensor([0., -.1, 0.]).double())
-    scene = Scene(kind, size, pos, rot, room, tint, tex, light, intrinsics(cfg, b), pose.expand(b, len(states), 4, 4), cfg.h, cfg.w)
+    scene = Scene(kind, size, pos, rot, room, tint, tex, light, intrinsics(cfg, b), pose.expand(b, len(states), 4, 4),
+        cfg.h, cfg.w)
     return replace(shoot(scene, cfg, truth), state=torch.stack([self.numbers(s) for s in states], 1).float())
 
 @patch
@@ -151,7 +156,7 @@ def rollout(self:ControlWorld,
     state:State=None, # Where to begin; default the start
     truth:bool=True, # Flow, occlusion, surface points too?
 )->World: # With `action` [b, t-1, dims] and `state` [b, t, dims]
-    "Film what a sequence of actions does."
+    "Video what a sequence of actions does."
     if action.ndim != 3: raise ValueError(f"actions must be [b, t-1, {self.dims}], not {list(action.shape)}")
     states = [state or self.start]
     for a in action.unbind(1): states.append(self.step(states[-1], a))

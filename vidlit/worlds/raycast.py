@@ -31,7 +31,8 @@ class Scene:
 
     def to(self, device):
         "The same scene on another device."
-        return replace(self, **{f.name: v.to(device) for f in fields(self) if torch.is_tensor(v := getattr(self, f.name))})
+        return replace(self, **{f.name: v.to(device) for f in fields(self)
+            if torch.is_tensor(v := getattr(self, f.name))})
 
 # %% ../../nbs/worlds/05_raycast.ipynb #5dccd4fd
 def hit_ball(
@@ -96,7 +97,7 @@ def frames_of(s:Scene):
 
 # %% ../../nbs/worlds/05_raycast.ipynb #cc270bb1
 def _outline(s, A, a):
-    "Lower and upper (x, y) [b,k,t,2] of each object's picture on the plane one metre ahead, and what reaches behind it."
+    "Lower and upper (x, y) [b,k,t,2] of each object's image on the plane one metre ahead; what reaches behind."
     g = [[i, j, k] for i in (-1., 1.) for j in (-1., 1.) for k in (-1., 1.)]
     corner = matmul3(A, torch.tensor(g).to(A).T.expand(*A.shape[:-1], 8))+a[..., None]
     near = (corner[..., 2, :] < 1e-3).any(-1)
@@ -167,7 +168,7 @@ def cast_objects(
     y:Tensor, # From pixel_axes
     Bo:Tensor, # [12, b*k*t] lookup of B and o
     rect:list, # From bounds
-)->tuple: # pixel [n] in the flat [b,t,h,w], object-frame [n] in [b,k,t], depth [n], q [3,n], direction [3,n]; depth map [b,t,h,w]
+)->tuple: # pixel [n] in flat [b,t,h,w], object-frame [n] in [b,k,t], depth [n], q [3,n], direction [3,n]; map [b,t,h,w]
     "The object points that are seen, as flat lists."
     pix,r,z,d,o = (torch.cat(p, -1) for p in zip(*[_cast(s, kind, rect, Bo, x, y) for kind in (0, 1)]))
     depth = zroom.contiguous().flatten().clone().scatter_reduce_(0, pix, z, 'amin')
@@ -184,7 +185,7 @@ def cast_room(
     s:Scene, # Where
     x:Tensor, # From pixel_axes
     y:Tensor, # From pixel_axes
-)->tuple: # z, three world points, three outward signs, three indicators of the axis hit, three directions: [b, t or 1, h, w]
+)->tuple: # z, 3 world points, 3 outward signs, 3 indicators of the axis hit, 3 directions: [b, t or 1, h, w]
     "Where the rays meet the room; once for all frames if no camera moves."
     pose = s.pose[:, :1] if bool((s.pose == s.pose[:, :1]).all()) else s.pose
     lo,hi,o = s.room[:, None, 0],s.room[:, None, 1],pose[..., :3, 3]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from .motions import matvec3
 from .textures import texture
-from .raycast import Scene, frames_of, bounds, pixel_axes, gather, lookup, per_pixel, cast_room, cast_objects, hit_ball, hit_box
+from .raycast import Scene, frames_of, bounds, pixel_axes, gather, lookup, per_pixel
+from .raycast import cast_room, cast_objects, hit_ball, hit_box
 
 # %% ../../nbs/worlds/06_render.ipynb #10d4e74f
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _shine(s, unlit, depth, seg, hit, x, y, pix, r, n, shadows):
 
 # %% ../../nbs/worlds/06_render.ipynb #beb87ff2
 def _next(s, A, a, pt, pix, r, q):
-    "Where each point is in the next camera: X, Y, Z [b,t-1,h,w]; which list entries have a next frame, and their flat pixels."
+    "Each point in the next camera, X, Y, Z [b,t-1,h,w]; list entries that have a next frame; their flat pixels."
     t,dt = s.pos.shape[2],q.dtype
     back = s.pose[:, 1:, :3, :3].mT
     shift = per_pixel(-matvec3(back, s.pose[:, 1:, :3, 3]).to(dt))
@@ -134,7 +135,7 @@ def _next(s, A, a, pt, pix, r, q):
 
 # %% ../../nbs/worlds/06_render.ipynb #856d3226
 def _hidden(s, u, v, z, seg, B, o, rect):
-    "Bool [b,t-1,h,w]: outside the frame, or behind another object, for points at pixel (u, v) and depth z of the next frame."
+    "Bool [b,t-1,h,w]: points at (u, v), depth z of the next frame that are outside it or behind an object."
     out = (u < 0) | (u > s.w) | (v < 0) | (v > s.h) | (z <= 0)
     m = torch.cat([B, o[..., None]], -1)[:, :, 1:]                                           # [b,k,t-1,3,4]
     f,c = (s.K[:, (0, 1), i].to(z.dtype) for i in ((0, 1), (2, 2)))
@@ -185,4 +186,5 @@ def render(
     unlit = _place(_paint_room(s, x, y, hit).expand(b, 3, t, s.h, s.w).contiguous(), pix, rgb)
     clip = _shine(s, unlit, depth, seg, hit, x, y, pix, r, n, shadows) if lit else unlit
     flow,occ,point = _truth(s, (A, a, B, o, rect), hit, pix, r, q, nu, pm, seg) if truth else (None, None, None)
-    return World(clip, unlit, depth[:, :, None], (depth*(x*x+(y*y+1)).sqrt())[:, :, None], flow, occ, seg[:, :, None], point, s)
+    return World(clip, unlit, depth[:, :, None], (depth*(x*x+(y*y+1)).sqrt())[:, :, None], flow, occ,
+        seg[:, :, None], point, s)

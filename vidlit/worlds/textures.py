@@ -11,7 +11,8 @@ from torch import Tensor
 from .motions import Dice, turn, matmul3
 
 # %% ../../nbs/worlds/04_textures.ipynb #e5f2f611
-n_tex = 37  # k 0:12, phase 12:16, amplitude 16:20, |k| 20:24, bias 24, bend 25, ring 26, centre 27:30, gain 30, colours 31:37
+# k 0:12, phase 12:16, amplitude 16:20, |k| 20:24, bias 24, bend 25, ring 26, centre 27:30, gain 30, colours 31:37
+n_tex = 37
 
 def _waves(q, p):
     "The four phases, the first one bent or wound into rings where asked."
@@ -53,7 +54,8 @@ def _colours(dice, n, split):
 
 # %% ../../nbs/worlds/04_textures.ipynb #7d09d45e
 TEXTURES = dict(train=('stripes', 'checks', 'clouds'), test=('dots', 'rings', 'zigzag'))
-_AMP = dict(stripes=(1., 0, 0, 0), checks=(1., 1., 0, 0), clouds=(.7, .7, .7, .7), dots=(1., 1., 1., 0), rings=(1., 0, 0, 0), zigzag=(1., 0, 0, 0))
+_AMP = dict(stripes=(1., 0, 0, 0), checks=(1., 1., 0, 0), clouds=(.7, .7, .7, .7), dots=(1., 1., 1., 0),
+    rings=(1., 0, 0, 0), zigzag=(1., 0, 0, 0))
 _REST = dict(stripes=(0., 0, 0, 3.), checks=(0., 0, 0, 4.), clouds=(0., 0, 0, 1.5)) # bias, bend, ring, gain
 _REST.update(dots=(-.5, 0, 0, 3.), rings=(0., 0, 1., 3.), zigzag=(0., 1.2, 0, 3.))
 
@@ -85,7 +87,8 @@ def draw_textures(
     size[..., 0] += bend*size[..., 1]+ring*freq
     more = torch.stack([bias, bend, ring*freq], -1)
     centre = (dice(n, 3)-.5)*(4/freq)[..., None]
-    return torch.cat([k.flatten(-2), dice(n, 4)*2*math.pi, amp, size, more, centre, gain[..., None], _colours(dice, n, split)], -1)
+    return torch.cat([k.flatten(-2), dice(n, 4)*2*math.pi, amp, size, more, centre, gain[..., None],
+        _colours(dice, n, split)], -1)
 
 # %% ../../nbs/worlds/04_textures.ipynb #a261e7c2
 def swatch(

@@ -24,7 +24,8 @@ def sample_at(
     pad:str='border', # Outside the image: 'border', 'zeros' or 'reflection'
 )->Tensor: # [..., c, h', w']
     "Values of an image at any places"
-    if x.shape[:-3] != xy.shape[:-3]: raise ValueError(f"image {list(x.shape)} and places {list(xy.shape)} differ in their batch axes")
+    if x.shape[:-3] != xy.shape[:-3]: raise ValueError(
+        f"image {list(x.shape)} and places {list(xy.shape)} differ in their batch axes")
     g = 2*xy/xy.new_tensor([x.shape[-1], x.shape[-2]]) - 1
     out = F.grid_sample(_flat(x), _flat(g).to(x.dtype), mode=mode, padding_mode=pad, align_corners=False)
     return out.reshape(*x.shape[:-2], *xy.shape[-3:-1])
@@ -33,7 +34,8 @@ def sample_at(
 def _check(x, flow):
     "Refuse maps that do not lie on one another"
     if flow.ndim < 3 or flow.shape[-3] != 2: raise ValueError(f"flow must be [..., 2, h, w], not {list(flow.shape)}")
-    if x.shape[:-3] + x.shape[-2:] != flow.shape[:-3] + flow.shape[-2:]: raise ValueError(f"image {list(x.shape)} does not match flow {list(flow.shape)}")
+    if x.shape[:-3] + x.shape[-2:] != flow.shape[:-3] + flow.shape[-2:]: raise ValueError(
+        f"image {list(x.shape)} does not match flow {list(flow.shape)}")
 
 def flow_to_xy(
     flow:Tensor, # [..., 2, h, w], pixels

@@ -11,7 +11,8 @@ import math, torch
 from dataclasses import dataclass, replace
 from torch import Tensor
 from .camera import stereo_pose
-from .motions import MOTIONS, REVERSED, ORDER, CAMERAS, Dice, stir, moments, turn, matmul3, matvec3, move, camera_path
+from .motions import MOTIONS, REVERSED, ORDER, CAMERAS, Dice, stir, moments, turn
+from .motions import matmul3, matvec3, move, camera_path
 from .textures import TEXTURES, draw_textures
 from .raycast import Scene, trace
 from .render import World, render
@@ -52,7 +53,8 @@ class WorldConfig:
     @property
     def reversed_label(self):
         "Label of the time-reversed clip, by label."
-        return tuple(self.motion.index(REVERSED[m]) for m in self.motion) if self.label == 'motion' else tuple(range(len(self.classes)))
+        return tuple(self.motion.index(REVERSED[m])
+            for m in self.motion) if self.label == 'motion' else tuple(range(len(self.classes)))
 
 # %% ../../nbs/worlds/07_worlds.ipynb #15540b2d
 def _check(cfg):
@@ -69,8 +71,10 @@ def _check(cfg):
         if getattr(cfg, n) not in ok: raise ValueError(f"{n} must be one of {', '.join(ok)}, not {getattr(cfg, n)!r}")
     for m in cfg.motion:
         if m not in MOTIONS: raise ValueError(f"unknown motion {m!r}: choose from {', '.join(MOTIONS)}")
-        if REVERSED[m] not in cfg.motion: raise ValueError(f"motion {m!r} needs its time-reversed twin {REVERSED[m]!r} beside it")
-        if m in ('push', 'pass') and cfg.n_obj < 2: raise ValueError(f"motion {m!r} needs n_obj of at least 2, not {cfg.n_obj}")
+        if REVERSED[m] not in cfg.motion: raise ValueError(
+            f"motion {m!r} needs its time-reversed twin {REVERSED[m]!r} beside it")
+        if m in ('push', 'pass') and cfg.n_obj < 2: raise ValueError(
+            f"motion {m!r} needs n_obj of at least 2, not {cfg.n_obj}")
 
 # %% ../../nbs/worlds/07_worlds.ipynb #ed509a7a
 def _objects(dice, motion, cfg):
@@ -82,7 +86,8 @@ def _objects(dice, motion, cfg):
     z[:, :2] = torch.where(touch, z[:, :1], z[:, :2])
     r[:, :2] = torch.where(touch, r[:, :2].clamp(max=.36), r[:, :2])
     unit = z*math.tan(half)
-    shape,xy,a = dice.pick(len(SHAPES), 9)[:, :k],torch.cat([dice(1, 2, lo=-.35, hi=.35), dice(8, 2, lo=-.9, hi=.9)], 1)[:, :k],dice(9, 3)[:, :k]
+    shape,xy,a = dice.pick(len(SHAPES), 9)[:, :k],torch.cat([dice(1, 2, lo=-.35, hi=.35), dice(8, 2, lo=-.9, hi=.9)],
+        1)[:, :k],dice(9, 3)[:, :k]
     rot = matmul3(turn(2, a[..., 0]*2*math.pi), matmul3(turn(0, a[..., 1]*1.4-.7), turn(1, a[..., 2]*1.4-.7)))
     size = torch.tensor(_HALF).double()[shape]*(r*unit)[..., None]
     return shape, size, torch.cat([xy*unit[..., None], z[..., None]], -1), rot, unit, r*unit
@@ -119,7 +124,8 @@ def make_scene(
     pose = camera_path(cam, tau, fov, dice(lo=3., hi=4.), dice)
     tex = draw_textures(dice, family, cfg.grain*freq, cfg.split)
     tex[:, 0, 29] += room[:, 1, 2]  # rings on the wall, not around the camera
-    return Scene(kind, size, pos, rot, room, tint, tex, light, intrinsics(cfg, b), pose, cfg.h, cfg.w), label, shape[:, 0], family[:, 1]
+    return Scene(kind, size, pos, rot, room, tint, tex, light, intrinsics(cfg, b), pose, cfg.h, cfg.w), label, shape[:,
+        0], family[:, 1]
 
 # %% ../../nbs/worlds/07_worlds.ipynb #be39a3ad
 def _mean(x, n):
@@ -164,7 +170,7 @@ def reverse(
     world:World, # Made with `cfg`
     cfg:WorldConfig, # Its configuration
 )->World: # The same worlds run backwards: label, flow and occlusion too
-    "The time-reversed twins."
+    "The time-reversed reversed pairs."
     s = world.scene
     s = replace(s, pos=s.pos.flip(2), rot=s.rot.flip(2), pose=s.pose.flip(1))
     w = replace(shoot(s, cfg, world.flow is not None, world.clip.dtype), clip=world.clip.flip(2))
@@ -221,7 +227,8 @@ def view_from(
 )->World: # Same labels
     "The same scenes seen by another camera."
     s = replace(world.scene, pose=pose.to(world.scene.pose))
-    return replace(shoot(s, cfg, world.flow is not None, world.clip.dtype), label=world.label, shape=world.shape, texture=world.texture)
+    return replace(shoot(s, cfg, world.flow is not None, world.clip.dtype), label=world.label, shape=world.shape,
+        texture=world.texture)
 
 def stereo(
     world:World, # The left eye

@@ -2,10 +2,10 @@
 import json
 from pathlib import Path
 import pytest
-from vidlit.lab.claims import Claim, agrees, claims_dir, claims_of, counts_of, important, in_words, measured, sections
-from vidlit.lab.claims import sources_of, table_of, verdict_of, wings
+import vidlit.lab.claims as ledger
+from vidlit.lab.claims import Claim, agrees, claims_of, in_words, measured, sections, table_of, verdict_of
 
-NBS = Path(claims_dir()).parents[1]/'nbs'
+NBS = Path(ledger.claims_dir()).parents[1]/'nbs'
 
 
 def shown(page):
@@ -18,17 +18,17 @@ def shown(page):
 @pytest.mark.parametrize('section', sections)
 def test_a_page_shows_its_section(section):
     claims = claims_of(section)
-    first = important(claims)
+    first = ledger.important(claims)
     rest = [c for c in claims if c.measure and c not in first]
     here = [in_words(first), table_of(claims), in_words(rest) or 'None.',
-        sources_of([c for c in claims if not c.measure])]
+        ledger.sources_of([c for c in claims if not c.measure])]
     assert shown(sections[section]) == [o.strip() for o in here], f'run nbs/claims/{sections[section]}.ipynb again'
     assert table_of(claims).count('\n') == len(claims)+1 and len(claims) <= 45
 
 
 def test_every_claim_stands_on_a_page():
-    assert wings() == ['depth', 'pretrain']
-    assert sum(sum(counts_of(claims_of(s)).values()) for s in sections) == len(claims_of())
+    assert ledger.wings() == ['depth', 'pretrain']
+    assert sum(sum(ledger.counts_of(claims_of(s)).values()) for s in sections) == len(claims_of())
     assert {p.stem for p in (NBS/'claims').glob('*.ipynb')} == set(sections.values())
 
 

@@ -1,4 +1,5 @@
-"""Reproductions end to end at a size of seconds: killed and resumed to the same results, real films in, a report that opens in a browser."""
+"""Reproductions end to end at a size of seconds: killed and resumed to the same results, real videos in, a report that
+opens in a browser."""
 import json
 import multiprocessing as mp
 import os
@@ -15,7 +16,8 @@ import torch
 HERE = Path(__file__).resolve()
 fork = mp.get_context('fork')
 SHARED = Path(os.environ.get('VIDLIT_SHARED', HERE.parents[2]/'shared'))/'videos'
-SMALL = dict(clips=48, steps=24, bs=8, labels=(8, 16), more=(), ft_steps=6, ft_bs=8, n_valid=8, n_test=16, looks=(), ft_lrs=(1e-3,))
+SMALL = dict(clips=48, steps=24, bs=8, labels=(8, 16), more=(), ft_steps=6, ft_bs=8, ft_lrs=(1e-3,), n_valid=8,
+    n_test=16, looks=())
 
 
 def shrink():
@@ -24,7 +26,8 @@ def shrink():
     from vidlit.studies.pretrain_common import probe_frozen
     st.setups['toy'] = replace(st.setups['toy'], **SMALL)
     st.probe_frozen = partial(probe_frozen, epochs=10)  # of 16 clips; by itself it would take 300
-    st.videos_setup = replace(st.videos_setup, size=32, dim=32, depth=1, heads=2, dec_dim=32, dec_heads=2, steps=12, bs=4)
+    tiny = dict(size=32, dim=32, depth=1, heads=2, dec_dim=32, dec_heads=2, steps=12, bs=4)
+    st.videos_setup = replace(st.videos_setup, **tiny)
     torch.set_num_threads(1)
 
 
@@ -67,6 +70,17 @@ def test_report_stands_alone(whole):
     assert not re.search(r'/(?:home|root|tmp|work)/', re.sub(r'base64,[^"]*', '', page))
 
 
+def test_report_opens_with_a_table(whole):
+    "What was run, what it showed, whether it agrees with the record: before anything else"
+    page = (whole/'report.html').read_text()
+    first = page[page.index('<table'):page.index('</table>')]
+    heads = re.findall('<th[^>]*>(.*?)</th>', first)
+    assert heads == ['what was run', 'what it showed', 'recorded', 'agrees']
+    assert page.index('<table') < page.index('<h2>')
+    word = re.search('<td class="v v-([a-z]+)">', first)
+    assert 'videomae' in first and word[1] in ('agrees', 'differs')
+
+
 def test_a_second_run_works_no_second_time(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob('result.json')}
     go(whole, seeds=2)
@@ -74,13 +88,14 @@ def test_a_second_run_works_no_second_time(whole):
 
 
 def test_kill_and_resume_gives_the_same(whole, tmp_path):
-    "kill -9 at several moments, in the middle of pretraining among them; the resumed run ends with the same weights and numbers"
+    "kill -9 at several moments, within pretraining too; the resumed run ends with the same weights and numbers"
     for marks in ('pretrain/seed0/ckpt/step-*', 'finetune/*/*/seed0/stamp', 'pretrain/seed1/ckpt/step-*'):
         p = fork.Process(target=go, args=(tmp_path,), kwargs=dict(seeds=2))
         p.start()
         try:
             end = time.time()+90
-            while not list((tmp_path/'videomae'/'jobs').glob(marks)) and p.is_alive() and time.time() < end: time.sleep(.01)
+            jobs = tmp_path/'videomae'/'jobs'
+            while not list(jobs.glob(marks)) and p.is_alive() and time.time() < end: time.sleep(.01)
             assert p.is_alive(), f'the run was over before {marks} was seen'
         finally:
             p.kill()
@@ -91,35 +106,37 @@ def test_kill_and_resume_gives_the_same(whole, tmp_path):
     assert metrics(whole) == metrics(tmp_path)
 
 
-def films(folder):
-    "Three good films of moving squares, one cut off"
+def videos(folder):
+    "Three good videos of moving squares, one cut off"
     from vidlit import write_video
     folder.mkdir()
     for i in range(3):
         x = torch.full((60, 48, 64, 3), 40*i, dtype=torch.uint8)
         for t in range(60): x[t, 10:30, t % 40:t % 40+12] = torch.tensor([250, 120, 30], dtype=torch.uint8)
-        write_video(folder/f'film{i}.mp4', x, fps=25)
-    data = (folder/'film0.mp4').read_bytes()
+        write_video(folder/f'video{i}.mp4', x, fps=25)
+    data = (folder/'video0.mp4').read_bytes()
     (folder/'torn.mp4').write_bytes(data[:len(data)//2])
 
 
-def test_real_films(tmp_path):
-    films(tmp_path/'films')
-    m, = go(tmp_path/'out', seeds=1, data=str(tmp_path/'films'))
+def test_real_videos(tmp_path):
+    videos(tmp_path/'videos')
+    m, = go(tmp_path/'out', seeds=1, data=str(tmp_path/'videos'))
     notes = {r['film']: r['note'] for r in m['rows']}
-    assert set(notes) == {'film0.mp4', 'film1.mp4', 'film2.mp4', 'torn.mp4'} and 'left out' in notes['torn.mp4'] and notes['film1.mp4'] == ''
+    assert set(notes) == {'video0.mp4', 'video1.mp4', 'video2.mp4', 'torn.mp4'}
+    assert 'left out' in notes['torn.mp4'] and notes['video1.mp4'] == ''
     assert {f['file'] for f in m['figures']} == {'held_out.png', 'loss.png'} and str(tmp_path) not in json.dumps(m)
 
 
-def test_too_many_bad_films_fail_loudly(tmp_path):
-    films(tmp_path/'films')
-    for i in (1, 2): (tmp_path/'films'/f'film{i}.mp4').write_bytes(b'no film at all')
+def test_too_many_bad_videos_fail_loudly(tmp_path):
+    videos(tmp_path/'videos')
+    for i in (1, 2): (tmp_path/'videos'/f'video{i}.mp4').write_bytes(b'no video at all')
     from vidlit.lab.jobs import JobError
-    with pytest.raises(JobError, match='3 of 4 films'): go(tmp_path/'out', seeds=1, data=str(tmp_path/'films'))
+    with pytest.raises(JobError, match='3 of 4 (films|videos)'):
+        go(tmp_path/'out', seeds=1, data=str(tmp_path/'videos'))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason='the shared films are not here')
-def test_shared_films(tmp_path):
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the shared videos are not here')
+def test_shared_videos(tmp_path):
     m, = go(tmp_path, seeds=1, data=str(SHARED))
     left_out = [r['film'] for r in m['rows'] if r['note']]
     assert 'corrupted.mp4' in left_out and len(m['rows']) >= 10
@@ -128,12 +145,14 @@ def test_shared_films(tmp_path):
 @pytest.mark.skipif(not (shutil.which('chromium') or shutil.which('google-chrome')), reason='no browser here')
 def test_report_opens_in_a_browser(whole, tmp_path):
     chrome = shutil.which('chromium') or shutil.which('google-chrome')
-    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-        '--disable-component-update', '--disable-sync', '--hide-scrollbars', f'--user-data-dir={tmp_path}/profile']
+    quiet = 'no-first-run disable-background-networking disable-component-update disable-sync hide-scrollbars'.split()
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', f'--user-data-dir={tmp_path}/profile',
+        *(f'--{o}' for o in quiet)]
     url, shot = (whole/'report.html').as_uri(), tmp_path/'shot.png'
     dom = subprocess.run([chrome, *flags, '--dump-dom', url], capture_output=True, text=True, timeout=90).stdout
     assert '<img' in dom and 'Paired comparisons' in dom
-    subprocess.run([chrome, *flags, '--window-size=1000,3000', f'--screenshot={shot}', url], capture_output=True, timeout=90)
+    size = ['--window-size=1000,3000', f'--screenshot={shot}']
+    subprocess.run([chrome, *flags, *size, url], capture_output=True, timeout=90)
     from PIL import Image
     im = Image.open(shot).convert('L')
     assert im.size == (1000, 3000) and len(im.getcolors(256*256) or []) > 20, 'the page is blank'

@@ -42,8 +42,8 @@ class Claim:
     note:str       # Why, in a sentence
 
     def __post_init__(self):
-        if self.verdict not in verdicts:
-            raise ValueError(f"claim {self.id!r}: verdict {self.verdict!r} is none of {', '.join(verdicts)}")
+        odd = f"claim {self.id!r}: verdict {self.verdict!r} is none of {', '.join(verdicts)}"
+        if self.verdict not in verdicts: raise ValueError(odd)
         if self.measure and self.measure.count(':')!=1:
             raise ValueError(f"claim {self.id!r}: measure {self.measure!r} is not 'experiment:fact'")
 
@@ -64,8 +64,8 @@ def read_claims(wing:str, # File: 'pretrain'
     "Read a file; a doubled id, an unknown verdict or a missing column is a ValueError that names it"
     with open(Path(at or claims_dir())/f'{wing}.csv', newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
     want = set(Claim.__dataclass_fields__)
-    if rows and set(rows[0])!=want:
-        raise ValueError(f"{wing}.csv: columns {sorted(set(rows[0])^want)} are missing or unknown")
+    other = set(rows[0])^want if rows else ()
+    if other: raise ValueError(f"{wing}.csv: columns {sorted(other)} are missing or unknown")
     if odd := [r['id'] for r in rows if None in (*r, *r.values())]:
         raise ValueError(f"{wing}.csv: claim {odd[0]!r} has not as many fields as there are columns: "
             "is a comma not quoted?")
@@ -166,14 +166,15 @@ def in_words(claims:list, # Claims
 )->str:                   # Markdown, a list
     "Claims as sentences: what is claimed, the verdict, what was measured, why"
     def one(c):
-        said = measured(c)['text']
-        return f'- **{_line(c.claim)}**: {_link(verdict_of(c), c.where)}. ' + _line(' '.join(
-            [f'Measured: {said}.'.replace('..', '.')]*bool(said) + [c.note]*bool(c.note)))
+        said = measured(c)['text'].rstrip('.')
+        seen = f'Measured: {said}. ' if said else ''
+        return f'- **{_line(c.claim)}**: {_link(verdict_of(c), c.where)}. ' + _line(seen+c.note)
     return '\n'.join(map(one, claims))
 
 def sources_of(claims:list, # Claims
 )->str:                     # Markdown, a list
     "Where the value of the paper or the official code stands, and why the verdict is what it is"
-    def one(c): return f'- **{_line(c.claim)}**. ' + _line(' '.join(
-        [f'Source: {c.source}.']*bool(c.source) + [c.note]*bool(c.note)))
+    def one(c):
+        source = f'Source: {c.source}. ' if c.source else ''
+        return f'- **{_line(c.claim)}**. ' + _line(source+c.note)
     return '\n'.join(one(c) for c in claims if c.source or c.note)

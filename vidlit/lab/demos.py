@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from .experiment import code_version, load_result, machine
-from .jobs import Job, Placed, run_job
+from .jobs import Job, run_job
 
 # %% ../../nbs/lab/demos.ipynb #5a9ef070
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def demonstrations(names:list=None, # Some of them; all by default
         found += getattr(importlib.import_module(mod), name)
     have = {d.name: d for d in found}
     if len(have)<len(found): raise ValueError(f"two demonstrations share a name: {sorted(d.name for d in found)}")
-    if lost := [n for n in names or () if n not in have]:
-        raise ValueError(f"no demonstration {lost[0]!r}; there are: {', '.join(have)}")
+    lost = [n for n in names or () if n not in have]
+    if lost: raise ValueError(f"no demonstration {lost[0]!r}; there are: {', '.join(have)}")
     return [have[n] for n in names] if names else found
 
 # %% ../../nbs/lab/demos.ipynb #2ea260b7

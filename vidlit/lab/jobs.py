@@ -79,8 +79,8 @@ class Context:
         if self.report: self.report(self.job.key, min(1., done/max(total, 1e-9)), text)
 
     def folder(self, key:str)->Path: # Folder of a job that this one needs
-        if key not in self.job.needs:
-            raise KeyError(f"job {self.job.key!r} does not name {key!r} among its needs {self.job.needs}")
+        j = self.job
+        if key not in j.needs: raise KeyError(f"job {j.key!r} does not name {key!r} among its needs {j.needs}")
         return self.root/key
 
     def result(self, key:str)->dict: # Result of a job that this one needs

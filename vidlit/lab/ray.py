@@ -46,8 +46,8 @@ def ray_job(job, root:str, # The job and the folder of its experiment
 
 # %% ../../nbs/lab/ray.ipynb #d21736b0
 def _ray(): # Ray, or what to install
-    if importlib.util.find_spec('ray') is None:
-        raise ImportError("several machines need Ray: pip install 'vidlit[ray]'")
+    need = "several machines need Ray: pip install 'vidlit[ray]'"
+    if importlib.util.find_spec('ray') is None: raise ImportError(need)
     import ray
     return ray
 
@@ -76,8 +76,8 @@ def ray_workers(address:str='auto', # Of the cluster; 'auto': the one that this 
         try:
             have = ray.cluster_resources()
             gpu = device.startswith('cuda') or device=='auto' and room_in(have, True)>0
-            if not room_in(have, gpu):
-                raise ValueError(f"the Ray cluster has no {'GPU' if gpu else 'core'} for work: {have}")
+            what = 'GPU' if gpu else 'core'
+            if not room_in(have, gpu): raise ValueError(f"the Ray cluster has no {what} for work: {have}")
             yield from _on_ray(ray, order, gpu, report)
         finally:
             if guest: ray.shutdown()

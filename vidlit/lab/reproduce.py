@@ -246,6 +246,10 @@ def _asked(c, runs): # Does one of these runs measure it, or show what does?
     shown = {m['recorded'].get('experiment') for m in runs.values() if 'recorded' in m}
     return c.measure and c.measure.partition(':')[0] in {*runs, *shown}
 
+def _claim_row(c, runs):
+    return {'section': c.section, 'claim': f'{c.claim}: {c.document}' if c.document else c.claim,
+        'paper or official code': c.official, 'measured': _fact(c, runs), 'verdict': c.verdict, 'why': c.note}
+
 def claims_section(which:list, # Ledgers to look into
     runs:dict,                 # Metrics by experiment
 )->str:                        # HTML; empty outside a checkout
@@ -255,9 +259,7 @@ def claims_section(which:list, # Ledgers to look into
         try: cs = read_claims(w)
         except FileNotFoundError: continue
         every += len(cs)
-        rows += [{'section': c.section, 'claim': f'{c.claim}: {c.document}' if c.document else c.claim,
-            'paper or official code': c.official, 'measured': _fact(c, runs), 'verdict': c.verdict, 'why': c.note}
-            for c in cs if _asked(c, runs)]
+        rows += [_claim_row(c, runs) for c in cs if _asked(c, runs)]
     if not every: return ''
     said = f'{len(rows)} of {every} claims in the ledger are measured by these runs or by the records beside them.'
     return f'<section id="claims"><h2>What the documents claim</h2><p>{said}</p>{_table(rows)}</section>'

@@ -13,22 +13,18 @@ from pathlib import Path
 from ..lab.demos import Demo, Steps, picture
 
 # %% ../../nbs/studies/tour.ipynb #a976f187
-here = 'vidlit.studies.tour'
-demonstrations = [
-    Demo('videomae', 'Masked pixels', 'A VideoMAE fills in what it cannot see, and then needs fewer labels',
-        f'{here}:masked_pixels', 60, 'videomae:labels'),
-    Demo('vjepa', 'Predicted features', 'V-JEPA learns; without the stopped gradient it collapses',
-        f'{here}:predicted_features', 45, 'vjepa:nostop'),
-    Demo('planner', 'World model and planner', 'A world model is trained, and a planner drives to goals with it',
-        f'{here}:drive', 60, 'planner:reach2'),
-    Demo('stjepa', 'Features of a teacher', 'A student learns from tokens that its teacher wrote down once',
-        f'{here}:cached_student', 60, 'stjepa:learns'),
-    Demo('depth_anything', 'Depth of images', 'Depth from single images of worlds never seen before',
-        f'{here}:image_depth', 45, 'depth_anything:home'),
-    Demo('video_depth', 'Depth of videos', 'The same network with and without its modules along time',
-        f'{here}:video_flicker', 30, 'video_depth:modules_flicker'),
-    Demo('pipeline', 'Depth of whole videos', 'A video in one go and in chunks: the same depth',
-        f'{here}:whole_video', 60, 'chunks:dealt_toy')]
+here,demonstrations = 'vidlit.studies.tour',[]
+
+def _add(fn, seconds, record, section, title):
+    demonstrations.append(Demo(record.split(':')[0], section, title, f'{here}:{fn}', seconds, record))
+
+_add('masked_pixels', 60, 'videomae:labels', 'Masked pixels', 'A VideoMAE fills in what is hidden; it needs few labels')
+_add('predicted_features', 45, 'vjepa:nostop', 'Predicted features', 'V-JEPA learns; without the stop it collapses')
+_add('drive', 60, 'planner:reach2', 'World model and planner', 'A planner drives to goals in a world it has learnt')
+_add('cached_student', 60, 'stjepa:learns', 'Features of a teacher', 'A student learns from tokens written down once')
+_add('image_depth', 45, 'depth_anything:home', 'Depth of images', 'Depth of single images of new worlds')
+_add('video_flicker', 30, 'video_depth:modules_flicker', 'Depth of videos', 'With and without modules along time')
+_add('whole_video', 60, 'chunks:dealt_toy', 'Depth of whole videos', 'A video in one go and in chunks: the same depth')
 
 # %% ../../nbs/studies/tour.ipynb #a764be4f
 def _outcome(a, b, n): # Is share a of n tests above share b by more than two standard errors of their difference?
@@ -50,8 +46,8 @@ def masked_pixels(ctx, clips:int=2048, steps:int=1200, ft_steps:int=500, n_test:
     tune = dict(labels=256, data='data')
     a = step('pretrained', 'finetune_job', ('data', 'pretrain'), arm='pretrained', pre='pretrain', **tune)['test']
     b = step('scratch', 'finetune_job', ('data',), arm='scratch', **tune)['test']
-    figures = [filled_in(ctx, r, step.root, seed),
-        loss_curve(ctx, {'VideoMAE': pre['curve']}, 'Loss on hidden patches.')]
+    curve = loss_curve(ctx, {'VideoMAE': pre['curve']}, 'Loss on hidden patches.')
+    figures = [filled_in(ctx, r, step.root, seed), curve]
     text = f'with 256 labels, fine-tuned {a:.0%}, from scratch {b:.0%} of {2*n_test} test clips (chance 12.5 %)'
     return dict(text=text, supports=_outcome(a, b, 2*n_test), figures=figures)
 
@@ -222,12 +218,12 @@ def video_flicker(ctx, n:int=4, side:int=84, frames:int=32, seed:int=100)->dict:
     from vidlit.worlds.worlds import WorldConfig, make_worlds
     model = load_depth_model('toy', 'cpu').model.eval()
     cfg = WorldConfig(t=frames, h=side, w=side, camera='still', lit=True, shadows=True, n_obj=3, split='test', grain=.6)
+    def alone(clip): return torch.stack([model.image(f) for f in clip.unbind(2)], 1)
     rows,shown = [],{}
     for i in range(n):
         w = make_worlds([10**9*seed+i], cfg)
         clip = normalise(hazy(w, .1, .03, torch.Generator().manual_seed(seed+i)))
-        with torch.no_grad():
-            maps = dict(alone=torch.stack([model.image(f) for f in clip.unbind(2)], 1), along=model(clip))
+        with torch.no_grad(): maps = dict(alone=alone(clip), along=model(clip))
         fitted = {k: align(d[:, :, None], w.depth, max_depth=12.) for k,d in maps.items()}
         got = {k: temporal_report(d, w) for k,d in fitted.items()}
         rows.append({'video': i+1, 'flicker, frame by frame, %': round(100*got['alone']['flicker'], 2),

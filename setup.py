@@ -8,7 +8,8 @@ cfg.read('settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
 licences = {'apache2': 'Apache-2.0'}
-toy = ['vidlit.toy'] if Path('data/models/toy/config.json').exists() else []  # weights that travel with the wheel: see depth_models.toy_folder
+# weights that travel with the wheel: see depth_models.toy_folder
+toy = ['vidlit.toy'] if Path('data/models/toy/config.json').exists() else []
 stages = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
 
 setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -20,5 +21,6 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
       package_data=dict.fromkeys(toy, ['*.json', '*.safetensors']), include_package_data=True,
       python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
       long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-      entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+      entry_points={'console_scripts': cfg['console_scripts'].split(),
+      'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
       zip_safe=False)

@@ -1,15 +1,19 @@
 """Chunks: what the pipeline costs beyond decoding and encoding, and what two workers do on two cores.
 
-1. Overhead. A film of 848x478 (the document's size), a null model (one channel of the frame), one worker, one chunk: `run`, then `merge` to 16-bit PNG.
-   Against it the bare loop: the same reader, the same writer, one frame after the other. Once as it is given (merge encodes in as many threads as there are
-   cores), once with both sides held on one core, where threads cannot help: that is the work that the pipeline adds.
-2. Workers. A small network (its recipe below) over the same film, as one worker with two threads and as two workers with one thread each, both as processes
+1. Overhead. A film of 848x478 (the document's size), a null model (one channel of the frame), one worker, one
+chunk: `run`, then `merge` to 16-bit PNG.
+   Against it the bare loop: the same reader, the same writer, one frame after the other. Once as it is given
+(merge encodes in as many threads as there are
+   cores), once with both sides held on one core, where threads cannot help: that is the work that the pipeline
+adds.
+2. Workers. A small network (its recipe below) over the same film, as one worker with two threads and as two
+workers with one thread each, both as processes
    that wait for a word before they begin, so that starting them is not counted.
 
-Sides take turns, and the minimum over the rounds is what is compared, since other programs may disturb any round; the load of the machine is written down.
+Sides take turns, and the minimum over the rounds is what is compared, since other programs may disturb any
+round; the load of the machine is written down.
 
-    python benchmarks/chunks.py [--rounds 3] [--frames 220] [--out benchmarks/results/chunks.json]
-"""
+    python benchmarks/chunks.py [--rounds 3] [--frames 220] [--out benchmarks/results/chunks.json]"""
 import argparse
 import json
 import os
@@ -44,7 +48,8 @@ def null(win): return win[0, ..., 1].float()
 
 def bare(film, out, span=(0., 255.)):
     "Decode, encode"
-    with VideoReader(film) as v, DepthWriter(out, 'disparity', (H, W), v.info.fps, 'png16', lo=span[0], hi=span[1], units='relative', frames=len(v)) as w:
+    with VideoReader(film) as v, DepthWriter(out, 'disparity', (H, W), v.info.fps, 'png16', lo=span[0], hi=span[1],
+        units='relative', frames=len(v)) as w:
         for i, f in enumerate(v.stream()): w[i] = f[..., 1].float()
 
 
@@ -80,8 +85,10 @@ def overhead(film, tmp, rounds, n):
             took[k].append(timed(f, out))
             for o in (out, Path(f'{out}.job')): shutil.rmtree(o, ignore_errors=True)
     best = {k: [min(o[i] for o in v) for i in (0, 1)] for k, v in took.items()}
-    return dict(frames_per_second={k: round(n/v[0], 1) for k, v in best.items()}, ratio=round(best['bare'][0]/best['pipeline'][0], 3),
-        processor_ms_a_frame={k: round(1e3*v[1]/n, 2) for k, v in best.items()}, processor_ratio=round(best['bare'][1]/best['pipeline'][1], 3),
+    return dict(frames_per_second={k: round(n/v[0], 1) for k, v in best.items()},
+        ratio=round(best['bare'][0]/best['pipeline'][0], 3),
+        processor_ms_a_frame={k: round(1e3*v[1]/n, 2) for k, v in best.items()},
+        processor_ratio=round(best['bare'][1]/best['pipeline'][1], 3),
         by_round=[round(a[0]/b[0], 3) for a, b in zip(took['bare'], took['pipeline'])],
         run_seconds=round(min(o[0] for o in parts), 2), merge_seconds=round(min(o[1] for o in parts), 2))
 
@@ -99,7 +106,8 @@ def network():
     from vidlit.depth.dpt import DPTConfig
     from vidlit.depth.temporal_head import add_time
     gen = torch.Generator().manual_seed(0)
-    cfg = DepthAnythingConfig(replace(dinov2_s, dim=96, depth=6, heads=4), DPTConfig(96, 32, (32, 32, 64, 64), 14, 16), (1, 2, 4, 5), 12)
+    cfg = DepthAnythingConfig(replace(dinov2_s, dim=96, depth=6, heads=4),
+        DPTConfig(96, 32, (32, 32, 64, 64), 14, 16), (1, 2, 4, 5), 12)
     return add_time(DepthAnything(cfg, gen, 'xavier'), gen, heads=8, groups=16)
 
 
@@ -137,8 +145,10 @@ def workers(tmp, rounds, n, size):
             took[k].append(crew(job.path, count, threads, size))
             shutil.rmtree(job.path)
     best = {k: min(v) for k, v in took.items()}
-    return dict(frames=n, side=size, seconds={k: [round(o, 2) for o in v] for k, v in took.items()}, speedup=round(best['one']/best['two'], 3),
-        by_round=[round(a/b, 3) for a, b in zip(*took.values())], paired_median=round(statistics.median(a/b for a, b in zip(*took.values())), 3))
+    return dict(frames=n, side=size, seconds={k: [round(o, 2) for o in v] for k, v in took.items()},
+        speedup=round(best['one']/best['two'], 3),
+        by_round=[round(a/b, 3) for a, b in zip(*took.values())],
+        paired_median=round(statistics.median(a/b for a, b in zip(*took.values())), 3))
 
 
 def main():
@@ -151,14 +161,18 @@ def main():
     ap.add_argument('--out', type=Path, default=Path(__file__).parent/'results'/'chunks.json')
     args = ap.parse_args()
     if args.worker: return worker(args.worker[0], int(args.worker[1]), int(args.worker[2]))
-    if args.one_core and hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
+    if args.one_core and hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
     with tempfile.TemporaryDirectory() as t:
         tmp = Path(t)
         film = write_video(tmp/'film.mp4', (numbered_frame(i%1024, H, W) for i in range(args.frames)), 30)
         part = overhead(film, tmp, args.rounds, args.frames)
         if args.one_core: return print(json.dumps(part))
-        setting = f'{args.frames} frames of {W}x{H}, null model, one chunk, 16-bit PNG; minimum of {args.rounds} alternating rounds'
-        got = dict(machine=machine() | dict(load=[round(o, 2) for o in os.getloadavg()]), setting=setting, goals=GOALS, overhead=part)
+        setting = (
+            f'{args.frames} frames of {W}x{H}, null model, one chunk, 16-bit PNG; minimum of {args.rounds} '
+            f'alternating rounds')
+        got = dict(machine=machine() | dict(load=[round(o, 2) for o in os.getloadavg()]), setting=setting,
+            goals=GOALS, overhead=part)
         got['overhead_one_core'] = on_one_core(args)
         got['workers'] = workers(tmp, args.rounds, TWENTY, args.side) if cores()>1 else 'needs two cores'
     args.out.parent.mkdir(exist_ok=True)

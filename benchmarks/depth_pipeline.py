@@ -1,11 +1,15 @@
-"""Depth of a film: what the pipeline costs beside decoding and encoding, and whether its memory grows with the film.
+"""Depth of a film: what the pipeline costs beside decoding and encoding, and whether its memory grows with the
+film.
 
-Overhead: a null model (green is the depth, no network) goes through `video_depth`; beside it, in turns in one process, the same film is decoded and
-its green encoded as 16-bit PNG with nothing around. Medians over the rounds of wall-clock frames a second, all on one thread.
-Memory: a tiny random network over a film of 10,000 frames and one of 500, both ways, each in a process of its own.
+Overhead: a null model (green is the depth, no network) goes through `video_depth`; beside it, in turns in one
+process, the same film is decoded and
+its green encoded as 16-bit PNG with nothing around. Medians over the rounds of wall-clock frames a second, all
+on one thread.
+Memory: a tiny random network over a film of 10,000 frames and one of 500, both ways, each in a process of its
+own.
 
-    python benchmarks/depth_pipeline.py [--part both] [--rounds 3] [--frames 400] [--long 10000] [--out benchmarks/results/depth_pipeline.json]
-"""
+    python benchmarks/depth_pipeline.py [--part both] [--rounds 3] [--frames 400] [--long 10000] [--out
+benchmarks/results/depth_pipeline.json]"""
 import argparse
 import json
 import multiprocessing as mp
@@ -32,14 +36,17 @@ from vidlit.video.reader import VideoReader
 from vidlit.video.writing import numbered_frame, write_video
 
 H, W = 360, 640
-SMALL = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 8, 8)), DPTConfig(16, 8, (8, 8, 8, 8), 8, 4), (0, 1, 2, 3), 1)
+SMALL = DepthAnythingConfig(replace(dinov2_s, dim=16, depth=4, heads=2, patch=(1, 8, 8)),
+    DPTConfig(16, 8, (8, 8, 8, 8), 8, 4), (0, 1, 2, 3), 1)
 
 
 def machine():
     "What the numbers were measured on"
     p = Path('/proc/cpuinfo')
-    cpu = next((o.split(':')[1].strip() for o in p.read_text().splitlines() if o.startswith('model name')), '') if p.exists() else ''
-    return dict(cpu=cpu or platform.processor(), cores=os.cpu_count(), threads=1, av=av.__version__, torch=torch.__version__, python=platform.python_version(),
+    cpu = (next((o.split(':')[1].strip() for o in p.read_text().splitlines() if o.startswith('model name')), '')
+        if p.exists() else '')
+    return dict(cpu=cpu or platform.processor(), cores=os.cpu_count(), threads=1, av=av.__version__,
+        torch=torch.__version__, python=platform.python_version(),
         system=platform.system(), load=[round(o, 2) for o in os.getloadavg()])
 
 
@@ -67,8 +74,10 @@ def pipeline(film, out, m):
 
 
 def bare(film, out, lo, hi):
-    "Decode every frame, encode one map for each, of the same range as the pipeline's so that the same bytes are compressed"
-    with VideoReader(film) as v, DepthWriter(out, 'disparity', (H, W), v.info.fps, 'png16', None, lo, hi, 'relative', frames=len(v)) as w:
+    """Decode every frame, encode one map for each, of the same range as the pipeline's so that the same bytes are
+    compressed"""
+    with VideoReader(film) as v, DepthWriter(out, 'disparity', (H, W), v.info.fps, 'png16', None, lo, hi, 'relative',
+        frames=len(v)) as w:
         for i, f in enumerate(v): w[i] = f[..., 1].float()
         return len(v)
 
@@ -80,7 +89,8 @@ def overhead(tmp, rounds, n):
     null, resizing = Null(**parts), Resizing(**parts, size=112)
     with VideoReader(film) as v: lo, hi = (f(getattr(o[..., 1], f.__name__)().item() for o in v) for f in (min, max))
     video_depth(film, tmp/'once', null, upto=32)
-    sides = dict(pipeline=lambda o: pipeline(film, o, null), resizing=lambda o: pipeline(film, o, resizing), bare=lambda o: bare(film, o, lo, hi))
+    sides = dict(pipeline=lambda o: pipeline(film, o, null), resizing=lambda o: pipeline(film, o, resizing),
+        bare=lambda o: bare(film, o, lo, hi))
     wall, cpu = ({k: [] for k in sides} for _ in range(2))
     for _ in range(rounds):
         for name, f in sides.items():
@@ -91,7 +101,8 @@ def overhead(tmp, rounds, n):
             shutil.rmtree(tmp/name)
     def share(runs, k): return round(statistics.median(a/b for a, b in zip(runs[k], runs['bare'])), 3)
     def fps(runs, k): return round(statistics.median(runs[k]), 1)
-    rows = [dict(side=k, fps=fps(wall, k), cpu_fps=fps(cpu, k), share=share(wall, k), cpu_share=share(cpu, k)) for k in sides]
+    rows = [dict(side=k, fps=fps(wall, k), cpu_fps=fps(cpu, k), share=share(wall, k), cpu_share=share(cpu, k))
+        for k in sides]
     return dict(film=f'{W}x{H}', frames=n, rounds=rounds, rows=rows)
 
 
@@ -118,7 +129,9 @@ def one(film, out, mode, pipe):
 def memory(tmp, long):
     "Peaks of a short and a long film"
     rows, ctx = [], mp.get_context('spawn')
-    for n in (500, long): write_video(tmp/f'{n}.mp4', (numbered_frame(i % 1000, 48, 80) for i in range(n)), '30000/1001', options=dict(preset='ultrafast'))
+    for n in (500, long):
+        write_video(tmp/f'{n}.mp4', (numbered_frame(i % 1000, 48, 80) for i in range(n)), '30000/1001',
+            options=dict(preset='ultrafast'))
     for mode in ('offline', 'stream'):
         for n in (500, long):
             a, b = ctx.Pipe()
@@ -137,18 +150,23 @@ def main():
     p.add_argument('--rounds', type=int, default=3)
     p.add_argument('--frames', type=int, default=400)
     p.add_argument('--long', type=int, default=10_000)
-    p.add_argument('--part', choices=['overhead', 'memory', 'both'], default='both', help='the other part of an earlier file is kept')
+    p.add_argument('--part', choices=['overhead', 'memory', 'both'], default='both',
+        help='the other part of an earlier file is kept')
     p.add_argument('--out', default=str(Path(__file__).parent/'results'/'depth_pipeline.json'))
     a = p.parse_args()
     torch.set_num_threads(1)
-    what = 'depth of a film: share of bare decode + encode that the pipeline reaches with a null model; peak memory of a long film over a short one'
+    what = (
+        'depth of a film: share of bare decode + encode that the pipeline reaches with a null model; peak memory of '
+        'a long film over a short one')
     f = Path(a.out)
     out = dict(json.loads(f.read_text()) if f.exists() else {}, what=what)
     with tempfile.TemporaryDirectory() as d:
         if a.part != 'memory':
             out['overhead'] = dict(overhead(Path(d), a.rounds, a.frames), machine=machine())
             for o in out['overhead']['rows']:
-                print(f"{o['side']:9} {o['fps']:6} frames/s, {o['share']:.1%} of bare decode + encode (of processor time {o['cpu_share']:.1%})", flush=True)
+                print(
+                    f"{o['side']:9} {o['fps']:6} frames/s, {o['share']:.1%} of bare decode + encode (of processor "
+                    f"time {o['cpu_share']:.1%})", flush=True)
         if a.part != 'overhead':
             out['memory'] = memory(Path(d), a.long)
             tops = {m: [o['peak'] for o in out['memory'] if o['mode'] == m] for m in ('offline', 'stream')}

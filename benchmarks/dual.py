@@ -1,13 +1,17 @@
-"""What dual masking saves: time and memory of a training step (forward, loss, backward) with and without it, at S and B.
+"""What dual masking saves: time and memory of a training step (forward, loss, backward) with and without it, at S
+and B.
 
-Input 16x128x128 (and 16x224x224 at B), tubes at 90 %, running cell at .5, target built in the step, one CPU thread. "Without" is vidlit's own
-VideoMAE, the same code that benchmarks/step.py times. All steps take turns in one process and processor time is counted; the saving is set against the
-ratio of operations, and against the document's 1.4x and 40 %. Memory, of a batch of 8, is counted twice: bytes that autograd keeps for the backward pass,
-and the peak of all tensors alive in a step, gradients included (torch's profiler). With attention written out, as in the official code, the scores are
+Input 16x128x128 (and 16x224x224 at B), tubes at 90 %, running cell at .5, target built in the step, one CPU
+thread. "Without" is vidlit's own
+VideoMAE, the same code that benchmarks/step.py times. All steps take turns in one process and processor time is
+counted; the saving is set against the
+ratio of operations, and against the document's 1.4x and 40 %. Memory, of a batch of 8, is counted twice: bytes
+that autograd keeps for the backward pass,
+and the peak of all tensors alive in a step, gradients included (torch's profiler). With attention written out,
+as in the official code, the scores are
 kept as well; how much that makes is counted on the meta device, up to ViT-g.
 
-    python benchmarks/dual.py [--rounds 15] [--out benchmarks/results/dual.json]
-"""
+    python benchmarks/dual.py [--rounds 15] [--out benchmarks/results/dual.json]"""
 # ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
 import argparse
 import json
@@ -27,7 +31,8 @@ from vidlit.pretrain.videomae_v2 import VideoMAE2, presets2
 GOAL = .95 # of the ratio of operations
 
 def peak_bytes(step):
-    "Most bytes alive at one time during a step, beyond what was there before: the running sum of the profiler's memory events"
+    """Most bytes alive at one time during a step, beyond what was there before: the running sum of the profiler's
+    memory events"""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof: step()
     events = sorted((e.start_ns(), e.nbytes()) for e in prof.profiler.kineto_results.events() if e.name()=='[memory]')
     return max(accumulate(n for _,n in events))
@@ -47,7 +52,8 @@ def written_out(size, side):
     with torch.device('meta'): net = VideoMAE2(presets2[size]).train()
     clip = torch.empty(1, 3, 16, side, side, device='meta')
     grid = grid_of(clip, presets2[size].enc.patch)
-    out = {k: kept_meta(net, clip, split_dual(dual_mask(1, grid, .9, torch.Generator().manual_seed(1), v))) for k,v in (('without', 0), ('dual', .5))}
+    out = {k: kept_meta(net, clip, split_dual(dual_mask(1, grid, .9, torch.Generator().manual_seed(1), v))) for k,
+        v in (('without', 0), ('dual', .5))}
     return out | dict(saved=round(1-out['dual']/out['without'], 3))
 
 def pair(size, batch, side):
@@ -70,8 +76,10 @@ def measure(size, side, batch, rounds):
     kept,peak = dict(without=kept_bytes(loss1), dual=kept_bytes(loss2)),{k: peak_bytes(f) for k,f in many.items()}
     times = alternate(steps, rounds)
     fast,ops = ratio(times, 'without', 'dual'),flops['without']/flops['dual']
-    return dict(batch=batch, side=side, seconds={k: dict(minimum=round(min(v), 4), median=round(statistics.median(v), 4)) for k,v in times.items()},
-        gflop={k: round(v/1e9, 2) for k,v in flops.items()}, flop_ratio=round(ops, 3), speedup=fast, of_flop_ratio={k: round(v/ops, 3) for k,v in fast.items()},
+    return dict(batch=batch, side=side,
+        seconds={k: dict(minimum=round(min(v), 4), median=round(statistics.median(v), 4)) for k,v in times.items()},
+        gflop={k: round(v/1e9, 2) for k,v in flops.items()}, flop_ratio=round(ops, 3), speedup=fast,
+        of_flop_ratio={k: round(v/ops, 3) for k,v in fast.items()},
         kept_mib={k: round(v/2**20, 1) for k,v in kept.items()}, kept_saved=round(1-kept['dual']/kept['without'], 3),
         peak_mib={k: round(v/2**20, 1) for k,v in peak.items()}, peak_saved=round(1-peak['dual']/peak['without'], 3))
 
@@ -86,12 +94,17 @@ def main():
     sizes = {s: measure(*known[s], args.rounds) for s in args.sizes.split(',')}
     setting = '16 frames, tubes .9, running cell .5, one thread, fp32; without = vidlit VideoMAE'
     out = {f'{k} {side}': written_out(k, side) for k,side in (('S', 128), ('B', 128), ('B', 224), ('g', 224))}
-    res = dict(machine=machine(), setting=setting, document=dict(speedup=1.4, memory_saved=.4), sizes=sizes, written_out=out)
+    res = dict(machine=machine(), setting=setting, document=dict(speedup=1.4, memory_saved=.4), sizes=sizes,
+        written_out=out)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(res, indent=1)+'\n')
     for s,o in sizes.items():
-        print(f"{s}: {o['speedup']} times as fast; operations {o['flop_ratio']}, of which {o['of_flop_ratio']} (goal {GOAL}; document 1.4)")
-        print(f"   kept for the backward pass: {o['kept_saved']:.0%} less; peak: {o['peak_saved']:.0%} less (document 40 %)")
+        print(
+            f"{s}: {o['speedup']} times as fast; operations {o['flop_ratio']}, of which {o['of_flop_ratio']} (goal "
+            f"{GOAL}; document 1.4)")
+        print(
+            f"   kept for the backward pass: {o['kept_saved']:.0%} less; peak: {o['peak_saved']:.0%} less (document "
+            f"40 %)")
     print('kept, with attention written out:', {k: f"{o['saved']:.0%} less" for k,o in res['written_out'].items()})
 
 if __name__ == '__main__': main()

@@ -1,13 +1,17 @@
-"""What a frame costs: a model of stills, the same model in windows of 32, the same as a stream, and MiDaS's architecture, at their published sizes.
+"""What a frame costs: a model of stills, the same model in windows of 32, the same as a stream, and MiDaS's
+architecture, at their published sizes.
 
-Random weights (cost does not depend on weights), one CPU thread, float32, input 224x224, which is a multiple of both patch sizes. MiDaS is transformers'
-DPTForDepthEstimation with the configuration of Intel/dpt-large; no weights are loaded. Every case runs in a process of its own: processor time of
-`--rounds` calls after one that is not counted, per frame of film (a window of 32 gives 22 new frames), and the memory at its peak above that of the
-loaded model. A large matrix product in the same process says how fast the machine was at that moment. Operations at the models' own sizes (518, MiDaS
+Random weights (cost does not depend on weights), one CPU thread, float32, input 224x224, which is a multiple of
+both patch sizes. MiDaS is transformers'
+DPTForDepthEstimation with the configuration of Intel/dpt-large; no weights are loaded. Every case runs in a
+process of its own: processor time of
+`--rounds` calls after one that is not counted, per frame of film (a window of 32 gives 22 new frames), and the
+memory at its peak above that of the
+loaded model. A large matrix product in the same process says how fast the machine was at that moment.
+Operations at the models' own sizes (518, MiDaS
 384) are counted on the meta device.
 
-    python benchmarks/per_frame.py [--rounds 3] [--cases S stills,...] [--out benchmarks/results/per_frame.json]
-"""
+    python benchmarks/per_frame.py [--rounds 3] [--cases S stills,...] [--out benchmarks/results/per_frame.json]"""
 # ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
 import argparse
 import gc
@@ -30,7 +34,8 @@ CASES = [f'{s} {m}' for s in 'SB' for m in ('stills','stream','windows')]+['MiDa
 def midas():
     "transformers' DPT as Intel/dpt-large is configured: MiDaS 3.0's large model"
     from transformers import DPTConfig, DPTForDepthEstimation
-    cfg = DPTConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, image_size=384,
+    cfg = DPTConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+        image_size=384,
         backbone_out_indices=[5,11,17,23], neck_hidden_sizes=[256,512,1024,1024])
     return DPTForDepthEstimation(cfg)
 
@@ -40,7 +45,8 @@ def build(case, device='cpu'):
     size,mode = case.split()
     with torch.device(device):
         if size=='MiDaS': return midas().eval()
-        model = VideoDepth(dict(S=video_depth_s, B=video_depth_b, L=video_depth_l)[size]).eval().to(device) # tables made by numpy, too
+        # tables made by numpy, too
+        model = VideoDepth(dict(S=video_depth_s, B=video_depth_b, L=video_depth_l)[size]).eval().to(device)
     return model.image if mode=='stills' else model
 
 def full_state(model, x):
@@ -87,11 +93,14 @@ def one(case, rounds):
                 if i: keep.append(time.process_time()-start)
         peak = memory('VmHWM')
     p = sum(o.numel() for o in model.parameters())
-    return dict(seconds=round(min(times)/frames, 4), seconds_median=round(statistics.median(times)/frames, 4), frames=frames, params=p,
-        weights_mib=round(p*4/2**20, 1), working_mib=round((peak-before)/2**20, 1), matmul_gflops=round(2*MAT**3/min(mat)/1e9, 1))
+    return dict(seconds=round(min(times)/frames, 4), seconds_median=round(statistics.median(times)/frames, 4),
+        frames=frames, params=p,
+        weights_mib=round(p*4/2**20, 1), working_mib=round((peak-before)/2**20, 1),
+        matmul_gflops=round(2*MAT**3/min(mat)/1e9, 1))
 
 def gflop(case, side=None):
-    "Operations for a frame of film, at the model's own size when no other is given; counted on the meta device, where attention is counted too"
+    """Operations for a frame of film, at the model's own size when no other is given; counted on the meta device,
+    where attention is counted too"""
     model = build(case, 'meta')
     with torch.no_grad():
         run,frames = call(case, model, side or (MIDAS_OWN if case[0]=='M' else OWN), 'meta')
@@ -110,13 +119,15 @@ def main():
     from step import machine
     rows = {}
     for case in args.cases.split(','):
-        r = subprocess.run([sys.executable, __file__, '--one', case, '--rounds', str(args.rounds)], capture_output=True, text=True)
+        r = subprocess.run([sys.executable, __file__, '--one', case, '--rounds', str(args.rounds)],
+            capture_output=True, text=True)
         if r.returncode: raise SystemExit(r.stderr[-2000:])
         rows[case] = dict(json.loads(r.stdout.splitlines()[-1]), gflop=gflop(case, SIDE), own_size_gflop=gflop(case))
         print(case, rows[case], flush=True)
     big = {c: gflop(c) for c in ('L stills','L stream','L windows')}
     import transformers
-    res = dict(machine=machine(), transformers=transformers.__version__, setting=f'{SIDE}x{SIDE}, float32, one thread, random weights; own size 518, MiDaS 384',
+    res = dict(machine=machine(), transformers=transformers.__version__,
+        setting=f'{SIDE}x{SIDE}, float32, one thread, random weights; own size 518, MiDaS 384',
         cases=rows, own_size_gflop_l=big)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(res, indent=1)+'\n')

@@ -1,11 +1,12 @@
 """How long the commands and the first import take, beside `python -c 'import torch'` in the same run.
 
-Each line is started five times in a process of its own, the lines taking turns, so that a machine that grows slower does so for all of them. Wall
-seconds and core-seconds (user and system time of the process) are medians. A matrix product in between says how fast the machine was. Bytecode is kept
+Each line is started five times in a process of its own, the lines taking turns, so that a machine that grows
+slower does so for all of them. Wall
+seconds and core-seconds (user and system time of the process) are medians. A matrix product in between says how
+fast the machine was. Bytecode is kept
 in a folder of its own and made before the first start that counts: an installed package has it.
 
-    python benchmarks/start.py [--rounds 5] [--out benchmarks/results/start.json]
-"""
+    python benchmarks/start.py [--rounds 5] [--out benchmarks/results/start.json]"""
 # ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
 import argparse
 import json
@@ -22,9 +23,11 @@ import torch
 from step import machine
 
 SHELL = 'import sys; from vidlit.cli.app import main; main()'
-LINES = {'import torch': ('import torch',), 'from vidlit import VideoMAE': ('from vidlit import VideoMAE',), 'vidlit --help': (SHELL, '--help'),
+LINES = {'import torch': ('import torch',), 'from vidlit import VideoMAE': ('from vidlit import VideoMAE',),
+    'vidlit --help': (SHELL, '--help'),
     'vidlit depth --help': (SHELL, 'depth', '--help'), 'vidlit reproduce --list': (SHELL, 'reproduce', '--list')}
-LIMITS = {'vidlit --help': ('seconds', .3), 'vidlit depth --help': ('seconds', .5), 'vidlit reproduce --list': ('seconds', 1.5),
+LIMITS = {'vidlit --help': ('seconds', .3), 'vidlit depth --help': ('seconds', .5),
+    'vidlit reproduce --list': ('seconds', 1.5),
     'from vidlit import VideoMAE': ('of_torch', 1.3)}
 MAT = 1024
 
@@ -60,7 +63,8 @@ def main():
             for k,line in LINES.items():
                 if i: got[k].append(start(line, env))
                 else: start(line, env)
-    rows = {k: dict(zip(('seconds','core_seconds'), (round(statistics.median(o), 3) for o in zip(*v)))) for k,v in got.items()}
+    rows = {k: dict(zip(('seconds','core_seconds'), (round(statistics.median(o), 3) for o in zip(*v)))) for k,
+        v in got.items()}
     torch_core,one = rows['import torch']['core_seconds'],min(mat)
     for k,r in rows.items():
         r.update(of_torch=round(r['core_seconds']/torch_core, 3), matrix_products=round(r['core_seconds']/one, 1))

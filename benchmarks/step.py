@@ -1,11 +1,12 @@
 """One VideoMAE training step (forward, loss, backward) against transformers' on one CPU thread.
 
-ViT-S with a 192x4 decoder, clips 16x128x128, batch 4, tubes at 90 %, target built in the step. Both sides start from the same weights and see the
-same clip and mask; their results are compared before anything is timed. All sides and a large matrix product take turns in one process, and
+ViT-S with a 192x4 decoder, clips 16x128x128, batch 4, tubes at 90 %, target built in the step. Both sides start
+from the same weights and see the
+same clip and mask; their results are compared before anything is timed. All sides and a large matrix product
+take turns in one process, and
 processor time is counted, so that a busy machine slows all of them; ratios of minima and medians are reported.
 
-    python benchmarks/step.py [--rounds 9] [--curve 60] [--out benchmarks/results/step.json]
-"""
+    python benchmarks/step.py [--rounds 9] [--curve 60] [--out benchmarks/results/step.json]"""
 # ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
 import argparse
 import json
@@ -30,16 +31,20 @@ SIDE = 2048 # of the matrices whose product measures the machine
 def machine():
     "What the numbers were measured on"
     flags = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
-    cpu = next((l.split(':')[1].strip() for l in flags.splitlines() if l.startswith('model name')), platform.processor())
-    return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), avx512_bf16='avx512_bf16' in flags, amx='amx_bf16' in flags,
-        torch=torch.__version__, python=platform.python_version(), system=platform.system(), load=[round(o, 2) for o in os.getloadavg()])
+    cpu = next((l.split(':')[1].strip() for l in flags.splitlines() if l.startswith('model name')),
+        platform.processor())
+    return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), avx512_bf16='avx512_bf16' in flags,
+        amx='amx_bf16' in flags,
+        torch=torch.__version__, python=platform.python_version(), system=platform.system(),
+        load=[round(o, 2) for o in os.getloadavg()])
 
 def pair():
     "Our model and transformers', from the same weights"
     import transformers
     transformers.logging.set_verbosity_error()
     ours = VideoMAE(videomae_s, gen=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as d: theirs = transformers.VideoMAEForPreTraining.from_pretrained(ours.save_pretrained(d, (16,128,128)))
+    with tempfile.TemporaryDirectory() as d:
+        theirs = transformers.VideoMAEForPreTraining.from_pretrained(ours.save_pretrained(d, (16,128,128)))
     return ours.train(), theirs.train(), transformers.__version__
 
 def flops_of(step):
@@ -59,7 +64,8 @@ def alternate(steps, rounds, warm=2):
 
 def ratio(times, a, b):
     "How many times as fast b is as a: by minima, and the median of ratios within a round"
-    return dict(minimum=round(min(times[a])/min(times[b]), 3), paired_median=round(statistics.median(x/y for x,y in zip(times[a], times[b])), 3))
+    return dict(minimum=round(min(times[a])/min(times[b]), 3),
+        paired_median=round(statistics.median(x/y for x,y in zip(times[a], times[b])), 3))
 
 def speed(rounds):
     "Both models, ours under bf16 autocast too, and the matrix product"
@@ -80,13 +86,16 @@ def speed(rounds):
     same['grad'] = float((ours.mask_token.grad-theirs.mask_token.grad).abs().max())
     if max(same.values())>1e-4: raise SystemExit(f"results differ: {same}")
     flops = flops_of(vidlit)
-    times = alternate({'transformers': hf, 'vidlit': vidlit, 'matmul': lambda: torch.mm(*mats), 'vidlit_bf16': vidlit_bf16}, rounds)
+    times = alternate({'transformers': hf, 'vidlit': vidlit, 'matmul': lambda: torch.mm(*mats),
+        'vidlit_bf16': vidlit_bf16}, rounds)
     rate = [2*SIDE**3/o for o in times['matmul']]
     own = [flops/o for o in times['vidlit']]
-    return dict(transformers=version, seconds={k: dict(minimum=round(min(v), 4), median=round(statistics.median(v), 4)) for k,v in times.items()},
+    return dict(transformers=version,
+        seconds={k: dict(minimum=round(min(v), 4), median=round(statistics.median(v), 4)) for k,v in times.items()},
         largest_difference=same, gflop=round(flops/1e9, 2), matmul_gflops=round(max(rate)/1e9, 1),
         fp32_speedup=ratio(times, 'transformers', 'vidlit'), bf16_speedup=ratio(times, 'transformers', 'vidlit_bf16'),
-        fraction_of_matmul=dict(minimum=round(max(own)/max(rate), 3), paired_median=round(statistics.median(a/b for a,b in zip(own, rate)), 3)))
+        fraction_of_matmul=dict(minimum=round(max(own)/max(rate), 3),
+        paired_median=round(statistics.median(a/b for a,b in zip(own, rate)), 3)))
 
 def curve(steps, seed, bf16):
     "Losses of a short training on worlds"
@@ -100,7 +109,8 @@ def curve(steps, seed, bf16):
     losses = []
     for i in range(steps):
         clip = normalise(make_clips([seed*10**6+i*16+j for j in range(16)], WorldConfig(t=8, h=32, w=32))[0])
-        with torch.autocast('cpu', torch.bfloat16, enabled=bf16): loss = model(clip, tube_mask(16, Grid(4,4,4), .75, gen)).loss
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            loss = model(clip, tube_mask(16, Grid(4,4,4), .75, gen)).loss
         opt.zero_grad(); loss.backward(); opt.step()
         losses.append(loss.item())
     return losses
@@ -113,9 +123,11 @@ def curves(steps, seeds=4):
     last = lambda c: sum(c[-tail:])/tail
     noise = statistics.stdev(map(last, full))
     gap = [last(b)-last(a) for a,b in zip(full, half)]
-    return dict(steps=steps, seeds=seeds, fp32=[[round(o, 4) for o in c] for c in full], bf16=[[round(o, 4) for o in c] for c in half],
+    return dict(steps=steps, seeds=seeds, fp32=[[round(o, 4) for o in c] for c in full],
+        bf16=[[round(o, 4) for o in c] for c in half],
         last_quarter=dict(fp32=[round(last(c), 4) for c in full], bf16=[round(last(c), 4) for c in half]),
-        seed_deviation=round(noise, 5), mean_gap=round(statistics.mean(gap), 5), largest_gap=round(max(map(abs, gap)), 5),
+        seed_deviation=round(noise, 5), mean_gap=round(statistics.mean(gap), 5),
+        largest_gap=round(max(map(abs, gap)), 5),
         within_noise=max(map(abs, gap))<=noise)
 
 def main():
@@ -125,12 +137,16 @@ def main():
     ap.add_argument('--out', type=Path, default=Path(__file__).parent/'results'/'step.json')
     args = ap.parse_args()
     torch.set_num_threads(1)
-    res = dict(machine=machine(), setting='ViT-S, decoder 192x4, 16x128x128, batch 4, tube .9, one thread, fp32 unless said', **speed(args.rounds))
+    res = dict(machine=machine(),
+        setting='ViT-S, decoder 192x4, 16x128x128, batch 4, tube .9, one thread, fp32 unless said',
+        **speed(args.rounds))
     if args.curve: res['bf16_curve'] = curves(args.curve)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(res, indent=1))
     print(f"fp32: {res['fp32_speedup']} times as fast as transformers {res['transformers']} (goal 1.08)")
-    print(f"fraction of the matrix-product rate of {res['matmul_gflops']} GFLOP/s: {res['fraction_of_matmul']} (goal .80)")
+    print(
+        f"fraction of the matrix-product rate of {res['matmul_gflops']} GFLOP/s: {res['fraction_of_matmul']} (goal "
+        f".80)")
     print(f"bf16 autocast: {res['bf16_speedup']} times transformers' fp32 (goal 1.5)")
     if args.curve: print({k: v for k,v in res['bf16_curve'].items() if k not in ('fp32','bf16')})
 

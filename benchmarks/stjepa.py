@@ -1,12 +1,15 @@
 """The student's training step from cached tokens, and with the teacher in the loop: ViT-B, ViT-H. One CPU thread.
 
-The student is the document's (384 wide, 12 blocks, 8 factorised), targets are 384 wide. The same step each time: forward with hidden tokens, cosine loss,
-backward; the only difference is where the targets come from: read from a float16 `TokenCache` on disk, or from a teacher that looks at the clip (norm and
-projection included). Sides and a large matrix product take turns in one process, processor time is counted. What the operations promise is the FLOP ratio
+The student is the document's (384 wide, 12 blocks, 8 factorised), targets are 384 wide. The same step each
+time: forward with hidden tokens, cosine loss,
+backward; the only difference is where the targets come from: read from a float16 `TokenCache` on disk, or from
+a teacher that looks at the clip (norm and
+projection included). Sides and a large matrix product take turns in one process, processor time is counted.
+What the operations promise is the FLOP ratio
 (step with teacher over step without); the bar is 85 % of it.
 
-    python benchmarks/stjepa.py [--rounds 5] [--frames 8] [--size 112] [--batch 2] [--teachers B H] [--out benchmarks/results/stjepa.json]
-"""
+    python benchmarks/stjepa.py [--rounds 5] [--frames 8] [--size 112] [--batch 2] [--teachers B H] [--out
+benchmarks/results/stjepa.json]"""
 # ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
 import argparse
 import json
@@ -52,12 +55,17 @@ def speed(rounds, frames, size, batch, teachers):
     read = lambda k=one: caches[k][list(range(batch))]
     same = {k: abs(step(read(k))-step(nets[k](clip))) for k in teachers}
     if max(same.values())>1e-3: raise SystemExit(f"results differ: {same}")
-    flops = {'cached': flops_of(lambda: step(read())), **{k: flops_of(lambda k=k: step(nets[k](clip))) for k in teachers}}
+    flops = {'cached': flops_of(lambda: step(read())),
+        **{k: flops_of(lambda k=k: step(nets[k](clip))) for k in teachers}}
     mats = [torch.randn(SIDE, SIDE, generator=gen) for _ in range(2)]
-    steps = {'cached': lambda: step(read()), **{k: (lambda k=k: step(nets[k](clip))) for k in teachers}, 'matmul': lambda: torch.mm(*mats)}
+    steps = {'cached': lambda: step(read()), **{k: (lambda k=k: step(nets[k](clip))) for k in teachers},
+        'matmul': lambda: torch.mm(*mats)}
     times = alternate(steps, rounds)
-    out = dict(setting=f'student 384 x 12 (8 factorised), {frames}x{size}x{size}, batch {batch}, {grid.n} tokens, tube .9, one thread, fp32',
-        student_params=count_params(net), teacher_params={k: count_params(t.encoder) for k,t in nets.items()}, loss_difference=same,
+    out = dict(
+        setting=f'student 384 x 12 (8 factorised), {frames}x{size}x{size}, batch {batch}, {grid.n} tokens, tube .9, '
+        f'one thread, fp32',
+        student_params=count_params(net), teacher_params={k: count_params(t.encoder) for k,t in nets.items()},
+        loss_difference=same,
         gflop={k: round(v/1e9, 2) for k,v in flops.items()},
         seconds={k: dict(minimum=round(min(v), 4), median=round(statistics.median(v), 4)) for k,v in times.items()},
         matmul_gflops=round(2*SIDE**3/min(times['matmul'])/1e9, 1), speedup={})
@@ -81,7 +89,9 @@ def main():
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(res, indent=1))
     for k,v in res['speedup'].items():
-        print(f"from the cache {v['paired_median']} times as fast as with ViT-{k} in the loop; operations say {v['flop_ratio']}: "
+        print(
+            f"from the cache {v['paired_median']} times as fast as with ViT-{k} in the loop; operations say "
+            f"{v['flop_ratio']}: "
             f"{v['of_flop_ratio']:.0%} of it (goal 85 %)")
 
 if __name__ == '__main__': main()

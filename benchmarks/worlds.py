@@ -1,6 +1,8 @@
-"""How fast worlds are made: `python benchmarks/worlds.py` prints a table and writes benchmarks/results/worlds.json.
+"""How fast worlds are made: `python benchmarks/worlds.py` prints a table and writes
+benchmarks/results/worlds.json.
 
-One thread; wall time is the best of several runs, so a busy machine shows least. `cpu_ms` is the time this process really had a core."""
+One thread; wall time is the best of several runs, so a busy machine shows least. `cpu_ms` is the time this
+process really had a core."""
 import argparse
 import json
 import os
@@ -17,8 +19,10 @@ from vidlit.worlds.worlds import WorldConfig, make_clips, make_worlds  # noqa: E
 BIG = WorldConfig(t=16, h=64, w=64, n_obj=5, camera='any')
 CASES = {  # name: (what is made, worlds at once)
     '16x64x64, 5 objects, all truth': (lambda b: make_worlds(range(b), BIG), 1),
-    '16x64x64, 5 objects, all truth, lit': (lambda b: make_worlds(range(b), WorldConfig(16, 64, 64, 5, camera='any', lit=True)), 1),
-    '16x64x64, 5 objects, all truth, lit, shadows': (lambda b: make_worlds(range(b), WorldConfig(16, 64, 64, 5, camera='any', lit=True, shadows=True)), 1),
+    '16x64x64, 5 objects, all truth, lit': (
+    lambda b: make_worlds(range(b), WorldConfig(16, 64, 64, 5, camera='any', lit=True)), 1),
+    '16x64x64, 5 objects, all truth, lit, shadows': (
+    lambda b: make_worlds(range(b), WorldConfig(16, 64, 64, 5, camera='any', lit=True, shadows=True)), 1),
     '16x64x64, 5 objects, clips only': (lambda b: make_clips(range(b), BIG), 4),
     '8x32x32, 2 objects, clips only': (lambda b: make_clips(range(b), WorldConfig()), 32),
     '16x32x32, 3 objects, clips only': (lambda b: make_clips(range(b), WorldConfig(t=16, n_obj=3, camera='hand')), 32),
@@ -30,9 +34,11 @@ CASES = {  # name: (what is made, worlds at once)
 def machine():
     "What this ran on."
     info = Path('/proc/cpuinfo')
-    cpu = next((x.split(':')[1].strip() for x in info.read_text().splitlines() if x.startswith('model name')), '') if info.exists() else ''
+    cpu = (next((x.split(':')[1].strip() for x in info.read_text().splitlines() if x.startswith('model name')), '')
+        if info.exists() else '')
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
-    return dict(cpu=cpu or platform.processor(), cores=os.cpu_count(), python=platform.python_version(), torch=torch.__version__,
+    return dict(cpu=cpu or platform.processor(), cores=os.cpu_count(), python=platform.python_version(),
+        torch=torch.__version__,
                 threads=torch.get_num_threads(), load=load)
 
 
@@ -45,7 +51,8 @@ def measure(make, b, budget):
         make(b)
         wall.append(time.perf_counter()-w0)
         cpu.append(time.process_time()-c0)
-    return dict(batch=b, wall_ms=round(min(wall)/b*1e3, 3), cpu_ms=round(min(cpu)/b*1e3, 3), clips_per_s=round(b/min(wall), 1), runs=len(wall))
+    return dict(batch=b, wall_ms=round(min(wall)/b*1e3, 3), cpu_ms=round(min(cpu)/b*1e3, 3),
+        clips_per_s=round(b/min(wall), 1), runs=len(wall))
 
 
 def truth(n=24):
@@ -56,8 +63,10 @@ def truth(n=24):
     exact = make_worlds(range(n), BIG, dtype=torch.float64)
     same = w.seg == exact.seg
     off = (w.depth-exact.depth).abs()[same]
-    return dict(warp_error=(backward_warp(after, w.flow)-now).abs()[see].mean().item(), copy_error=(after-now).abs()[see].mean().item(),
-                float_depth_max=off.max().item(), float_depth_q999=off.sort().values[int(.999*len(off))].item(), float_seg_differs=1-same.float().mean().item())
+    return dict(warp_error=(backward_warp(after, w.flow)-now).abs()[see].mean().item(),
+        copy_error=(after-now).abs()[see].mean().item(),
+                float_depth_max=off.max().item(), float_depth_q999=off.sort().values[int(.999*len(off))].item(),
+                float_seg_differs=1-same.float().mean().item())
 
 
 def main():

@@ -1,4 +1,5 @@
-"""make check: what can be seen in seconds. Export in sync, notebooks clean, chkstyle quiet, walls kept, ruff, README from index."""
+"""make check: what can be seen in seconds. Export in sync, notebooks clean, chkstyle quiet, walls kept, ruff,
+README from index."""
 import filecmp
 import json
 import re
@@ -27,8 +28,10 @@ def copy_again(tmp):
 
 def differing(tmp, folder, pattern):
     made = {'__pycache__', '.ipynb_checkpoints', '_proc'}
-    a, b = ({p.relative_to(r/folder) for p in (r/folder).rglob(pattern) if not made & set(p.parts)} for r in (ROOT, tmp))
-    return sorted(str(p) for p in (a ^ b) | {p for p in a & b if not filecmp.cmp(ROOT/folder/p, tmp/folder/p, shallow=False)})
+    a, b = ({p.relative_to(r/folder) for p in (r/folder).rglob(pattern) if not made & set(p.parts)}
+        for r in (ROOT, tmp))
+    return sorted(str(p) for p in (a ^ b)
+        | {p for p in a & b if not filecmp.cmp(ROOT/folder/p, tmp/folder/p, shallow=False)})
 
 
 def synced():
@@ -36,7 +39,8 @@ def synced():
         tmp = Path(t)
         said = copy_again(tmp)
         if said: return said
-        return ([f'vidlit/{p} is not what the notebooks export: run nbdev_export' for p in differing(tmp, 'vidlit', '*.py')]
+        return ([f'vidlit/{p} is not what the notebooks export: run nbdev_export'
+            for p in differing(tmp, 'vidlit', '*.py')]
                 + [f'nbs/{p} is not clean: run nbdev_clean' for p in differing(tmp, 'nbs', '*.ipynb')])
 
 
@@ -72,19 +76,23 @@ def narrow():
     def said(name, lines): return [f'{name}: {len(l)} columns: {l.strip()[:70]}' for l in lines if len(l)>WIDE]
     pages = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not {'_proc', '.ipynb_checkpoints'} & set(p.parts))
     out = [s for p in pages for c in json.loads(p.read_text())['cells'] if c['cell_type']=='code'
-        for s in said(p.relative_to(ROOT), [l for l in ''.join(c['source']).splitlines() if not l.startswith('#| fig-cap')])]
-    scripts = [*(ROOT/'tests').glob('*.py'), *(ROOT/'benchmarks').glob('*.py'), ROOT/'setup.py', ROOT/'vidlit'/'__init__.py']
+        for s in said(p.relative_to(ROOT),
+        [l for l in ''.join(c['source']).splitlines() if not l.startswith('#| fig-cap')])]
+    scripts = [*(ROOT/'tests').glob('*.py'), *(ROOT/'benchmarks').glob('*.py'), ROOT/'setup.py',
+        ROOT/'vidlit'/'__init__.py']
     return out + [s for p in sorted(scripts) for s in said(p.relative_to(ROOT), p.read_text().splitlines())]
 
 
 def readme():
     sys.path.insert(0, str(ROOT/'tests'))
     from readme import made
-    return [] if (ROOT/'README.md').read_text() == made() else ['README.md is not what nbs/index.ipynb makes: run python tests/readme.py']
+    return ([] if (ROOT/'README.md').read_text() == made()
+        else ['README.md is not what nbs/index.ipynb makes: run python tests/readme.py'])
 
 
 def main():
-    checks = {'export in sync, notebooks clean': synced, 'chkstyle': quiet, 'README from index': readme, 'lines of at most 120': narrow, 'outputs without places': placeless,
+    checks = {'export in sync, notebooks clean': synced, 'chkstyle': quiet, 'README from index': readme,
+        'lines of at most 120': narrow, 'outputs without places': placeless,
               'walls': lambda: tool(sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_layers.py'),
               'ruff': lambda: tool(BIN/'ruff', 'check', '-q', 'tests', 'benchmarks', 'setup.py', 'vidlit/__init__.py')}
     bad = 0

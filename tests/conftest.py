@@ -1,4 +1,5 @@
-"Bytecode is kept where the environment keeps none: tests start many processes, and without it each compiles torch and fastai again, for fifteen seconds."
+"""Bytecode is kept where the environment keeps none: tests start many processes, and without it each compiles
+torch and fastai again, for fifteen seconds."""
 import os
 import sys
 
@@ -11,7 +12,8 @@ def pytest_configure(config):
     os.environ['PYTHONPYCACHEPREFIX'] = sys.pycache_prefix # processes that xdist and tests start
 
 
-LONG = 'test_reproduce', 'test_chunk_run', 'test_docs', 'test_sharding', 'test_video_depth_study', 'test_distributed', 'test_cli', 'test_stjepa'
+LONG = ('test_reproduce', 'test_chunk_run', 'test_docs', 'test_sharding', 'test_video_depth_study',
+    'test_distributed', 'test_cli', 'test_stjepa')
 
 
 def pytest_collection_modifyitems(items):

@@ -29,4 +29,5 @@ def both(ctx): return dict(sum=sum(ctx.result(k)['done'] for k in ctx.job.needs)
 if __name__ == '__main__':
     import sys
     from vidlit.lab.jobs import Job, run_jobs
-    run_jobs([Job(f'nap/{i}', 'experiment_toys:nap', dict(seconds=120)) for i in range(2)], Path(sys.argv[1]), workers=2)
+    run_jobs([Job(f'nap/{i}', 'experiment_toys:nap', dict(seconds=120)) for i in range(2)], Path(sys.argv[1]),
+        workers=2)

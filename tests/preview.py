@@ -1,7 +1,10 @@
-"""make preview: every page as HTML, by pandoc alone (no Quarto needed), with the sidebar, formulas and figures of the site.
+"""make preview: every page as HTML, by pandoc alone (no Quarto needed), with the sidebar, formulas and figures of
+the site.
 
-python tests/preview.py                          # all pages that changed, into _preview/; open _preview/index.html
-python tests/preview.py pretrain/02_videomae.ipynb --shots shots   # one page, and a picture of it (needs Chromium)"""
+python tests/preview.py                          # all pages that changed, into _preview/; open
+_preview/index.html
+python tests/preview.py pretrain/02_videomae.ipynb --shots shots   # one page, and a picture of it (needs
+Chromium)"""
 import argparse
 import html
 import json
@@ -19,23 +22,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from pages import NBS, pages, process, sidebar, text  # noqa: E402
 
-CSS = """
-:root { --ink:#1d2b33; --soft:#5b6b75; --line:#dfe6ea; --accent:#22577a; }
-* { box-sizing:border-box } body { margin:0; color:var(--ink); font:17px/1.6 "Source Sans 3","Segoe UI",system-ui,sans-serif }
-.page { display:grid; grid-template-columns:17rem minmax(0,52rem); gap:3rem; padding:0 1.5rem }
-nav { position:sticky; top:0; height:100vh; overflow:auto; padding:1.2rem 0; font-size:.86rem; border-right:1px solid var(--line) }
-nav summary { cursor:pointer; font-weight:600; margin:.55rem 0 .2rem } nav a { display:block; padding:.1rem .6rem; color:var(--soft); text-decoration:none }
-nav a.here { color:var(--accent); font-weight:600; border-left:3px solid var(--accent) } nav a:hover { color:var(--accent) }
-main { padding:1.5rem 0 5rem } a { color:#1f6f8b } h1 { line-height:1.2; margin:.4rem 0 } h2 { margin-top:2.4rem; border-bottom:1px solid var(--line) }
-.promise { font-size:1.12rem; color:var(--soft); border-left:3px solid var(--accent); padding-left:.9rem; margin:0 0 1.5rem }
-pre { background:#f6f8f9; border:1px solid var(--line); border-radius:4px; padding:.7rem .9rem; overflow:auto; font-size:.82rem; line-height:1.45 }
-.out pre { background:none; border:0; border-left:3px solid var(--line); border-radius:0 } code { font-size:.88em }
-table { border-collapse:collapse; font-size:.86rem; font-variant-numeric:tabular-nums; display:block; overflow:auto } th,td { padding:.25rem .7rem; border-bottom:1px solid var(--line); text-align:left; vertical-align:top }
-figure { margin:1.2rem 0 } img { max-width:100% } figcaption { font-size:.88rem; color:var(--soft) } .shown { max-width:100%; overflow:auto }
-code .kw, code .cf, code .im { color:#22577a; font-weight:600 } code .st, code .ss { color:#2e7d4f } code .co { color:#8a6d3b }
-code .dv, code .fl, code .bu { color:#7a3e8a }
-@media (max-width:60rem) { .page { grid-template-columns:minmax(0,1fr) } nav { position:static; height:auto } }
-"""
+CSS = (Path(__file__).parent/'preview.css').read_text()
 
 
 def outputs(cell, cap):
@@ -103,8 +90,10 @@ def render(page, out):
     to = Path(out)/page.replace('.ipynb', '.html')
     to.parent.mkdir(parents=True, exist_ok=True)
     head = f'<h1>{html.escape(title)}</h1><p class="promise">{html.escape(promise)}</p>' if title else ''
-    to.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<title>{html.escape(title)} - vidlit</title><style>{CSS}</style><div class="page">{nav(page)}<main>{head}{body}</main></div></html>')
+    to.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<title>{html.escape(title)} - vidlit</title><style>{CSS}</style><div '
+        f'class="page">{nav(page)}<main>{head}{body}</main></div></html>')
     return to
 
 
@@ -113,12 +102,14 @@ def shoot(htmls, folder, height=2400):
     chromium = next((c for c in ('chromium', 'chromium-browser', 'google-chrome') if shutil.which(c)), None)
     if chromium is None: sys.exit('--shots needs Chromium on PATH')
     Path(folder).mkdir(parents=True, exist_ok=True)
-    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--no-first-run', '--disable-background-networking',
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--no-first-run',
+        '--disable-background-networking',
         '--disable-component-update', '--disable-sync', f'--window-size=1300,{height}']
     for p in htmls:
         png = Path(folder)/('-'.join(p.parts[-2:])+'.png')
         with tempfile.TemporaryDirectory() as home:
-            subprocess.run([chromium, *flags, f'--user-data-dir={home}', f'--screenshot={png.resolve()}', p.resolve().as_uri()],
+            subprocess.run([chromium, *flags, f'--user-data-dir={home}', f'--screenshot={png.resolve()}',
+                p.resolve().as_uri()],
                 check=True, capture_output=True, timeout=120)
         print(png)
 
@@ -126,7 +117,8 @@ def shoot(htmls, folder, height=2400):
 def stale(page, out):
     "Has a page changed since it was rendered?"
     made = Path(out)/page.replace('.ipynb', '.html')
-    return not made.exists() or made.stat().st_mtime < max(o.stat().st_mtime for o in (NBS/page, NBS/'_quarto.yml', Path(__file__)))
+    return (not made.exists()
+        or made.stat().st_mtime < max(o.stat().st_mtime for o in (NBS/page, NBS/'_quarto.yml', Path(__file__))))
 
 
 def main():

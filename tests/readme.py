@@ -1,4 +1,5 @@
-"""README.md is made from nbs/index.ipynb: its visible cells as GitHub markdown. `python tests/readme.py` writes it, `make check` compares."""
+"""README.md is made from nbs/index.ipynb: its visible cells as GitHub markdown. `python tests/readme.py` writes
+it, `make check` compares."""
 import json
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The command line as its users meet it: as a process of its own, or `here`, in this process through the same `main`."""
+"""The command line as its users meet it: as a process of its own, or `here`, in this process through the same
+`main`."""
 import subprocess
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What must work with the newest runtime packages and none of the dev pins: import, train one step, read and write a film, the command line."""
+"""What must work with the newest runtime packages and none of the dev pins: import, train one step, read and write
+a film, the command line."""
 import json
 import subprocess
 import sys
@@ -10,13 +11,16 @@ from pathlib import Path
 def run(*cmd): return subprocess.run(cmd, capture_output=True, text=True, check=True).stdout
 
 
-t = run(sys.executable, '-c', 'import time; t=time.perf_counter(); import vidlit, sys; print(time.perf_counter()-t, "torch" in sys.modules)').split()
+t = run(sys.executable, '-c',
+    'import time; t=time.perf_counter(); import vidlit, sys; '
+    'print(time.perf_counter()-t, "torch" in sys.modules)').split()
 assert float(t[0]) < 1 and t[1] == 'False', t
 
 import fastai  # noqa: E402
 import fastcore  # noqa: E402
 import torch  # noqa: E402
-from vidlit import Grid, VideoMAE, VideoReader, WorldConfig, clip_dls, make_worlds, normalise, tube_mask, write_video  # noqa: E402
+from vidlit import Grid, VideoMAE, VideoReader, WorldConfig, clip_dls  # noqa: E402
+from vidlit import make_worlds, normalise, tube_mask, write_video  # noqa: E402
 from vidlit.pretrain.videomae import pretrainer  # noqa: E402
 from vidlit.studies.videomae_jobs import fresh, setups  # noqa: E402
 from vidlit.train.callbacks import fit  # noqa: E402
@@ -38,5 +42,7 @@ with tempfile.TemporaryDirectory() as tmp:
     cli = str(Path(sys.executable).parent/'vidlit')
     assert json.loads(run(cli, 'video', 'info', str(film), '--json'))['frames'] == 8
     assert 'videomae' in run(cli, 'reproduce', '--list', '--json')
-print(f'smoke test passed in {time.time()-start:.0f} s with torch {torch.__version__}, fastai {fastai.__version__}, fastcore {fastcore.__version__}')
+print(
+    f'smoke test passed in {time.time()-start:.0f} s with torch {torch.__version__}, fastai {fastai.__version__}, '
+    f'fastcore {fastcore.__version__}')
 print('1 passed, 0 failed')

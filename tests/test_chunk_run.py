@@ -237,7 +237,8 @@ def test_asked_to_leave_it_takes_its_workers_along(job, undisturbed):
 
 
 def test_detached(job, undisturbed):
-    p = command('run', job.path, '--model', 'chunk_toys:drifting', '--workers', 1, '--device', 'cpu', '--detach', '--json')
+    p = command('run', job.path, '--model', 'chunk_toys:drifting', '--workers', 1, '--device', 'cpu', '--detach',
+        '--json')
     out, err = p.communicate(timeout=120)
     said = json.loads(out)
     assert p.returncode==0 and Path(said['log']).exists(), err

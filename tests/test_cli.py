@@ -18,7 +18,9 @@ def film(tmp_path_factory):
 
 
 def test_import_is_light():
-    code = 'import time; t=time.perf_counter(); import vidlit, sys; print(time.perf_counter()-t, "torch" in sys.modules, "fastai" in sys.modules)'
+    code = (
+        'import time; t=time.perf_counter(); import vidlit, sys; print(time.perf_counter()-t, "torch" in '
+        'sys.modules, "fastai" in sys.modules)')
     # no bytecode that tests kept
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPYCACHEPREFIX'} | dict(PYTHONDONTWRITEBYTECODE='1')
     runs = (subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env).stdout.split()

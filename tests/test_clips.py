@@ -12,7 +12,20 @@ from hypothesis import given, settings, strategies as st
 from vidlit.video import clips as C
 from vidlit.video.clips import ClipLoader, ClipSet, TooManyBad, VideoFolder, VideoSource, clip_dls, fit_square, item_gen
 from vidlit.video.reader import numbered_frame, read_number, write_video
-from vidlit.video.sampling import VideoList, by_rate, dense, list_csv, list_folder, list_ssv2, list_ucf, sliding, strided, strided_views, uniform, uniform_views
+from vidlit.video.sampling import (
+    VideoList,
+    by_rate,
+    dense,
+    list_csv,
+    list_folder,
+    list_ssv2,
+    list_ucf,
+    sliding,
+    strided,
+    strided_views,
+    uniform,
+    uniform_views,
+)
 from vidlit.video.transforms import compose, finetune_tfm, mix, three_crop
 
 SHARED = Path(os.environ.get('VIDLIT_SHARED', Path(__file__).resolve().parents[2]/'shared'))

@@ -28,7 +28,18 @@ def train(bs, kind='fastai', acc=1, folder=None, steps=STEPS):
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
-    from vidlit.train.callbacks import EMA, Accumulate, GradClip, History, MaskSampler, ParamSchedule, adamw, bare, fit, warmup_cosine
+    from vidlit.train.callbacks import (
+        EMA,
+        Accumulate,
+        GradClip,
+        History,
+        MaskSampler,
+        ParamSchedule,
+        adamw,
+        bare,
+        fit,
+        warmup_cosine,
+    )
     from vidlit.train.checkpoint import Checkpoint, Distributed, Seeded
     got = dict(grad=[], items=[], masks=[])
 

@@ -1,17 +1,20 @@
-"""The pages, without Quarto: every notebook is processed as nbdev does for the site and parsed by pandoc with Quarto's extensions."""
+"""The pages, without Quarto: every notebook is processed as nbdev does for the site and parsed by pandoc with
+Quarto's extensions."""
 import json
 import re
 import pytest
 import yaml
 from pages import NBS, ROOT, pages, process, sidebar, text
 
-QUARTO = ('ipynb+fenced_divs+header_attributes+citations+bracketed_spans+link_attributes+raw_attribute+pipe_tables+grid_tables+footnotes+fenced_code_attributes'
-          '+inline_code_attributes+tex_math_dollars+definition_lists+task_lists+implicit_figures+smart+fancy_lists+startnum+emoji+superscript+subscript')
+QUARTO = '+'.join(('ipynb fenced_divs header_attributes citations bracketed_spans link_attributes '
+    'raw_attribute pipe_tables grid_tables footnotes fenced_code_attributes inline_code_attributes tex_math_dollars definition_lists task_lists '
+    'implicit_figures smart fancy_lists startnum emoji superscript subscript').split())
 PAGES = pages()
 
 
 def short(o):
-    "An output, long plain text cut off: all of it becomes one block of code, for which pandoc takes half a minute where a ledger is shown"
+    """An output, long plain text cut off: all of it becomes one block of code, for which pandoc takes half a
+    minute where a ledger is shown"""
     plain = text(o.get('data', {}).get('text/plain', ''))
     return {**o, 'data': {**o['data'], 'text/plain': plain[:2000]}} if len(plain)>2000 else {**o}
 
@@ -19,8 +22,11 @@ def short(o):
 def pandoc(nb):
     "Parse a page (cells that nbdev adds lack what the notebook format asks for)"
     import pypandoc
-    cells = [{**dict(metadata={}), **c, **({'outputs': [short(o) for o in c['outputs']]} if c.get('outputs') else {})} for c in nb['cells']]
-    for c in cells: c.update({k: c.get(k, v) for k, v in (('outputs', []), ('execution_count', None))} if c['cell_type'] == 'code' else {})
+    cells = [{**dict(metadata={}), **c,
+        **({'outputs': [short(o) for o in c['outputs']]} if c.get('outputs') else {})} for c in nb['cells']]
+    for c in cells:
+        c.update({k: c.get(k, v) for k, v in (('outputs', []), ('execution_count', None))}
+            if c['cell_type'] == 'code' else {})
     for o in (o for c in cells for o in c.get('outputs', []) if o.get('output_type') == 'execute_result'):
         o['execution_count'] = o.get('execution_count') or 0
     keep = ('cell_type', 'source', 'metadata', 'outputs', 'execution_count', 'attachments', 'id')
@@ -38,13 +44,16 @@ def walk(o):
         for x in o: yield from walk(x)
 
 
-def words(o): return ''.join({'Str': n.get('c'), 'Space': ' ', 'SoftBreak': ' '}.get(n['t'], '') if n['t'] != 'Code' else n['c'][1] for n in walk(o))
+def words(o):
+    return ''.join({'Str': n.get('c'), 'Space': ' ', 'SoftBreak': ' '}.get(n['t'], '') if n['t'] != 'Code'
+        else n['c'][1] for n in walk(o))
 
 
 def labels(nb):
     "What can be referred to: figure labels, equation and section ids"
     src = '\n'.join(text(c['source']) for c in nb['cells'])
-    return set(re.findall(r'^#\|\s*label:\s*((?:fig|tbl|lst)-[\w-]+)', src, re.M)) | set(re.findall(r'\{#((?:eq|sec|fig|tbl)-[\w-]+)', src))
+    return set(re.findall(r'^#\|\s*label:\s*((?:fig|tbl|lst)-[\w-]+)', src, re.M)) | set(
+        re.findall(r'\{#((?:eq|sec|fig|tbl)-[\w-]+)', src))
 
 
 def faults(page, nb, everything, exists):
@@ -52,13 +61,15 @@ def faults(page, nb, everything, exists):
     tree = pandoc(nb)
     ids = {n['c'][1][0] for n in walk(tree) if n['t'] == 'Header'} | labels(nb)
     for n in walk(tree):
-        if n['t'] in ('Para', 'Plain') and re.search(r'(^|\s):::', words(n['c'])): yield f'stray ::: in {words(n["c"])[:60]!r}'
+        if n['t'] in ('Para', 'Plain') and re.search(r'(^|\s):::', words(n['c'])):
+            yield f'stray ::: in {words(n["c"])[:60]!r}'
         if n['t'] == 'Cite':
             for c in n['c'][0]:
                 if c['citationId'] not in everything: yield f'unresolved @{c["citationId"]}'
         if n['t'] in ('Link', 'Image'):
             url = n['c'][2][0]
-            stored = url.startswith(('data:', 'attachment:')) or 'output' in url or re.fullmatch(r'[0-9a-f]{40}\.\w+', url)
+            stored = (url.startswith(('data:', 'attachment:')) or 'output' in url
+                or re.fullmatch(r'[0-9a-f]{40}\.\w+', url))
             if n['t'] == 'Image' and not words(n['c'][1]).strip() and not stored:
                 yield f'picture without words: {url}'
             if re.match(r'(https?|mailto|data|attachment):', url) or re.fullmatch(r'[0-9a-f]{40}\.\w+', url): continue
@@ -74,7 +85,8 @@ def faults(page, nb, everything, exists):
         pictured = any(k.startswith('image/') for o in c.get('outputs', []) for k in o.get('data', {}))
         if pictured and not re.search(r'^#\|\s*fig-(cap|alt|subcap)\s*:\s*\S', text(c['source']), re.M):
             yield f'a figure without caption: {text(c["source"])[:80]!r}'
-        if any(o.get('output_type') == 'error' for o in c.get('outputs', [])): yield f'an error is stored: {text(c["source"])[:80]!r}'
+        if any(o.get('output_type') == 'error' for o in c.get('outputs', [])):
+            yield f'an error is stored: {text(c["source"])[:80]!r}'
 
 
 def there(page, path): return (NBS/page).parent.joinpath(path).exists() or (NBS/path.lstrip('/')).exists()
@@ -98,7 +110,8 @@ def test_preview(tmp_path):
     made = render(page, tmp_path).read_text()
     assert '<h1>VideoMAE</h1>' in made and '<math ' in made and made.count('<figcaption>') >= 2
     links = re.findall(r'<nav>.*</nav>', made, re.S)[0]
-    assert links.count('<a ') == len(PAGES) and 'href="02_videomae.html" class=here' in links and 'href="../index.html"' in links
+    assert (links.count('<a ') == len(PAGES) and 'href="02_videomae.html" class=here' in links
+        and 'href="../index.html"' in links)
 
 
 def test_readme_is_made_from_index():
@@ -126,6 +139,8 @@ def test_the_test_can_fail():
     code = dict(kind='code', outputs=[png], execution_count=1)
     assert 'without caption' in said(head, cell('plot()', **code))[0]
     assert said(head, cell('#| fig-cap: "A plot"\nplot()', **code)) == []
-    plain = dict(output_type='display_data', metadata={}, data={'text/plain': '# No head\n\n[it](gone.ipynb) @fig-b ![](gone.png)\n\n:::\n'})
+    plain = dict(output_type='display_data', metadata={},
+        data={'text/plain': '# No head\n\n[it](gone.ipynb) @fig-b ![](gone.png)\n\n:::\n'})
     tree = pandoc(dict(cells=[cell('it', kind='code', outputs=[plain], execution_count=1)], metadata={}))['blocks']
-    assert [n['t'] for n in walk(tree)] == ['Div', 'CodeBlock', 'Div', 'CodeBlock'], 'plain text holds no markup: what `short` cuts off is not at fault'
+    assert [n['t'] for n in walk(tree)] == ['Div', 'CodeBlock', 'Div',
+        'CodeBlock'], 'plain text holds no markup: what `short` cuts off is not at fault'

@@ -1,4 +1,5 @@
-"Several experiments in one pool of processes: who waits for whom, what is told when, and what is left when the caller is killed"
+"""Several experiments in one pool of processes: who waits for whom, what is told when, and what is left when the
+caller is killed"""
 import os
 import signal
 import subprocess
@@ -14,7 +15,8 @@ HERE = Path(__file__).parent
 
 
 def experiment(name, *jobs):
-    def summary(res, root): return dict(rows=[], paired=[], figures=[], headline=name, facts={k: v['start'] for k, v in res.items()})
+    def summary(res, root):
+        return dict(rows=[], paired=[], figures=[], headline=name, facts={k: v['start'] for k, v in res.items()})
     return Experiment(name, f'What about {name}?', 'none', lambda *a, **kw: list(jobs), summary, dict(toy=.1))
 
 
@@ -26,7 +28,8 @@ def ran(tmp_path_factory):
     "Two experiments on two workers: the first ends with one long job, which leaves a worker to the second"
     out, told, said = tmp_path_factory.mktemp('out'), [], []
     es = [experiment('first', nap('a', .1), nap('b', 2., 'a')), experiment('second', nap('a', .1), nap('c', .1, 'a'))]
-    runs = run_experiments(es, out, workers=2, report=lambda *o: said.append(o), each=lambda m: told.append(m['experiment']))
+    runs = run_experiments(es, out, workers=2, report=lambda *o: said.append(o),
+        each=lambda m: told.append(m['experiment']))
     return out, runs, told, said
 
 
@@ -52,12 +55,14 @@ def test_one_that_breaks_takes_no_other_along(tmp_path):
     bad = experiment('bad', Job('x', 'experiment_toys:fail'), nap('y', .1, 'x'))
     told = []
     with pytest.raises(JobError, match='bad: x: ValueError: no such video .1 more wait') as e:
-        run_experiments([bad, experiment('good', nap('a', .1))], tmp_path, workers=2, each=lambda m: told.append(m['experiment']))
+        run_experiments([bad, experiment('good', nap('a', .1))], tmp_path, workers=2,
+            each=lambda m: told.append(m['experiment']))
     assert told == ['good'] and set(e.value.failed) == {'bad: x', 'bad: y'}
 
 
 def test_more_is_not_asked_than_can_be(tmp_path):
-    with pytest.raises(ValueError, match='no scale'): run_experiments([experiment('e', nap('a', 9.))], tmp_path, scale='huge')
+    with pytest.raises(ValueError, match='no scale'):
+        run_experiments([experiment('e', nap('a', 9.))], tmp_path, scale='huge')
     assert not list(tmp_path.iterdir())
 
 

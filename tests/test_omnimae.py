@@ -26,7 +26,8 @@ from vidlit.pretrain.omnimae import OmniMAE, OmniMAEClassifier, OmniMAEConfig, o
 from vidlit.pretrain.omnimae_variants import SplitOmniMAE, document_counted, modal_groups
 from vidlit.train.checkpoint import share
 
-TINY = OmniMAEConfig(ViTConfig(dim=48, depth=2, heads=3, patch=(2,8,8), qkv_bias='fused'), ViTConfig(dim=32, depth=2, heads=4, qkv_bias='none'), (8,32,32))
+TINY = OmniMAEConfig(ViTConfig(dim=48, depth=2, heads=3, patch=(2,8,8), qkv_bias='fused'),
+    ViTConfig(dim=32, depth=2, heads=4, qkv_bias='none'), (8,32,32))
 def gen(s=0): return torch.Generator().manual_seed(s)
 
 def rough(model, s=3):
@@ -58,7 +59,8 @@ def block(s, at, x, heads):
     return x + h @ s[f'{at}.mlp.fc2.weight'].T + s[f'{at}.mlp.fc2.bias']
 
 def table(n, d):
-    return torch.tensor([[(math.sin if j%2==0 else math.cos)(i/10000**(2*(j//2)/d)) for j in range(d)] for i in range(n)])
+    return torch.tensor([[(math.sin if j%2==0 else math.cos)(i/10000**(2*(j//2)/d)) for j in range(d)]
+        for i in range(n)])
 
 def tokens(s, x, p=(2,8,8)):
     "All embedded tokens with their positions"
@@ -69,7 +71,8 @@ def tokens(s, x, p=(2,8,8)):
         for j in range(h//p[1]):
             for k in range(w//p[2]):
                 cube = x[:, :, i*p[0]:(i+1)*p[0], j*p[1]:(j+1)*p[1], k*p[2]:(k+1)*p[2]].reshape(b, -1)
-                rows.append(cube @ s['trunk.patch_embed.proj.1.weight'].flatten(1).T + s['trunk.patch_embed.proj.1.bias'])
+                rows.append(cube @ s['trunk.patch_embed.proj.1.weight'].flatten(1).T
+                    + s['trunk.patch_embed.proj.1.bias'])
     x = torch.stack(rows, 1)
     return x + table(x.shape[1], x.shape[2])
 
@@ -115,7 +118,8 @@ def test_against_the_second_writing(shape):
     torch.testing.assert_close(out.loss, ref, atol=1e-5, rtol=1e-5)
     out.loss.backward()
     ref.backward()
-    for k,p in model.named_parameters(): torch.testing.assert_close(p.grad, s[k].grad, atol=2e-5, rtol=1e-3, msg=lambda m, k=k: f'{k}: {m}')
+    for k,p in model.named_parameters():
+        torch.testing.assert_close(p.grad, s[k].grad, atol=2e-5, rtol=1e-3, msg=lambda m, k=k: f'{k}: {m}')
 
 @pytest.mark.parametrize('shape', [(2,3,8,32,32), (2,3,32,32)])
 def test_classifier_norms_after_the_mean(shape):
@@ -123,18 +127,22 @@ def test_classifier_norms_after_the_mean(shape):
     s = clf.state_dict()
     z = tokens(s, x)
     for l in range(2): z = block(s, f'trunk.blocks.{l}', z, 3)
-    torch.testing.assert_close(clf(x), layer_norm(s, 'trunk.norm', z.mean(1)) @ s['head.weight'].T + s['head.bias'], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(clf(x), layer_norm(s, 'trunk.norm', z.mean(1)) @ s['head.weight'].T + s['head.bias'],
+        atol=1e-5, rtol=1e-4)
 
 # --- positions ---
 def test_tables_are_the_sinusoid():
     m = OmniMAE(TINY)
-    for o in (m.trunk.pos_embed, m.trunk.decoder.pos_embed): torch.testing.assert_close(o[0], table(4*16, 48), atol=1e-6, rtol=1e-5)
+    for o in (m.trunk.pos_embed, m.trunk.decoder.pos_embed):
+        torch.testing.assert_close(o[0], table(4*16, 48), atol=1e-6, rtol=1e-5)
 
 @pytest.mark.parametrize('side', [7, 16, 28])
 def test_stills_of_other_sizes_stretch_as_officially(side):
     rows = flat_pos(Grid(8,14,14), 32)[None]
-    want = F.interpolate(rows[:, :196].reshape(1, 14, 14, 32).permute(0, 3, 1, 2), scale_factor=math.sqrt(side*side/196), mode='bicubic')
-    torch.testing.assert_close(pos_rows(rows, Grid(8,14,14), Grid(1,side,side)), want.permute(0, 2, 3, 1).view(-1, 32), atol=1e-5, rtol=1e-5)
+    want = F.interpolate(rows[:, :196].reshape(1, 14, 14, 32).permute(0, 3, 1, 2),
+        scale_factor=math.sqrt(side*side/196), mode='bicubic')
+    torch.testing.assert_close(pos_rows(rows, Grid(8,14,14), Grid(1,side,side)),
+        want.permute(0, 2, 3, 1).view(-1, 32), atol=1e-5, rtol=1e-5)
 
 def test_odd_shapes_run():
     m = OmniMAE(TINY)
@@ -145,21 +153,24 @@ def test_odd_shapes_run():
 # --- sizes and layout ---
 def official_keys(depth, dec_depth):
     "Names as the released classes make them"
-    blk = [f'{a}.{p}' for a in ('norm1','norm2','attn.proj','mlp.fc1','mlp.fc2') for p in ('weight','bias')] + ['attn.qkv.weight']
+    blk = [f'{a}.{p}' for a in ('norm1','norm2','attn.proj','mlp.fc1','mlp.fc2')
+        for p in ('weight','bias')] + ['attn.qkv.weight']
     out = {f'trunk.blocks.{i}.{k}' for i in range(depth) for k in [*blk, 'attn.qkv.bias']}
     out |= {f'trunk.decoder.decoder_blocks.{i}.{k}' for i in range(dec_depth) for k in blk}
     ends = ('patch_embed.proj.1', 'norm', 'decoder.decoder_embed', 'decoder.norm')
     return out | {f'trunk.{e}.{p}' for e in ends for p in ('weight','bias')} | {
         'trunk.pos_embed', 'trunk.decoder.pos_embed', 'trunk.mask_token', 'head.weight', 'head.bias'}
 
-@pytest.mark.parametrize('name,total,depth,dec_depth', [('B', 94_217_856, 12, 4), ('L', 317_803_520, 24, 4), ('H', 657_655_448, 32, 8)])
+@pytest.mark.parametrize('name,total,depth,dec_depth',
+    [('B', 94_217_856, 12, 4), ('L', 317_803_520, 24, 4), ('H', 657_655_448, 32, 8)])
 def test_released_sizes(name, total, depth, dec_depth):
     with torch.device('meta'): m = OmniMAE(presets[name])
     assert count_params(m)==total
     s = m.state_dict()
     assert set(s)==official_keys(depth, dec_depth)
     n = presets[name].grid.n
-    assert s['trunk.pos_embed'].shape==(1, n, presets[name].enc.dim) and s['trunk.mask_token'].shape==(1, presets[name].enc.dim)
+    assert (s['trunk.pos_embed'].shape==(1, n, presets[name].enc.dim)
+        and s['trunk.mask_token'].shape==(1, presets[name].enc.dim))
     assert omni_sizes(s)==presets[name]
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
@@ -189,7 +200,8 @@ def test_layouts_do_not_mix(tmp_path):
     clf = m.classifier(4)
     with pytest.raises(WeightsError, match='decoder'): OmniMAEClassifier.from_official(m.to_official(), 3, 8)
     with pytest.raises(WeightsError, match='mask_token'): OmniMAE.from_official(clf.to_official(), 3, 4, 8)
-    with pytest.raises(WeightsError, match='not an OmniMAE classifier'): OmniMAEClassifier.from_pretrained(m.save_pretrained(tmp_path/'m'))
+    with pytest.raises(WeightsError, match='not an OmniMAE classifier'):
+        OmniMAEClassifier.from_pretrained(m.save_pretrained(tmp_path/'m'))
     assert OmniMAEClassifier.from_pretrained(clf.save_pretrained(tmp_path/'c')).head.out_features==4
 
 def test_decoder_with_biases_is_read_too():
@@ -245,7 +257,8 @@ class Films:
 def jitter(clip, g): return clip+torch.rand((), generator=g)*.1
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 40), st.integers(0, 60), st.sampled_from([1, 2, 4]), st.sampled_from([shuffled_order, coin_order, paired_order]), st.integers(0, 3))
+@given(st.integers(0, 40), st.integers(0, 60), st.sampled_from([1, 2, 4]),
+    st.sampled_from([shuffled_order, coin_order, paired_order]), st.integers(0, 3))
 def test_blocks(n_images, n_films, views, order, epoch):
     if not n_images+n_films: return
     films = Films(n_films)
@@ -299,4 +312,5 @@ def test_split_network_shares_blocks_only():
     assert sum(p.numel() for g in modal_groups(m, literal=True) for p in g['params'])<count_params(m)
 
 def test_default_is_the_released_base():
-    assert omnimae_b.enc.qkv_bias=='fused' and omnimae_b.dec.qkv_bias=='none' and omnimae_b.dec.heads==16 and omnimae_b.size==(16,224,224)
+    assert (omnimae_b.enc.qkv_bias=='fused' and omnimae_b.dec.qkv_bias=='none' and omnimae_b.dec.heads==16
+        and omnimae_b.size==(16,224,224))

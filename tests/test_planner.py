@@ -4,7 +4,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 from vidlit.lab.jobs import run_jobs
 from vidlit.pretrain.planner import CEM, ActionSpace, Descent, Obs, Planner, Shooting, droid, l1_energy
-from vidlit.studies.planner_jobs import PlanSetup, arenas, at_random, make_tasks, oracle, planned, planner_jobs, ride, score
+from vidlit.studies.planner_jobs import (
+    PlanSetup,
+    arenas,
+    at_random,
+    make_tasks,
+    oracle,
+    planned,
+    planner_jobs,
+    ride,
+    score,
+)
 from vidlit.studies.world_model_jobs import new_world
 
 GOAL = torch.tensor([[.03, -.02, .01, 0, 0, 0, .6], [-.04, .04, 0, 0, 0, 0, -.1]])
@@ -103,7 +113,8 @@ def test_the_judge_is_right(small):
 
 def test_same_ride_twice(small):
     r,wm,tasks = small
-    rides = [ride(tasks, planned(Planner(wm, r.space(2), r.search(2)), tasks.image, torch.Generator().manual_seed(3)), 2)
+    rides = [ride(tasks, planned(Planner(wm, r.space(2), r.search(2)), tasks.image,
+        torch.Generator().manual_seed(3)), 2)
         for _ in range(2)]
     assert torch.equal(rides[0].actions, rides[1].actions)
 

@@ -21,5 +21,7 @@ def test_no_heavy_import(mod):
 
 def test_listing_needs_no_torch():
     "What experiments there are is known without a tensor library"
-    code = "import sys, vidlit.studies.register; print(*{'torch', 'numpy', 'fastai', 'matplotlib', 'zarr'} & set(sys.modules))"
+    code = (
+        "import sys, vidlit.studies.register; print(*{'torch', 'numpy', 'fastai', 'matplotlib', 'zarr'} & "
+        "set(sys.modules))")
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []

@@ -10,11 +10,23 @@ from torch import nn
 from vidlit.floor import store
 from vidlit.floor.fingerprint import fingerprint
 from vidlit.floor.places import lock_of, sweep, temp_path
-from vidlit.floor.store import CacheMismatch, Manifest, StoreBusy, StoreError, TokenCache, WorkList, atomic_path, read_json, write_json, writer
+from vidlit.floor.store import (
+    CacheMismatch,
+    Manifest,
+    StoreBusy,
+    StoreError,
+    TokenCache,
+    WorkList,
+    atomic_path,
+    read_json,
+    write_json,
+    writer,
+)
 
 fork = mp.get_context('fork')
 leaf = st.none()|st.booleans()|st.integers()|st.floats(allow_nan=False)|st.text(max_size=4)|st.binary(max_size=4)
-tree = st.recursive(leaf, lambda s: st.lists(s, max_size=3)|st.dictionaries(st.text(max_size=3), s, max_size=3)|st.tuples(s, s), max_leaves=8)
+tree = st.recursive(leaf,
+    lambda s: st.lists(s, max_size=3)|st.dictionaries(st.text(max_size=3), s, max_size=3)|st.tuples(s, s), max_leaves=8)
 
 
 def canon(x):
@@ -62,7 +74,8 @@ def test_folders_by_content(tmp_path):
 
 def test_known_fingerprint_never_changes():
     "A change here would make every cache on every disk a stranger"
-    assert fingerprint(dict(size=(16, 64), name='vit', rate=.5, none=None, ids=[1, 2], x=torch.arange(3)))=='6da8b82657edebe85e544d3c4b13ffce'
+    assert fingerprint(dict(size=(16, 64), name='vit', rate=.5, none=None, ids=[1, 2],
+        x=torch.arange(3)))=='6da8b82657edebe85e544d3c4b13ffce'
 
 
 @pytest.mark.parametrize('bad', [object(), lambda: 0, iter([]), open])
@@ -195,9 +208,11 @@ def test_refusals(tmp_path):
     cache = TokenCache(tmp_path/'c', 3, (4, 3), teacher='a', data=[1])
     x = half(3)
     cache.put(1, x[1])
-    for bad, why in (((3, x[0]), 'item 3'), ((0, x[0, 0]), 'shape'), ((0, x[0]*float('inf')), 'float16'), ((1, x[0]), 'other content')):
+    for bad, why in (((3, x[0]), 'item 3'), ((0, x[0, 0]), 'shape'), ((0, x[0]*float('inf')), 'float16'),
+        ((1, x[0]), 'other content')):
         with pytest.raises((ValueError, StoreError), match=why): cache.put(*bad)
-    for kw, why in ((dict(teacher='b', data=[1]), 'teacher'), (dict(teacher='a'), 'data'), (dict(teacher='a', data=[1], size=3), 'size')):
+    for kw, why in ((dict(teacher='b', data=[1]), 'teacher'), (dict(teacher='a'), 'data'),
+        (dict(teacher='a', data=[1], size=3), 'size')):
         with pytest.raises(CacheMismatch, match=why): TokenCache(tmp_path/'c', 3, (4, 3), **kw)
     with pytest.raises(CacheMismatch, match='shape'): TokenCache(tmp_path/'c', 4, (4, 3), teacher='a', data=[1])
     with pytest.raises(StoreError, match='item 0'): cache[0]
@@ -225,7 +240,8 @@ def test_several_processes_fill_one_cache(tmp_path):
 def test_cache_reads_in_workers(tmp_path):
     x = half(8)
     _fill(tmp_path/'c', x)
-    dl = torch.utils.data.DataLoader(TokenCache(tmp_path/'c', 8, (4, 3)), batch_size=4, num_workers=1, multiprocessing_context='fork')
+    dl = torch.utils.data.DataLoader(TokenCache(tmp_path/'c', 8, (4, 3)), batch_size=4, num_workers=1,
+        multiprocessing_context='fork')
     assert torch.equal(torch.cat(list(dl)), x)
 
 

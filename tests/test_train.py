@@ -17,7 +17,19 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader as TorchLoader
 from vidlit.train import callbacks as train
-from vidlit.train.callbacks import EMA, Accumulate, Autocast, History, InputTarget, MaskSampler, ModelLoss, ParamSchedule, Progress, ema_update, fit
+from vidlit.train.callbacks import (
+    EMA,
+    Accumulate,
+    Autocast,
+    History,
+    InputTarget,
+    MaskSampler,
+    ModelLoss,
+    ParamSchedule,
+    Progress,
+    ema_update,
+    fit,
+)
 from vidlit.train.checkpoint import Checkpoint, CheckpointError, Seeded, load_state, mix, save_state, share
 from vidlit.train.health import Health, NonFinite, effective_rank
 from vidlit.train.schedules import adamw, cosine, linear, param_groups, warmup_cosine, wsd

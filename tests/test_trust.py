@@ -1,4 +1,5 @@
-"""What a folder says is data, and what a user has is the user's: nothing executed, nothing of theirs removed, truncated or replaced.
+"""What a folder says is data, and what a user has is the user's: nothing executed, nothing of theirs removed,
+truncated or replaced.
 
 Harmless inputs only: a module that leaves a mark when it is imported, files that say `mine`."""
 import json
@@ -15,22 +16,23 @@ import vidlit.cli.depth  # noqa: F401
 import vidlit.cli.stjepa  # noqa: F401
 import vidlit.cli.tracks  # noqa: F401
 from vidlit.cli.app import app, run_app
-from vidlit.train.checkpoint import Checkpoint
-from vidlit.video.depth_frames import DepthError, DepthReader, DepthWriter
-from vidlit.lab.experiment import load_result, save_result
-from vidlit.video.writing import numbered_frame, write_video
-from vidlit.lab.jobs import Job as Piece, read_result, run_job
 from vidlit.floor.places import sweep
 from vidlit.floor.store import Manifest, StoreError, TokenCache, WorkList, atomic_path, read_json, write_json, writer
-from vidlit.pipeline.worker import run, status
+from vidlit.lab.experiment import load_result, save_result
+from vidlit.lab.jobs import Job as Piece, read_result, run_job
 from vidlit.pipeline.job import ChunkError, make_job, open_job
 from vidlit.pipeline.tracks import enrich_file
+from vidlit.pipeline.worker import run, status
+from vidlit.train.checkpoint import Checkpoint
+from vidlit.video.depth_frames import DepthError, DepthReader, DepthWriter
+from vidlit.video.writing import numbered_frame, write_video
 
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
 @pytest.fixture(scope='module')
-def film(tmp_path_factory): return write_video(tmp_path_factory.mktemp('film')/'film.mp4', (numbered_frame(i, 24, 80) for i in range(60)), 25)
+def film(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp('film')/'film.mp4', (numbered_frame(i, 24, 80) for i in range(60)), 25)
 
 
 def said(capsys, *args):
@@ -47,7 +49,8 @@ def mine(path):
     return path
 
 
-def everything(folder): return {str(o.relative_to(folder)): o.read_bytes() if o.is_file() else None for o in sorted(folder.rglob('*'))}
+def everything(folder):
+    return {str(o.relative_to(folder)): o.read_bytes() if o.is_file() else None for o in sorted(folder.rglob('*'))}
 
 
 # 1. A folder is data
@@ -56,7 +59,8 @@ def everything(folder): return {str(o.relative_to(folder)): o.read_bytes() if o.
 def trap(tmp_path, monkeypatch):
     "A module that leaves a mark when it is imported"
     (tmp_path/'lib').mkdir()
-    (tmp_path/'lib'/'trap_of_a_plan.py').write_text(f"open({str(tmp_path/'imported')!r}, 'w').close()\ndef load(*_): raise ValueError('loaded')\n")
+    (tmp_path/'lib'/'trap_of_a_plan.py').write_text(
+        f"open({str(tmp_path/'imported')!r}, 'w').close()\ndef load(*_): raise ValueError('loaded')\n")
     monkeypatch.syspath_prepend(str(tmp_path/'lib'))
     monkeypatch.setenv('PYTHONPATH', str(tmp_path/'lib'))
     return tmp_path/'imported'
@@ -71,13 +75,17 @@ def test_a_plan_names_code_and_nothing_is_imported(film, tmp_path, trap, capsys)
     for name in ('pool', 'run', 'ray'):
         do = dict(pool='work_on', run='run_workers', ray='run_on_ray')[name]
         if name=='ray' and not __import__('importlib.util').util.find_spec('ray'): continue
-        with pytest.raises(ChunkError, match='names code to be run'): getattr(__import__(f'vidlit.pipeline.{name}', fromlist=[do]), do)(job.path)
+        with pytest.raises(ChunkError, match='names code to be run'):
+            getattr(__import__(f'vidlit.pipeline.{name}', fromlist=[do]), do)(job.path)
     assert not trap.exists()
-    code, err = said(capsys, 'chunks', 'run', job.path, '--workers', 1, '--device', 'cpu', '--model', 'trap_of_a_plan:load')  # typed: so it is loaded
+    # typed: so it is loaded
+    code, err = said(capsys, 'chunks', 'run', job.path, '--workers', 1, '--device', 'cpu', '--model',
+        'trap_of_a_plan:load')
     assert trap.exists() and 'loaded' in err
 
 
-@pytest.mark.parametrize('change', [dict(precision='os:system'), dict(max_res=-1), dict(max_res='big'), dict(model=7), dict(model='../weights'),
+@pytest.mark.parametrize('change',
+    [dict(precision='os:system'), dict(max_res=-1), dict(max_res='big'), dict(model=7), dict(model='../weights'),
     dict(load='a:b'), dict(model='a'*9000)])
 def test_a_plan_is_checked(film, tmp_path, capsys, change):
     job = make_job(tmp_path/'job', film, 2)
@@ -87,7 +95,8 @@ def test_a_plan_is_checked(film, tmp_path, capsys, change):
     assert not (job.path/'workers').exists()
 
 
-@pytest.mark.parametrize('change', [dict(film='film.mp4'), dict(frames=-1), dict(frames=10**30), dict(chunks=[]), dict(chunks=[[0, 70]]),
+@pytest.mark.parametrize('change',
+    [dict(film='film.mp4'), dict(frames=-1), dict(frames=10**30), dict(chunks=[]), dict(chunks=[[0, 70]]),
     dict(chunks=[[5, 60]]),
     dict(chunks=[[0, 'x']]), dict(fps='1/0x'), dict(width=10**9),
     dict(fn='os:system'), dict(overlap=True), dict(source='film')])
@@ -99,7 +108,8 @@ def test_a_job_is_checked(film, tmp_path, change):
 
 def test_what_workers_left_is_checked(film, tmp_path):
     job = make_job(tmp_path/'job', film, 1, 0)
-    write_json(job.path/'workers'/'a.json', dict(host='\x1b]0;title\x07', pid=7, chunk=0, window=0, windows=0, frames=0, seconds=0., state='working'))
+    write_json(job.path/'workers'/'a.json',
+        dict(host='\x1b]0;title\x07', pid=7, chunk=0, window=0, windows=0, frames=0, seconds=0., state='working'))
     with pytest.raises(StoreError, match='a.json: host must be'): status(job.path)
     (job.path/'workers'/'a.json').unlink()
     (job.path/'failures.jsonl').write_text('{"chunk": "x"}\n[]\nhalf')
@@ -109,7 +119,8 @@ def test_what_workers_left_is_checked(film, tmp_path):
 
 
 @pytest.mark.parametrize('text, why', [('[' * 5000 + ']' * 5000, 'not JSON|levels'), ('[' * 40 + ']' * 40, 'levels'),
-    ('{"a": 1, "a": 2}', 'twice'), ('[1e999]', 'not finite'), ('[NaN]', 'no JSON number'), ('[' + '9' * 5000 + ']', 'digits'),
+    ('{"a": 1, "a": 2}', 'twice'), ('[1e999]', 'not finite'), ('[NaN]', 'no JSON number'),
+    ('[' + '9' * 5000 + ']', 'digits'),
     ('"' + 'x' * (2 << 20) + '"', 'characters')])
 def test_limits_of_the_reader(tmp_path, text, why):
     (tmp_path/'a.json').write_text(text)
@@ -118,13 +129,17 @@ def test_limits_of_the_reader(tmp_path, text, why):
 
 def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path/'a.json')
-    code = f"from vidlit.floor.store import read_json\ntry: read_json({str(tmp_path/'a.json')!r})\nexcept Exception as e: print(type(e).__name__)"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, env=ENV).stdout=='StoreError\n'
+    code = (
+        f"from vidlit.floor.store import read_json\ntry: read_json({str(tmp_path/'a.json')!r})\nexcept Exception as "
+        f"e: print(type(e).__name__)")
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60,
+        env=ENV).stdout=='StoreError\n'
 
 
 def test_a_result_does_not_say_what_to_run(tmp_path, trap):
     piece = Piece('a', 'operator:mul')
-    write_json(tmp_path/'a'/'result.json', dict(fn='trap_of_a_plan:load', key='a', stamp=piece.stamp, args={}, seconds=0., result=dict(x=1)))
+    write_json(tmp_path/'a'/'result.json',
+        dict(fn='trap_of_a_plan:load', key='a', stamp=piece.stamp, args={}, seconds=0., result=dict(x=1)))
     assert read_result(piece, tmp_path)==dict(x=1) and not trap.exists()
     write_json(tmp_path/'a'/'result.json', dict(stamp=['x'], result={}))
     with pytest.raises(StoreError, match='result.json: stamp must be'): read_result(piece, tmp_path)
@@ -137,7 +152,8 @@ def spoil(path, **change):
     f.write_text(json.dumps({**json.loads(f.read_text()), **change}))
 
 
-PICKLED = [dict(codecs=[{'name': 'bytes', 'configuration': {'endian': 'little'}}, {'name': 'numcodecs.pickle', 'configuration': {}}]),
+PICKLED = [dict(codecs=[{'name': 'bytes', 'configuration': {'endian': 'little'}},
+    {'name': 'numcodecs.pickle', 'configuration': {}}]),
     dict(data_type='variable_length_bytes'),
     dict(data_type={'name': 'structured'}), dict(zarr_format=2),
     dict(storage_transformers=[{'name': 'x'}]), dict(shape=[10**30]),
@@ -160,7 +176,8 @@ def test_zarr_of_format_2_is_not_opened(tmp_path):
     "Where zarr.json is missing, zarr would take .zarray, whose filters may unpickle"
     with DepthWriter(tmp_path/'d', 'depth', (4, 6), 25, 'zarr', frames=1) as w: w[0] = torch.ones(4, 6)
     (tmp_path/'d'/'frames.zarr'/'zarr.json').unlink()
-    meta = dict(zarr_format=2, shape=[1, 4, 6], chunks=[1, 4, 6], dtype='<f4', compressor=None, fill_value=0, order='C', filters=None, dimension_separator='/')
+    meta = dict(zarr_format=2, shape=[1, 4, 6], chunks=[1, 4, 6], dtype='<f4', compressor=None, fill_value=0,
+        order='C', filters=None, dimension_separator='/')
     (tmp_path/'d'/'frames.zarr'/'.zarray').write_text(json.dumps(meta))
     with pytest.raises(DepthError, match='format 3'): DepthReader(tmp_path/'d')[0]
 
@@ -181,7 +198,8 @@ def test_the_lock_of_uv_is_the_users(tmp_path):
 def test_temporary_names_are_nobodys(tmp_path):
     "Names that writers used to take beside the file, and names of others: all stay as they are"
     pid = os.getpid()
-    names = [f'.film.{pid}.tmp.mp4', f'.000000.{pid}.tmp.npz', f'.tmp-{pid}-0-step-00000001.safetensors', '.tmp-1-2-notes',
+    names = [f'.film.{pid}.tmp.mp4', f'.000000.{pid}.tmp.npz', f'.tmp-{pid}-0-step-00000001.safetensors',
+        '.tmp-1-2-notes',
         '.notes.tmp', f'.tmp-{2**22-1}-ab-x']
     for o in names: mine(tmp_path/'d'/o)
     write_video(tmp_path/'d'/'film.mp4', (numbered_frame(i, 24, 80) for i in range(3)), 25)
@@ -219,7 +237,8 @@ def places(film, box): # Commands, each with an `OUT` that takes something of th
     drawn = *tracks, box/'new.json', '--picture'
     make, note = ('depth', film, '--device', 'cpu', '--out'), mine(box/'note.txt')
     yield from ((*make, o) for o in ('.', '..', '/', note, film, film.parent))
-    yield from ((*make, box/'job', '--model', box/'job'), ('chunks', 'split', film, '.'), ('chunks', 'split', film, film.parent))
+    yield from ((*make, box/'job', '--model', box/'job'), ('chunks', 'split', film, '.'),
+        ('chunks', 'split', film, film.parent))
     yield 'chunks', 'split', film, note
     yield from (('chunks', 'merge', job, o) for o in (job, '.', job/'depth', note, film.parent))
     yield from ((*tracks, o) for o in (t, d, d/'sequence.json', d/'new.json', note, '.', box))
@@ -233,7 +252,8 @@ def test_places_that_are_refused(film, tmp_path, capsys, monkeypatch):
     box = tmp_path/'box'
     (box/'here').mkdir(parents=True)
     monkeypatch.chdir(box/'here')
-    film = write_video(box/'film'/'film.mp4', (numbered_frame(i, 24, 80) for i in range(3)), 25) if (box/'film').mkdir() is None else None
+    film = (write_video(box/'film'/'film.mp4', (numbered_frame(i, 24, 80) for i in range(3)), 25)
+        if (box/'film').mkdir() is None else None)
     commands = list(places(film, box))
     before = everything(box)
     for args in commands:
@@ -250,9 +270,11 @@ def test_python_is_refused_too(film, tmp_path):
     d, note = depth_folder(tmp_path/'d'), mine(tmp_path/'note.json')
     (tmp_path/'t.json').write_text('[{"frame": 0, "bbox": [1, 1, 9, 9]}]')
     before = everything(tmp_path)
-    for do in (lambda: video_depth(film, film.parent), lambda: video_depth(film, film), lambda: depth_in_chunks(film, film.parent),
+    for do in (lambda: video_depth(film, film.parent), lambda: video_depth(film, film),
+        lambda: depth_in_chunks(film, film.parent),
             lambda: make_job(film.parent, film), lambda: make_job('.', film),
-            lambda: enrich_file(tmp_path/'t.json', d, d/'sequence.json', relative=True), lambda: enrich_file(tmp_path/'t.json', d, note, torch.eye(3)*50)):
+            lambda: enrich_file(tmp_path/'t.json', d, d/'sequence.json', relative=True),
+            lambda: enrich_file(tmp_path/'t.json', d, note, torch.eye(3)*50)):
         with pytest.raises(ValueError, match='--(out|job)'): do()
     job = make_job(tmp_path/'job', film, 1)
     with pytest.raises(ValueError, match='lies in the input'): merge(job.path, job.path/'out')
@@ -263,20 +285,24 @@ def test_python_is_refused_too(film, tmp_path):
 def test_the_same_command_may_replace_its_own(film, tmp_path, capsys):
     d, t = depth_folder(tmp_path/'d'), tmp_path/'t.json'
     t.write_text('[{"frame": 0, "bbox": [1, 1, 9, 9]}]')
-    args = 'tracks', t, '--depth', d, '--fov', 60, '--size', '80x24', '--out', tmp_path/'o.json', '--picture', tmp_path/'o.png'
+    args = ('tracks', t, '--depth', d, '--fov', 60, '--size', '80x24', '--out', tmp_path/'o.json', '--picture',
+        tmp_path/'o.png')
     assert [said(capsys, *args)[0] for _ in range(2)]==[0, 0]
 
 
 def test_foreign_files_survive_in_our_folders(tmp_path):
     "A note beside windows, checkpoints, parts; a folder that no job has made"
     (tmp_path/'ckpt').mkdir()
-    for o in ('step-best.safetensors', 'step-00000001.safetensors', 'step-00000002.safetensors'): mine(tmp_path/'ckpt'/o)
-    assert [o.name for o in Checkpoint(tmp_path/'ckpt').files]==['step-00000001.safetensors', 'step-00000002.safetensors']
+    for o in ('step-best.safetensors', 'step-00000001.safetensors', 'step-00000002.safetensors'):
+        mine(tmp_path/'ckpt'/o)
+    assert [o.name for o in Checkpoint(tmp_path/'ckpt').files]==['step-00000001.safetensors',
+        'step-00000002.safetensors']
     mine(tmp_path/'jobs'/'a'/'letter.txt')
     with pytest.raises(StoreError, match='holds other things'): run_job(Piece('a', 'builtins:dict'), tmp_path/'jobs')
     assert (tmp_path/'jobs'/'a'/'letter.txt').read_text()=='mine'
     from vidlit.pipeline.video_depth import _tidy
-    for o in ('.work/letter.txt', '.notes.tmp', 'frames.zarr/my.partial', '.work/part_0000000.npy'): mine(tmp_path/'out'/o)
+    for o in ('.work/letter.txt', '.notes.tmp', 'frames.zarr/my.partial', '.work/part_0000000.npy'):
+        mine(tmp_path/'out'/o)
     _tidy(tmp_path/'out', True)
     left = sorted(str(o.relative_to(tmp_path/'out')) for o in (tmp_path/'out').rglob('*') if o.is_file())
     assert left==['.notes.tmp', '.work/letter.txt', 'frames.zarr/my.partial']
@@ -304,15 +330,18 @@ def test_names_do_not_leave_their_folder(tmp_path):
 def test_targets_do_not_leave_their_films(tmp_path):
     from vidlit.pretrain.target_cache import TargetCache
     clips = dict(frames=16, size=32, sampling='uniform', stride=4, patch=[2, 16, 16])
-    good = dict(version=1, root=str(tmp_path), films=['a.mp4'], labels=[0], vocab=['x'], clips=clips, dim=3, teacher='t', projection='p', about={})
-    for change in (dict(films=['../a.mp4']), dict(films=['/etc/hosts']), dict(labels=[]), dict(dim=10**9), dict(clips=dict(clips, load='a:b'))):
+    good = dict(version=1, root=str(tmp_path), films=['a.mp4'], labels=[0], vocab=['x'], clips=clips, dim=3,
+        teacher='t', projection='p', about={})
+    for change in (dict(films=['../a.mp4']), dict(films=['/etc/hosts']), dict(labels=[]), dict(dim=10**9),
+        dict(clips=dict(clips, load='a:b'))):
         write_json(tmp_path/'c'/'targets.json', good|change)
         with pytest.raises(StoreError, match='targets.json'): TargetCache(tmp_path/'c')
 
 
 # 4. Addresses
 
-INSIDE = ['64:ff9b::7f00:1', '64:ff9b::a00:1', '64:ff9b:1::a00:1', '::127.0.0.1', '::ffff:8.8.8.8', '::ffff:0:10.0.0.1', 'fec0::1', 'feff::1',
+INSIDE = ['64:ff9b::7f00:1', '64:ff9b::a00:1', '64:ff9b:1::a00:1', '::127.0.0.1', '::ffff:8.8.8.8',
+    '::ffff:0:10.0.0.1', 'fec0::1', 'feff::1',
     '2001:0:a00:1::1', '2002:a00:1::1', '2606::5efe:a00:1', '192.88.99.1', '192.0.0.8']
 
 
@@ -326,7 +355,8 @@ def test_what_stands_for_an_inner_address_is_inner(address):
     names = {'pictures.example': ['93.184.216.34'], 'inner.example': ['93.184.216.34', address]}
     asked = []
     def opener(u, *_): return asked.append(u.hostname) or Moved()
-    with pytest.raises(FetchError, match='not public'): fetch_image('http://pictures.example/', opener=opener, resolve=lambda h, _: names[h])
+    with pytest.raises(FetchError, match='not public'):
+        fetch_image('http://pictures.example/', opener=opener, resolve=lambda h, _: names[h])
     assert asked==['pictures.example']
 
 

@@ -59,7 +59,8 @@ def test_counts_of_the_others(grid, ratio, seed):
     m = draw(random_mask, 2, grid, ratio, seed)
     if m is not None: assert (m.sum(1)==int(ratio*grid.n)).all()
     m = draw(time_mask, 2, grid, ratio, seed)
-    if m is not None: assert ((s := m.view(2, grid.t, -1).sum(-1)) % (grid.h*grid.w)==0).all() and (s.sum(1)==m[0].sum()).all()
+    if m is not None:
+        assert ((s := m.view(2, grid.t, -1).sum(-1)) % (grid.h*grid.w)==0).all() and (s.sum(1)==m[0].sum()).all()
 
 @quick
 @given(st.integers(2, 30), st.integers(0, 2**31))

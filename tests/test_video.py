@@ -1,4 +1,5 @@
-"""Films: exact on every kind of file, one family of errors, workers, bounded memory. Films are made here; real ones are read too where they are."""
+"""Films: exact on every kind of file, one family of errors, workers, bounded memory. Films are made here; real
+ones are read too where they are."""
 import os
 import random
 import weakref

@@ -1,4 +1,5 @@
-"The study of depth over time beyond its lessons: the whole command at a size of seconds, fair rivals, kills, and the kept toy model"
+"""The study of depth over time beyond its lessons: the whole command at a size of seconds, fair rivals, kills, and
+the kept toy model"""
 import json
 import multiprocessing as mp
 import os
@@ -17,7 +18,8 @@ from vidlit.video.pixels import normalise
 
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT/'data'/'models'/'toy'
-TINY = replace(S.setups['toy'], size=16, patch=4, dim=24, features=8, out=(8, 8, 16, 16), heads=2, groups=4, length=34, stills=12, films=4, n_test=3,
+TINY = replace(S.setups['toy'], size=16, patch=4, dim=24, features=8, out=(8, 8, 16, 16), heads=2, groups=4,
+    length=34, stills=12, films=4, n_test=3,
     still_steps=3, still_bs=4, time_steps=3, time_bs=2, keeps=(.5, .9))
 fork = mp.get_context('fork')
 
@@ -41,8 +43,10 @@ def test_the_command_writes_everything(run):
     arms = [r['arm'] for r in m['rows']]
     assert {'stills', 'video', 'stream', 'smoothed', 'average 0.5', 'average level 0.9', 'head alone'} <= set(arms)
     assert {'modules alone', 'document, stream', 'no noise, video'} <= set(arms)
-    assert all((root/f['file']).stat().st_size > 500 for f in m['figures']) and {'flicker.png', 'tae.png', 'slices.png'} <= {f['file'] for f in m['figures']}
-    assert {'bar_flicker', 'fair_bar_tae', 'average_tae', 'stream_abs_rel', 'tgm_tae', 'clear_flicker', 'document_abs_rel'} <= set(m['facts'])
+    assert (all((root/f['file']).stat().st_size > 500 for f in m['figures'])
+        and {'flicker.png', 'tae.png', 'slices.png'} <= {f['file'] for f in m['figures']})
+    assert {'bar_flicker', 'fair_bar_tae', 'average_tae', 'stream_abs_rel', 'tgm_tae', 'clear_flicker',
+        'document_abs_rel'} <= set(m['facts'])
     assert all(f['supports'] is None for f in m['facts'].values())  # one seed decides nothing
     json.dumps(m, allow_nan=False)
 
@@ -55,7 +59,8 @@ def test_the_rival_is_the_model_that_the_modules_stand_on(run):
 
 def test_what_learns_in_each_variant(run):
     still = weights(run, 'stills')
-    what = {'video': (True, True), 'head alone': (False, True), 'modules alone': (True, False), 'no TGM': (True, True), 'document': (True, True)}
+    what = {'video': (True, True), 'head alone': (False, True), 'modules alone': (True, False),
+        'no TGM': (True, True), 'document': (True, True)}
     for arm, (time_learns, head_learns) in what.items():
         w = weights(run, f'train/{arm}')
         assert any(bool(v.any()) for k, v in w.items() if k.endswith('proj_out.weight')) == time_learns, arm
@@ -88,7 +93,8 @@ def _train(root, setup, jobs):
 
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
     setup = replace(TINY, time_steps=64)  # a checkpoint after 50
-    jobs = [j for j in S._headline(setup, 5) if j.key.startswith(('data/', 'stills/', 'train/video/'))]  # the last, and what it needs
+    # the last, and what it needs
+    jobs = [j for j in S._headline(setup, 5) if j.key.startswith(('data/', 'stills/', 'train/video/'))]
     assert len(jobs) == 3 and jobs[-1].key.startswith('train/video/')
     _train(tmp_path/'whole', setup, jobs)
     p = fork.Process(target=_train, args=(tmp_path/'killed', setup, jobs))
@@ -133,4 +139,5 @@ def test_the_kept_toy():
     model = VideoDepth.from_pretrained(TOY).eval()
     x = torch.rand(1, 3, 3, 56, 70, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): d = model(normalise(x))
-    assert d.shape == (1, 3, 56, 70) and d.dtype == torch.float32 and d.isfinite().all() and d.min() >= 0 and d.std() > 0
+    assert (d.shape == (1, 3, 56, 70) and d.dtype == torch.float32 and d.isfinite().all() and d.min() >= 0
+        and d.std() > 0)

@@ -1,4 +1,5 @@
-"Dual masking and VideoMAE V2: masks against the queue, steps against the code as written, VideoMAE at ratio 0, official layouts, the document's parts."
+"""Dual masking and VideoMAE V2: masks against the queue, steps against the code as written, VideoMAE at ratio 0,
+official layouts, the document's parts."""
 from dataclasses import replace
 from functools import partial
 import pytest
@@ -8,15 +9,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidlit.nn.tokens import Grid, grid_of, split_mask
 from vidlit.nn.vit import Attention, CosineAttention, ViTConfig, count_params, run_blocks
 from vidlit.nn.weights import WeightsError
-from vidlit.pretrain.dual_masking import cell_mask, cell_masks_ref, decoder_flops, document_dual, dual_loss, dual_mask, holes, split_dual
+from vidlit.pretrain.dual_masking import (
+    cell_mask,
+    cell_masks_ref,
+    decoder_flops,
+    document_dual,
+    dual_loss,
+    dual_mask,
+    holes,
+    split_dual,
+)
 from vidlit.pretrain.tube_masking import random_mask, time_mask, tube_mask
 from vidlit.pretrain.videomae import VideoMAE, VideoMAEConfig
 from vidlit.pretrain.videomae_v2 import VideoMAE2, VideoMAE2Classifier, presets2, videomae2_g
-from vidlit.pretrain.videomae_v2_variants import CrossDecoder, WindowAttention, WindowViT, fit_window, partition, relative_index, unpartition
+from vidlit.pretrain.videomae_v2_variants import (
+    CrossDecoder,
+    WindowAttention,
+    WindowViT,
+    fit_window,
+    partition,
+    relative_index,
+    unpartition,
+)
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
-def tiny(patch=(2,8,8)): return VideoMAEConfig(ViTConfig(dim=64, depth=2, heads=1, patch=patch), ViTConfig(dim=64, depth=2, heads=1))
+def tiny(patch=(2,8,8)):
+    return VideoMAEConfig(ViTConfig(dim=64, depth=2, heads=1, patch=patch), ViTConfig(dim=64, depth=2, heads=1))
 def loud(model, seed=3):
     "Weights far from their start, biases not zero"
     for i,p in enumerate(model.parameters()): p.data += .05*torch.randn(p.shape, generator=gen(seed+i))
@@ -44,7 +63,8 @@ def test_running_cell_shares_its_phase_out_evenly():
     assert torch.equal(m, cell_mask(4000, Grid(4,2,2), .5, gen()))
 
 @settings(max_examples=40, deadline=None)
-@given(grids.filter(lambda g: g.h*g.w>=8 and g.t>1), st.sampled_from([cell_mask, random_mask, time_mask]), st.integers(0, 10**6))
+@given(grids.filter(lambda g: g.h*g.w>=8 and g.t>1), st.sampled_from([cell_mask, random_mask, time_mask]),
+    st.integers(0, 10**6))
 def test_lists_are_the_masks(grid, dec, seed):
     mask = dual_mask(5, grid, .75, gen(seed), .5, dec=dec)
     try: d = split_dual(mask)
@@ -83,7 +103,8 @@ def as_written(mae, clip, mask):
     "Everything painted goes through all blocks; errors are weighted by what was hidden"
     hidden, skip = mask.unbind(1)
     decode = torch.stack([(~o).nonzero()[:,0] for o in skip])
-    tok = mae.mix(mae.encoder(clip, split_mask(hidden)[0]), grid_of(clip, mae.cfg.enc.patch), split_mask(hidden)[0], decode)
+    tok = mae.mix(mae.encoder(clip, split_mask(hidden)[0]), grid_of(clip, mae.cfg.enc.patch), split_mask(hidden)[0],
+        decode)
     pred = mae.decoder.head(mae.decoder.norm(run_blocks(mae.decoder.blocks, tok)[:,-decode.shape[1]:]))
     each = (pred-mae.target(clip, decode, mae.cfg.enc.patch)[0]).square().mean(-1)
     w = torch.stack([h[i] for h, i in zip(hidden, decode)])
@@ -96,7 +117,8 @@ def grads(model, loss):
 
 @pytest.mark.parametrize('attn', [Attention, CosineAttention])
 @pytest.mark.parametrize('size', [(8,32,48), (6,16,32)])
-@pytest.mark.parametrize('how', [dict(), dict(skip=.25), dict(skip=.75), dict(dec=random_mask), dict(enc=random_mask), dict(skip=0)])
+@pytest.mark.parametrize('how',
+    [dict(), dict(skip=.25), dict(skip=.75), dict(dec=random_mask), dict(enc=random_mask), dict(skip=0)])
 def test_loss_and_gradients_are_those_of_the_code_as_written(size, how, attn):
     model, clip = loud(VideoMAE2(tiny(), attn=attn, gen=gen())), torch.randn(3, 3, *size, generator=gen(1))
     mask = dual_mask(3, grid_of(clip, (2,8,8)), .75, gen(2), **how)
@@ -142,24 +164,29 @@ def test_published_sizes(size):
     assert tuple(round(count_params(o)/1e6, 1) for o in (model.encoder, model.decoder))==COUNTS[size]
     with torch.device('meta'): back = VideoMAE2.from_official(model.state_dict())
     dec, want = back.cfg.dec, presets2[size].dec
-    assert back.cfg.enc==presets2[size].enc and (dec.dim, dec.depth, dec.heads, dec.hidden)==(want.dim, 4, want.heads, want.hidden)
+    assert (back.cfg.enc==presets2[size].enc
+        and (dec.dim, dec.depth, dec.heads, dec.hidden)==(want.dim, 4, want.heads, want.hidden))
 
 def official_keys(cos, depth, prefix=''):
     "The official names of one stack, as the fact sheet lists them"
     attn = ['q_bias', 'v_bias', 'qkv.weight', 'proj.weight', 'proj.bias'] + ['scale']*cos
-    block = [f'attn.{o}' for o in attn] + [f'{n}.{k}' for n in ('norm1', 'norm2', 'mlp.fc1', 'mlp.fc2') for k in ('weight', 'bias')]
+    block = [f'attn.{o}' for o in attn] + [f'{n}.{k}' for n in ('norm1', 'norm2', 'mlp.fc1', 'mlp.fc2')
+        for k in ('weight', 'bias')]
     return {f'{prefix}blocks.{i}.{k}' for i in range(depth) for k in block}
 
 @pytest.mark.parametrize('cos', [False, True])
 def test_official_layouts_both_ways(cos, tmp_path):
     attn = CosineAttention if cos else Attention
     model = loud(VideoMAE2(tiny(), attn=attn, gen=gen()))
-    want = official_keys(cos, 2, 'encoder.') | official_keys(cos, 2, 'decoder.') | {'encoder_to_decoder.weight', 'mask_token'} | \
-        {f'{n}.{k}' for n in ('encoder.patch_embed.proj', 'encoder.norm', 'decoder.norm', 'decoder.head') for k in ('weight', 'bias')}
+    want = official_keys(cos, 2, 'encoder.') | official_keys(cos, 2, 'decoder.') | {'encoder_to_decoder.weight',
+        'mask_token'} | \
+        {f'{n}.{k}' for n in ('encoder.patch_embed.proj', 'encoder.norm', 'decoder.norm', 'decoder.head')
+        for k in ('weight', 'bias')}
     state = model.to_official()['model']
     assert set(state)==want
     clf = loud(model.classifier(5))
-    assert set(clf.state_dict())==official_keys(cos, 2) | {f'{n}.{k}' for n in ('patch_embed.proj', 'fc_norm', 'head') for k in ('weight', 'bias')}
+    assert set(clf.state_dict())==official_keys(cos,
+        2) | {f'{n}.{k}' for n in ('patch_embed.proj', 'fc_norm', 'head') for k in ('weight', 'bias')}
     clip, mask = torch.randn(2, 3, 8, 32, 32, generator=gen(1)), dual_mask(2, Grid(4,4,4), .75, gen(2))
     for wrap in ('model', 'module', None):
         torch.save({wrap: state} if wrap else state, tmp_path/'mae.pth')
@@ -168,7 +195,8 @@ def test_official_layouts_both_ways(cos, tmp_path):
         assert (a.cfg, a.attn)==(model.cfg, attn) and torch.equal(a(clip, mask).pred, model(clip, mask).pred)
         assert torch.equal(b.eval()(clip), clf.eval()(clip))
 
-@pytest.mark.parametrize('fault,word', [('missing', 'decoder.norm.bias'), ('extra', 'surprise'), ('shape', 'mask_token'),
+@pytest.mark.parametrize('fault,word',
+    [('missing', 'decoder.norm.bias'), ('extra', 'surprise'), ('shape', 'mask_token'),
     ('scale', 'decoder.blocks.1.attn.scale')])
 def test_loading_refuses(fault, word):
     state = VideoMAE2(tiny(), attn=CosineAttention).to_official()['model']
@@ -185,7 +213,8 @@ def test_transformers_files(tmp_path):
     clip, mask = torch.randn(2, 3, 8, 32, 32, generator=gen(1)), dual_mask(2, Grid(4,4,4), .75, gen(2))
     back = VideoMAE2.from_pretrained(model.save_pretrained(tmp_path, (8,32,32)))
     torch.testing.assert_close(back(clip, mask).pred, model(clip, mask).pred)
-    with pytest.raises(WeightsError, match='scale'): VideoMAE2(tiny(), attn=CosineAttention).save_pretrained(tmp_path, (8,32,32))
+    with pytest.raises(WeightsError, match='scale'):
+        VideoMAE2(tiny(), attn=CosineAttention).save_pretrained(tmp_path, (8,32,32))
 
 @settings(max_examples=25, deadline=None)
 @given(st.tuples(*[st.integers(1, 7)]*3), st.tuples(*[st.integers(1, 4)]*3), st.integers(0, 10**6))
@@ -217,7 +246,8 @@ def test_relative_positions():
         by = {}
         for a in range(w.n):
             for b in range(w.n): by.setdefault(tuple((p[a]-p[b]).tolist()), set()).add(int(i[a,b]))
-        assert all(len(v)==1 for v in by.values()) and len(set.union(*by.values()))==len(by) and i.min()>=0 and i.max()<5*7*7
+        assert (all(len(v)==1 for v in by.values()) and len(set.union(*by.values()))==len(by) and i.min()>=0
+            and i.max()<5*7*7)
     assert relative_index(Grid(3,4,4), Grid(3,4,4)).unique().numel()==5*7*7
 
 def test_the_documents_model():
@@ -227,7 +257,8 @@ def test_the_documents_model():
     assert out.pred.shape==(2, 24, 384) and not (~mask).all(1).any()
     g = grads(model, out.loss)
     assert g.isfinite().all() and (g!=0).float().mean()>.9
-    thrifty = VideoMAE2(tiny(), decoder=CrossDecoder, encoder=partial(WindowViT, windows=((2,3,3),)), ckpt=True, gen=gen()).train()
+    thrifty = VideoMAE2(tiny(), decoder=CrossDecoder, encoder=partial(WindowViT, windows=((2,3,3),)), ckpt=True,
+        gen=gen()).train()
     thrifty.load_state_dict(model.state_dict())
     assert torch.equal(grads(thrifty, thrifty(clip, mask).loss), g)
     for kw in (dict(decoder=CrossDecoder), dict(encoder=WindowViT)):
@@ -235,7 +266,8 @@ def test_the_documents_model():
 
 def test_cross_attention_does_not_care_what_else_is_painted():
     "Also with painted tokens that are seen: they are no memory"
-    model, clip = VideoMAE2(tiny(), decoder=CrossDecoder, gen=gen()).eval(), torch.randn(2, 3, 8, 32, 32, generator=gen(1))
+    model, clip = VideoMAE2(tiny(), decoder=CrossDecoder, gen=gen()).eval(), torch.randn(2, 3, 8, 32, 32,
+        generator=gen(1))
     mask = dual_mask(2, Grid(4,4,4), .75, gen(2))
     with torch.no_grad(): half, full = model(clip, mask), model(clip, mask[:,0])
     d, hidden = split_dual(mask), split_mask(mask[:,0])[1]

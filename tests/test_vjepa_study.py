@@ -10,7 +10,8 @@ from vidlit.studies.register import vjepa
 from vidlit.studies.vjepa import along, first_reach, summary
 from vidlit.worlds.worlds import WorldConfig, make_scene
 
-MINI = replace(S.setups['toy'], size=16, frames=4, dim=32, depth=1, heads=2, pred_dim=32, pred_heads=2, clips=64, steps=20, looks=(10,),
+MINI = replace(S.setups['toy'], size=16, frames=4, dim=32, depth=1, heads=2, pred_dim=32, pred_heads=2, clips=64,
+    steps=20, looks=(10,),
     labels=(8, 16), more=(32,), draws=2, probe_steps=3, n_valid=16, n_test=32)
 
 
@@ -32,13 +33,16 @@ def test_summary(done):
 
 
 def test_summary_of_the_headline_alone(done):
-    "Without --variants: three trained arms and the untrained network, each comparison still made; nothing said of what did not run"
+    """Without --variants: three trained arms and the untrained network, each comparison still made; nothing said
+    of what did not run"""
     root, jobs, res = done
     plain = {j.key for j in S._headline(MINI, 0)}
     out = summary({k: v for k,v in res.items() if k in plain}, root)
     assert {o['arm'].split(',')[0] for o in out['rows']} == {'untrained', 'V-JEPA', 'VideoMAE', 'plain pixels'}
-    assert {'random', 'pixels', 'plain', 'healthy', 'labels'} <= set(out['facts']) and not {'own', 'nostop', 'sooner'} & set(out['facts'])
-    assert len(out['paired'])==9 and {p['b'].split(',')[0] for p in out['paired']} == {'untrained', 'VideoMAE', 'plain pixels'}
+    assert ({'random', 'pixels', 'plain', 'healthy', 'labels'} <= set(out['facts'])
+        and not {'own', 'nostop', 'sooner'} & set(out['facts']))
+    assert (len(out['paired'])==9
+        and {p['b'].split(',')[0] for p in out['paired']} == {'untrained', 'VideoMAE', 'plain pixels'})
 
 
 def test_second_run_does_nothing(done):
@@ -63,7 +67,8 @@ def test_interrupted(done, tmp_path, monkeypatch, arm):
     learn, keep = S.train_arm(MINI, clips, 0, arm, tmp_path)
     assert keep.n==n
     whole = load_file(root/f'jobs/train/{arm}/seed0/encoder.safetensors')
-    for k,v in getattr(learn.model, S.asked(arm)).state_dict().items(): torch.testing.assert_close(v, whole[k], rtol=1e-5, atol=1e-6)
+    for k,v in getattr(learn.model, S.asked(arm)).state_dict().items():
+        torch.testing.assert_close(v, whole[k], rtol=1e-5, atol=1e-6)
     assert (tmp_path/f'look{min(keep.at)}.safetensors').exists()
 
 

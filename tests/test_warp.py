@@ -4,7 +4,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from vidlit.worlds.camera import look_at, make_K, stereo_pose
-from vidlit.worlds.warp import backward_warp, depth_occlusion, fb_occlusion, flow_from_depth, forward_splat, in_view, sample_at, splat_sum, warp_by_depth
+from vidlit.worlds.warp import (
+    backward_warp,
+    depth_occlusion,
+    fb_occlusion,
+    flow_from_depth,
+    forward_splat,
+    in_view,
+    sample_at,
+    splat_sum,
+    warp_by_depth,
+)
 
 quick = settings(deadline=None, max_examples=15)
 seeds, sizes, lead = st.integers(0, 10**6), st.integers(2, 24), st.sampled_from([(), (2,), (2, 3)])

@@ -12,7 +12,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from vidlit.nn.vit import ViT, vit_s
-from vidlit.nn.weights import KeyMap, Rule, WeightsError, hf_videomae, load_strict, read_hub, read_weights, save_hub, write_weights
+from vidlit.nn.weights import (
+    KeyMap,
+    Rule,
+    WeightsError,
+    hf_videomae,
+    load_strict,
+    read_hub,
+    read_weights,
+    save_hub,
+    write_weights,
+)
 
 tiny = replace(vit_s, dim=48, depth=2, heads=4)
 

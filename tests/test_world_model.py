@@ -10,7 +10,17 @@ from hypothesis import given, settings, strategies as st
 from vidlit.nn.tokens import sincos_3d
 from vidlit.nn.vit import ViT, ViTConfig, count_params
 from vidlit.nn.weights import WeightsError, load_strict
-from vidlit.pretrain.world_model import ACConfig, ACPredictor, WorldModel, ac_keys, ac_loss, encode_frames, frame_causal_mask, move_by, unit_norm
+from vidlit.pretrain.world_model import (
+    ACConfig,
+    ACPredictor,
+    WorldModel,
+    ac_keys,
+    ac_loss,
+    encode_frames,
+    frame_causal_mask,
+    move_by,
+    unit_norm,
+)
 from vidlit.pretrain.world_model_variants import CrossPredictor
 
 torch.set_num_threads(1)

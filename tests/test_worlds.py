@@ -10,7 +10,18 @@ from vidlit.worlds.motions import CAMERAS, MOTIONS, REVERSED
 from vidlit.worlds.raycast import pixel_centres, trace
 from vidlit.worlds.textures import TEXTURES
 from vidlit.worlds.warp import backward_warp
-from vidlit.worlds.worlds import SHAPES, WorldConfig, WorldDataset, make_clips, make_scene, make_worlds, reverse, stereo, tracks, view_from
+from vidlit.worlds.worlds import (
+    SHAPES,
+    WorldConfig,
+    WorldDataset,
+    make_clips,
+    make_scene,
+    make_worlds,
+    reverse,
+    stereo,
+    tracks,
+    view_from,
+)
 
 ALL = WorldConfig(motion=MOTIONS, camera='any', n_obj=3, lit=True, shadows=True)
 FIELDS = ('clip', 'unlit', 'depth', 'radius', 'flow', 'occ', 'seg', 'point', 'label', 'shape', 'texture')

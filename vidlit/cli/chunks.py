@@ -120,7 +120,9 @@ def _detach(job, args): # The same command, in a session of its own
 # %% ../../nbs/cli/chunks.ipynb #51cf52e9
 @command(chunks_app)
 def run(job:str,         # Folder made by `vidlit chunks split`
-    model:str=None,      # toy, a published name, a folder or a file; what the job began with. Or module:function, each time: code is loaded only where it is typed
+    # toy, a published name, a folder or a file; what the job began with. Or module:function, each time:
+    # code is loaded only where it is typed
+    model:str=None,
     precision:str=None,  # fp32, bf16 or fp16; what the job began with, at first fp32
     max_res:int=None,    # Longer side inside the model, at most
     workers:int=None,    # Processes; one a GPU, or one a core as far as memory goes

@@ -36,7 +36,8 @@ def _chunked(video, out, m, preview, report, **kw): # Through several workers
     row = dict(out=out, frames=len(r), size=f'{r.meta.width}x{r.meta.height}', fps=str(r.meta.fps), kind=r.meta.kind,
         units=r.meta.units, model=m.about)
     if preview:
-        with VideoReader(video) as v: row['preview'] = str(p if (p := Path(out)/'preview.mp4').exists() else write_preview(p, v, r))
+        with VideoReader(video) as v:
+            row['preview'] = str(p if (p := Path(out)/'preview.mp4').exists() else write_preview(p, v, r))
     return row
 
 def _alone(**kw): # What does not go with --chunks

@@ -139,7 +139,9 @@ def stjepa(cache:str,      # Folder made by `vidlit targets build`
     from vidlit.pretrain.stjepa import STJEPAConfig
     from vidlit.pretrain.target_cache import TargetCache, pair_dls
     from vidlit.lab.reproduce import pick_device
-    if free_place(out, cache, data).is_dir() and not (Path(out)/'ckpt').is_dir() and any(o.name[0]!='.' for o in Path(out).iterdir()): raise ValueError(f'--out {out} holds other things, it is no folder of a run')
+    if free_place(out, cache,
+        data).is_dir() and not (Path(out)/'ckpt').is_dir() and any(o.name[0]!='.' for o in Path(out).iterdir()):
+        raise ValueError(f'--out {out} holds other things, it is no folder of a run')
     got,device = TargetCache(cache),torch.device(pick_device(device))
     cfg = STJEPAConfig(ViTConfig(dim=dim, depth=depth, heads=heads, patch=got.spec.patch), fact, got.dim)
     dls = pair_dls(got, bs, data, workers=workers, device=device)

@@ -104,7 +104,9 @@ def _(o):
 
 # %% ../../nbs/floor/fingerprint.ipynb #2f2bf36f
 def fingerprint(
-    obj, # Numbers, text, containers, dataclasses, arrays, tensors, networks, functions of a module; a `Path` stands for the content of the file
+    # Numbers, text, containers, dataclasses, arrays, tensors, networks, functions of a module;
+    # a `Path` stands for the content of the file
+    obj,
     n:int=32 # Hexadecimal digits, at most 64
 )->str: # The same in every process and on every machine; `ValueError` for what has no stable meaning
     "Hash of the meaning of an object"

@@ -126,16 +126,22 @@ def _plain(job):
     return dict(format='vidlit-chunks-1', film=job.video, **row, chunks=[list(o) for o in job.chunks])
 
 _side = Num(1, 1<<16)
-job_form = dict(format={'vidlit-chunks-1'}, film=Text('/[^\0]*'), source={'name?':str, 'bytes?':Num(0), 'sha256_ends?':Text('[0-9a-f]{64}'), str:(str, int, None)}, frames=Num(1, 2**31), height=_side, width=_side,
+job_form = dict(format={'vidlit-chunks-1'}, film=Text('/[^\0]*'),
+    source={'name?':str, 'bytes?':Num(0), 'sha256_ends?':Text('[0-9a-f]{64}'), str:(str, int, None)},
+    frames=Num(1, 2**31), height=_side, width=_side,
     fps=Text('[0-9]{1,12}(/[0-9]{1,12})?'), overlap=(Num(0, 2**31), None), chunks=[[Num(0, 2**31)]])
 plan_form = dict(model=Text('[^\0\n]+'), precision={'fp32', 'bf16', 'fp16'}, max_res=(_side, None)) # of its plan.json
 
 def _check_ranges(n, overlap, chunks):
     "What is wrong with the pieces of a video of n frames, or None"
-    if not chunks or any(len(o)!=2 or not 0<=o[0]<o[1]<=n for o in chunks): return f'chunks must be ranges (start, stop) within {n} frames'
-    if overlap is None: return None if chunks==[list(o) for o in share_windows(n, len(chunks))] else f'chunks are not the windows of a video of {n} frames'
+    if not chunks or any(len(o)!=2 or not 0<=o[0]<o[1]<=n for o in chunks):
+        return f'chunks must be ranges (start, stop) within {n} frames'
+    if overlap is None:
+        return (None if chunks==[list(o) for o in share_windows(n, len(chunks))]
+            else f'chunks are not the windows of a video of {n} frames')
     steps = zip(chunks, chunks[1:])
-    return None if chunks[0][0]==0 and chunks[-1][1]==n and all(a<c<=b<d for (a,b),(c,d) in steps) else f'chunks must follow each other from 0 to {n}'
+    return (None if chunks[0][0]==0 and chunks[-1][1]==n and all(a<c<=b<d for (a,b),(c,d) in steps)
+        else f'chunks must follow each other from 0 to {n}')
 
 def open_job(
     path # Folder of a job
@@ -213,7 +219,8 @@ def patient(
     with stack: yield
 
 # %% ../../nbs/pipeline/04_job.ipynb #13fdef40
-model_form = dict(model=str, kind={'depth', 'radius', 'disparity'}, units=(Text(most=99), None), metric=bool) # of its model.json
+# of its model.json
+model_form = dict(model=str, kind={'depth', 'radius', 'disparity'}, units=(Text(most=99), None), metric=bool)
 
 @patch
 def bind(self:DepthJob,
@@ -269,7 +276,8 @@ _row_form = dict(fit=([_finite], None), lo=_finite, hi=_finite, checksum=Text('[
 def _row_of(work, k):
     "The line of a window on the list, checked"
     row = work.done[str(k)]
-    if (said := misfit(row, _row_form)) or row['fit'] and len(row['fit'])!=2: raise ChunkError(f"{work.folder/'done.jsonl'}, window {k}: {said or 'fit must be two numbers'}")
+    if (said := misfit(row, _row_form)) or row['fit'] and len(row['fit'])!=2:
+        raise ChunkError(f"{work.folder/'done.jsonl'}, window {k}: {said or 'fit must be two numbers'}")
     return row
 
 def load_window(
@@ -322,5 +330,6 @@ def window(self:ChunkFrames, k, j):
 @patch
 def bounds(self:ChunkFrames)->tuple: # (low, high)
     "Bounds of its depth, from the log alone"
-    ends = [s*v+t for r in (_row_of(self.work, k) for k in self.work.done) for s,t in [r['fit'] or (1.,0.)] for v in (r['lo'], r['hi'])]
+    ends = [s*v+t for r in (_row_of(self.work, k) for k in self.work.done) for s,
+        t in [r['fit'] or (1.,0.)] for v in (r['lo'], r['hi'])]
     return min(ends),max(ends)

@@ -235,7 +235,9 @@ def _exr(f):
     with OpenEXR.File(str(f)) as o:
         return next(np.array(c.pixels) for n,c in sorted(o.channels().items(), key=lambda c: c[0]!='Z'))
 
-def _one(f): return {'.png':lambda f: np.array(Image.open(f, formats=['PNG'])), '.exr':_exr}.get(f.suffix, lambda f: _array(f)[0])(f)
+def _one(f):
+    return {'.png':lambda f: np.array(Image.open(f, formats=['PNG'])), '.exr':_exr}.get(f.suffix,
+        lambda f: _array(f)[0])(f)
 
 class Depths:
     "Depth maps of another program: [i] -> float32 [h, w]"

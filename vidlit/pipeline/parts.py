@@ -148,9 +148,11 @@ def save_point(
 
 _n,_pair = Num(0, 2**31),[Num(-1e300, 1e300, whole=False)]
 _stream = dict(n=_n, shape=[_n], ids=[Num(-2**31, 2**31)])
-point_form = {'n':_n, 'at':_n, 'start':_n, 'real':_n, 'held':[_n], 'file':(Text(r'state_\d{7,}\.safetensors'), None), 'more':dict, 'fit?':_pair, 'stream?':_stream}
+point_form = {'n':_n, 'at':_n, 'start':_n, 'real':_n, 'held':[_n], 'file':(Text(r'state_\d{7,}\.safetensors'), None),
+    'more':dict, 'fit?':_pair, 'stream?':_stream}
 
-def _noted(folder): return read_json(Path(folder)/'point.json', point_form) if (Path(folder)/'point.json').exists() else None
+def _noted(folder):
+    return read_json(Path(folder)/'point.json', point_form) if (Path(folder)/'point.json').exists() else None
 
 def _write(tensors, path):
     "A full disk is an OSError also where safetensors has its own"

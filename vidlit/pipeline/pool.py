@@ -69,9 +69,14 @@ def trusted(
     plan = open_plan(path)
     if model==plan.model or not is_code(plan.model) and Path(plan.model).is_absolute(): return plan
     f = Path(path)/'plan.json'
-    if is_code(plan.model): raise ChunkError(f"{f} names code to be run, {plan.model!r}: code is loaded only where it is typed, add --model {plan.model} if you trust it")
+    if is_code(plan.model):
+        raise ChunkError(
+            f"{f} names code to be run, {plan.model!r}: code is loaded only where it is typed, add --model "
+            f"{plan.model} if you trust it")
     from vidlit.depth.models import published
-    if plan.model not in ('toy', *published): raise ChunkError(f"{f}: the model must be toy, a published name, or the whole path of a folder or file, not {plan.model!r}")
+    if plan.model not in ('toy', *published):
+        raise ChunkError(
+            f"{f}: the model must be toy, a published name, or the whole path of a folder or file, not {plan.model!r}")
     return plan
 
 # %% ../../nbs/pipeline/08_pool.ipynb #3193eeae
@@ -193,7 +198,8 @@ def start(self:WorkerPool,
     i:int # Worker
 ):
     "Start worker `i`"
-    args = dict(path=str(self.path), device=self.devices[i], threads=self.threads, task=self.task, ttl=self.ttl, model=self.model)
+    args = dict(path=str(self.path), device=self.devices[i], threads=self.threads, task=self.task, ttl=self.ttl,
+        model=self.model)
     self.procs[i] = _spawn(_start, json.dumps(args), self.log(i), self.threads)
 
 @patch

@@ -146,7 +146,8 @@ def depth_in_chunks(
     whole = _free_for(out, job, storage)
     make_plan(path, Plan(str(model), precision, max_res))
     if not (whole and is_merge_of(job, out, put)):
-        run_workers(path, workers, device, report=report, model=open_plan(path).model) # the plan is the one just asked for
+        # the plan is the one just asked for
+        run_workers(path, workers, device, report=report, model=open_plan(path).model)
         merge(path, out, storage, how=put)
     drop_windows(job) # those too that a killed call left
     return DepthReader(out)

@@ -383,8 +383,10 @@ def _is_ours(path, field):
     "Did `enrich_file` write this?"
     try: data = read_tracks(path)
     except (TrackError, OSError): return False
-    if isinstance(data, dict): return any(isinstance(v, dict) and v.get('made_by')=='vidlit tracks' for v in data.values())
-    return isinstance(data, list) and any(isinstance(o, dict) and isinstance(o.get(field), dict) and 'status' in o[field] for o in data)
+    if isinstance(data, dict):
+        return any(isinstance(v, dict) and v.get('made_by')=='vidlit tracks' for v in data.values())
+    return (isinstance(data, list)
+        and any(isinstance(o, dict) and isinstance(o.get(field), dict) and 'status' in o[field] for o in data))
 
 def _about(reader, K, kw):
     m,relative = reader.meta,kw.get('relative', False)

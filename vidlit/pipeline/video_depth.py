@@ -85,7 +85,9 @@ def _asked_of(meta):
         frames=meta.frames, **made)
 
 _sides = [Num(1, 1<<16)]
-run_form = dict(source=dict, storage=str, dtype=str, size=_sides, fingerprint=str, mode=set(modes), asked=str, inside=_sides, cut=bool) # of .work/run.json
+# of .work/run.json
+run_form = dict(source=dict, storage=str, dtype=str, size=_sides, fingerprint=str, mode=set(modes), asked=str,
+    inside=_sides, cut=bool)
 
 @patch
 def closed(self:DepthRun
@@ -105,7 +107,8 @@ def claim(self:DepthRun
         if self.out.exists() and (not self.out.is_dir() or any(o.name!='.work' for o in self.out.iterdir())):
             raise DepthError(self.out, 'the folder holds other things')
         write_json(f, self.asked)
-    old,new = _asked_of(DepthReader(self.out).meta) if done else read_json(f, run_form),dict(self.asked, frames=self.stop)
+    old,new = (_asked_of(DepthReader(self.out).meta) if done else read_json(f, run_form),
+        dict(self.asked, frames=self.stop))
     for k in new:
         if old.get(k, new[k])!=new[k]:
             raise DepthError(self.out,
@@ -150,7 +153,8 @@ def _grow(more, d):
     more.update(lo=lo, hi=hi)
 
 _bound = (Num(-1e300, 1e300, whole=False), None)
-_more = {'precision':{'fp32', 'bf16', 'fp16'}, 'again':Num(0), 'lo':_bound, 'hi':_bound, 'scenes':[Num(0, 2**31)], str:object}
+_more = {'precision':{'fp32', 'bf16', 'fp16'}, 'again':Num(0), 'lo':_bound, 'hi':_bound, 'scenes':[Num(0, 2**31)],
+    str:object}
 
 @patch
 def advance(self:DepthRun

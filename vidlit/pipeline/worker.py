@@ -31,7 +31,8 @@ def _alive(pid):
 class LeaseLost(StoreBusy): "Somebody else has taken over"
 
 # %% ../../nbs/pipeline/05_worker.ipynb #834b1be7
-_line,_count,_seconds = Text(r'[^\x00-\x1f\x7f]*', 255),Num(0),Num(-1e300, 1e300, whole=False) # what is shown on a terminal has no control characters
+# what is shown on a terminal has no control characters
+_line,_count,_seconds = Text(r'[^\x00-\x1f\x7f]*', 255),Num(0),Num(-1e300, 1e300, whole=False)
 lease_form = dict(host=_line, pid=Num(1, 2**31), token=Text('[0-9a-zA-Z]{1,64}'), until=_seconds)
 
 class Lease:
@@ -276,7 +277,8 @@ def _seen(job, c):
     return n if k==job.windows(c) else min(n-1, k and STEP*k+len(KEYS)-2*bool(job.first(c)))
 
 _at = (_count, None)
-note_form = {'host':_line, 'pid':Num(1, 2**31), 'chunk':_at, 'window':_count, 'windows':_count, 'frames':_count, 'seconds':_seconds, 'state':{'waiting', 'working', 'done', 'failed'}, 'updated?':_seconds, 'busy?':_seconds,
+note_form = {'host':_line, 'pid':Num(1, 2**31), 'chunk':_at, 'window':_count, 'windows':_count, 'frames':_count,
+    'seconds':_seconds, 'state':{'waiting', 'working', 'done', 'failed'}, 'updated?':_seconds, 'busy?':_seconds,
     'memory?':_count, 'device?':_line, 'device_memory?':_count}
 
 def _notes(job):
@@ -294,7 +296,8 @@ def _chunk_row(job, c):
         state=state, worker=o and f"{o['host']}:{o['pid']}")
 
 # %% ../../nbs/pipeline/05_worker.ipynb #6cd87b1e
-_failed = dict(chunk=_count, window=_count, error=_line, message=Text(most=500), time=_seconds, host=_line, pid=Num(1, 2**31))
+_failed = dict(chunk=_count, window=_count, error=_line, message=Text(most=500), time=_seconds, host=_line,
+    pid=Num(1, 2**31))
 
 def _failure(line): # A line of the list; None where it is torn, or none of ours
     try: return parse_json(line, 'failures.jsonl', _failed)

@@ -83,7 +83,7 @@ def agreement(here, there:dict)->str: # In words
     "How a demonstration stands to the recorded fact"
     if not there: return 'nothing recorded'
     if here is None or there['supports'] is None: return 'undecided'
-    return 'agrees' if here==there['supports'] else 'differs'
+    return 'agrees in direction' if here==there['supports'] else 'differs'
 
 # %% ../../nbs/lab/demos.ipynb #7db31196
 def demo_metrics(d:Demo, # The demonstration

@@ -8,10 +8,10 @@ from vidlit.lab.experiment import load_result
 from vidlit.lab.study import ends, the_metric
 
 ROOT = Path(__file__).resolve().parents[1]
-OPEN = {'02', '03', '04', '05', '06', '07', '08', '09', '10', '11'}  # Pages that do not yet begin with their answer
-PAGES = [p for p in sorted((ROOT/'nbs'/'studies').glob('[0-9]*.ipynb')) if p.stem[:2] not in OPEN]
+PAGES = [p for p in sorted((ROOT/'nbs'/'studies').glob('[0-9]*.ipynb'))]
 RECORDS = sorted(p.parent.name for p in (ROOT/'data'/'results').glob('*/metrics.json'))
-ANSWERS = dict(videomae='videomae')  # Page without its number -> its record, where the answer on top is the record's headline
+# Page without its number -> its record, where the answer on top is the record's headline
+ANSWERS = dict(videomae='videomae')
 
 
 def cells(page): return [(c['cell_type'], ''.join(c['source'])) for c in json.loads(page.read_text())['cells']]
@@ -61,7 +61,8 @@ def test_recorded_intervals_keep_to_their_range(name):
 def invented(**arms):
     "Results of three seeds that differ by a point"
     one = {(a, n): t for a, v in arms.items() for n, t in v.items()}
-    return {f'finetune/{a}/{n}/seed{s}': dict(test=t+.01*s, pairs=[int(50*t), 50]) for (a, n), t in one.items() for s in range(3)}
+    return {f'finetune/{a}/{n}/seed{s}': dict(test=t+.01*s, pairs=[int(50*t), 50]) for (a, n),
+        t in one.items() for s in range(3)}
 
 
 class TestVideoMAE:

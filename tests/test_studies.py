@@ -9,8 +9,7 @@ from vidlit.lab.experiment import load_result
 from vidlit.lab.study import ends, the_metric
 
 ROOT = Path(__file__).resolve().parents[1]
-OPEN = {'02', '03', '04', '05', '06', '07', '08', '09', '10', '11'}  # Pages that do not yet begin with their answer
-PAGES = [p for p in sorted((ROOT/'nbs'/'studies').glob('[0-9]*.ipynb')) if p.stem[:2] not in OPEN]
+PAGES = [p for p in sorted((ROOT/'nbs'/'studies').glob('[0-9]*.ipynb'))]
 RECORDS = sorted(p.parent.name for p in (ROOT/'data'/'results').glob('*/metrics.json'))
 # Page without its number -> its record, where the answer on top is the record's headline
 ANSWERS = dict(videomae='videomae')

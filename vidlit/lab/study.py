@@ -122,9 +122,9 @@ def together(*found:dict # As from `Study.summary`
 
 # %% ../../nbs/lab/study.ipynb #781699e5
 def ends(row:dict # Of a summary
-)->tuple:         # Lower and upper end of its interval; None where there is one seed
+)->tuple:         # Lower and upper end of its interval; None where there is none
     "The interval of a row as numbers"
-    lo,_,hi = row['95 % interval'].partition(' to ')
+    lo,_,hi = row.get('95 % interval', '').partition(' to ')
     return (float(lo), float(hi)) if hi else None
 
 def the_metric(row): # Name of the column that holds the mean
@@ -136,16 +136,17 @@ def show_dots(rows:list,     # Of a summary
     chance:float=None,       # A line
     xlabel:str='',           # Below; the measure by default
     percent:bool=False,      # Numbers as percentages
+    key:str=None,            # Column to show; the first that is a number by default
 )->object:                   # A picture
     "A dot for each seed over the interval of its variant"
     from vidlit.floor.charts import INK, show_intervals
     by = {r['arm']: r for r in rows}
     names = names or {k: k for k in by}
     k,f = (100 if percent else 1),('{:.0f} %' if percent else '{:.3g}')
-    def value(r): return k*r[the_metric(r)]
-    shown = {names[n]: (value(by[n]), *[k*e for e in ends(by[n]) or (by[n][the_metric(by[n])],)*2]) for n in names}
-    fig = show_intervals(shown, xlabel or the_metric(by[next(iter(names))]), fmt=f,
-        levels=None if chance is None else {'chance': k*chance})
+    key = key or the_metric(by[next(iter(names))])
+    def dot(r): return [k*o for o in (r[key], *(ends(r) or (r[key], r[key])))]
+    levels = None if chance is None else {'chance': k*chance}
+    fig = show_intervals({names[n]: tuple(dot(by[n])) for n in names}, xlabel or key, fmt=f, levels=levels)
     ax = fig.axes[0]
     for i,n in enumerate(names):
         xs = [k*o for o in by[n].get('scores', [])]
@@ -177,7 +178,8 @@ def result_rows(rows:list, # Of a summary
     def say(v): return f'{100*v:.{digits}f} %' if percent else f'{v:.3g}'
     def row(n, r):
         m,e = the_metric(r),ends(r)
-        out = {'variant': names[n], m: say(r[m]), '95 % interval': f'{say(e[0])} to {say(e[1])}' if e else 'one seed'}
+        both = f'{say(e[0])} to {say(e[1])}' if e else 'one seed' if r['seeds']==1 else 'not kept'
+        out = {'variant': names[n], m: say(r[m]), '95 % interval': both}
         seeds = ', '.join(map(say, r['scores'])) if 'scores' in r else f"{r['seeds']} seeds, mean kept"
         return out | {'seed by seed': seeds}
     return [row(n, by[n]) for n in names]

@@ -19,7 +19,17 @@ assert float(t[0]) < 1 and t[1] == 'False', t
 import fastai  # noqa: E402
 import fastcore  # noqa: E402
 import torch  # noqa: E402
-from vidlit import Grid, VideoMAE, VideoReader, WorldConfig, clip_dls, make_worlds, normalise, tube_mask, write_video  # noqa: E402  # noqa: E402
+from vidlit import (  # noqa: E402
+    Grid,
+    VideoMAE,
+    VideoReader,
+    WorldConfig,
+    clip_dls,
+    make_worlds,
+    normalise,
+    tube_mask,
+    write_video,
+)
 from vidlit.pretrain.videomae import pretrainer  # noqa: E402
 from vidlit.studies.videomae_jobs import fresh, setups  # noqa: E402
 from vidlit.train.callbacks import fit  # noqa: E402

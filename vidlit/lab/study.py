@@ -149,7 +149,8 @@ def show_dots(rows:list,     # Of a summary
     fig = show_intervals({names[n]: tuple(dot(by[n])) for n in names}, xlabel or key, fmt=f, levels=levels)
     ax = fig.axes[0]
     for i,n in enumerate(names):
-        xs = [k*o for o in by[n].get('scores', [])]
+        kept = by[n].get('scores', [])
+        xs = [k*o for o in (kept.get(key, []) if isinstance(kept, dict) else kept)] # of several measures, each has its own
         ax.plot(xs, [i]*len(xs), 'o', ms=5, mfc='white', mec=INK, mew=1.1, alpha=.9, zorder=3)
     return fig
 

@@ -62,6 +62,6 @@ def summary(res, root):
     "What the study found"
     facts = facts_of(res)
     arms = lambda metric: {f'{m}, {k}': values(res, m, k, metric) for m in models if by_seed(res, m) for k in ('one go', 'dealt', *ways)}
-    rows = [dict(measure=k, **o) for k,digits in (('seam', 2), ('worst', 2), ('level', 2), ('abs_rel', 4)) for o in arm_rows(arms(k), 'value', digits)]
+    rows = [dict(measure=k, **o) for k,digits in (('seam', 2), ('worst', 2), ('level', 2), ('abs_rel', 4)) for o in arm_rows(arms(k), 'value', digits, low=0.)]
     pairs = [compare({k: values(res, m, k, metric) for k in ways}, 'aligned', b, f'{metric}, {m}') for m in models if by_seed(res, m) for metric in ('seam','worst','level','abs_rel') for b in ('faded','discarded')]
     return dict(rows=rows, paired=pairs, figures=figures_of(res, root), facts=facts, headline=f"{facts['frames']['text']}. {'. '.join(facts[f'{k}_{m}']['text'] for m in models if by_seed(res, m) for k in ('dealt','seam'))}.")

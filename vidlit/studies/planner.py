@@ -36,7 +36,7 @@ def _row(name, d, runs): # One arm
     return {'arm': f'{name}, {d} numbers', 'success': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}', 'tasks': n,
         'ever there': round(sum(o['ever'] for o in runs)/len(runs), 3), 'metres at the end': _pm([o['final'] for o in runs]),
         'actions until there': _pm([o['steps'] for o in runs], 1), 'radians off': _pm([o['turned'] for o in runs]) if d == 6 else '',
-        'ms a plan': _pm([1000*o['seconds'] for o in runs], 1) if runs[0]['seconds'] > 1e-4 else '', 'seeds': len(runs)}
+        'ms a plan': _pm([1000*o['seconds'] for o in runs], 1) if runs[0]['seconds'] > 1e-4 else '', 'seeds': len(runs), 'scores': [round(o['success'], 4) for o in runs]}
 
 rivals = ('random', 'middle', 'goal-blind', 'document', 'oracle')
 
@@ -44,8 +44,8 @@ def _compared(arms, d): # Paired comparisons of success
     s = {f'{k}, {d} numbers': [o['success'] for o in v] for k,v in arms.items()}
     a = f'planner, {d} numbers'
     rest = [k for k in arms if k not in (*rivals, 'planner', 'new textures')]
-    return [compare(s, a, f'{k}, {d} numbers', 'success') for k in (*rivals, 'new textures') if k in arms] + [
-        compare(s, f'{k}, {d} numbers', a, 'success') for k in rest]
+    return [compare(s, a, f'{k}, {d} numbers', 'success', span=1.) for k in (*rivals, 'new textures') if k in arms] + [
+        compare(s, f'{k}, {d} numbers', a, 'success', span=1.) for k in rest]
 
 # %% ../../nbs/studies/07_planner.ipynb #f44ebfeb
 def _curves(res, d): # {search: x, mean, low, high}

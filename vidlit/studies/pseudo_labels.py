@@ -70,4 +70,4 @@ def summary(res:dict, # Results by key
     table = {f'{a}, {w}': errors(res, a, w) for w in ('away', 'home') for a in arms}
     pairs = [compare(table, f'student, {w}', f'{b}, {w}', 'AbsRel') for b in arms if b!='student' for w in ('away', 'home')]
     told = '; '.join(facts[k]['text'] for k in ('student', 'teacher', 'home'))
-    return dict(rows=arm_rows(table, 'AbsRel'), paired=pairs, figures=figures_of(res, root), facts=facts, headline=f'Light, fog and textures that no label described: {told}.')
+    return dict(rows=arm_rows(table, 'AbsRel', low=0.), paired=pairs, figures=figures_of(res, root), facts=facts, headline=f'Light, fog and textures that no label described: {told}.')

@@ -39,7 +39,7 @@ questions = dict( # arm, the arm it is held against, what is asked
 # %% ../../nbs/studies/08_stjepa.ipynb #41dd7345
 def _compare(res, probe='linear'): # All questions that the results can answer
     got = {n: [v[probe]['test'] for v in by_seed(res, f'probe/{n}')] for n in _names(res)}
-    return got, {q: (compare(got, a, b, f'{probe} probe, test accuracy'), text) for q,(a,b,text) in questions.items() if a in got and b in got}
+    return got, {q: (compare(got, a, b, f'{probe} probe, test accuracy', span=1.), text) for q,(a,b,text) in questions.items() if a in got and b in got}
 
 def _costs(res): # Where the processor time went, and what the clock said
     clock = {k: mean([o[k] for o in by_seed(res, 'clock')]) for k in ('cached', 'asked', 'ratio')}
@@ -76,7 +76,8 @@ def summary(res:dict, # Results by key
 )->dict:              # Rows, paired comparisons, figures, facts, headline
     "What the study found"
     (got,cmp),(att,cmp_att) = _compare(res),_compare(res, 'attentive')
-    rows = arm_rows({f'{k}, {p} probe': v for p,g in (('linear', got), ('attentive', att)) for k,v in g.items()}, 'accuracy')
+    rows = arm_rows({f'{k}, {p} probe': v for p,g in (('linear', got), ('attentive', att)) for k,v in g.items()}, 'accuracy',
+        tries=2*setups['toy'].mae.n_test)
     facts = _facts(res, cmp, got)
     said = '; '.join(facts[k]['text'] for k in ('learns', 'pixels', 'teacher', 'time') if k in facts)
     return dict(rows=rows, paired=[c for c,_ in [*cmp.values(), *cmp_att.values()]], figures=_figures(res, root), facts=facts,

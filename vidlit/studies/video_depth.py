@@ -122,7 +122,9 @@ def summary(res:dict, # Results by key
 )->dict:              # Rows, paired comparisons, figures, facts, headline
     "What the study found"
     arms,facts = here_arms(res),facts_of(res)
-    rows = [dict(arm=a, **{n: round(mean(v), 3) for m,n in measures.items() if (v := values(res, a, m))}, seeds=len(found(res, a))) for a in arms]
+    got = {a: {n: v for m,n in measures.items() if (v := values(res, a, m))} for a in arms}
+    def row(a): return dict(arm=a, **{n: round(mean(v), 3) for n,v in got[a].items()}, seeds=len(found(res, a)))
+    rows = [row(a) | dict(scores={n: [round(o, 4) for o in v] for n,v in got[a].items()}) for a in arms]
     pairs = []
     for m in ('flicker', 'tae', 'abs_rel'):
         table = {a: values(res, a, m) for a in arms} | {'best average': rival(res, m)}

@@ -87,14 +87,15 @@ def summary2(res:dict, # Results by key
     pairs = [('V2, fine-tuned', f'{k}, fine-tuned') for k in ('VideoMAE', 'scratch')] + [('VideoMAE, fine-tuned', 'scratch, fine-tuned')]
     pairs += [(f'{k}, frozen, {p} probe', f'untrained, frozen, {p} probe') for k in ('V2', 'VideoMAE', *others) for p in ('linear', 'attentive')]
     pairs += [('V2, fine-tuned', f'{k}, fine-tuned') for k in others] + [('V2, equal steps, fine-tuned', 'VideoMAE, fine-tuned')]
-    cmp = [compare(acc, a, b, 'test accuracy') for a,b in pairs if a in acc and b in acc]
+    cmp = [compare(acc, a, b, 'test accuracy', span=1.) for a,b in pairs if a in acc and b in acc]
     held = {f'{k}, held-out loss': [o['held'] for o in by_seed(res, f'pretrain/{k}')] for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
     held = {k: v for k,v in held.items() if v}
     cmp += [compare(held, 'V2, held-out loss', k, 'held-out loss') for k in held if k!='V2, held-out loss']
     clock = res['clock/headline']['time'] | res.get('clock/others', {}).get('time', {})
     kept = res['clock/headline']['kept'] | res.get('clock/others', {}).get('kept', {})
     runs = {k: by_seed(res, f'pretrain/{k}') for k in clock}
-    rows = arm_rows(acc, 'accuracy') + arm_rows(held, 'loss', 4)
+    r = Setup2(**res['pretrain/V2/seed0']['setup'])
+    rows = arm_rows(acc, 'accuracy', tries=2*r.n_test) + arm_rows(held, 'loss', 4)
     rows += [{'arm': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2), 'steps in the same time': v[0]['steps'],
         'core-seconds': round(sum(o['seconds'] for o in v)/len(v), 1)} for k,v in runs.items()]
     facts = _facts(res, acc, cmp)

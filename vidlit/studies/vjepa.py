@@ -126,8 +126,8 @@ def _pairs(table, r):
     n,lo = r.labels[-1],r.labels[0]
     rivals = [('attentive', n, b) for b in ('untrained', 'VideoMAE', 'plain pixels')] + [('linear', n, b) for b in ('untrained', 'VideoMAE', 'plain pixels')]
     rivals += [('attentive', lo, b) for b in ('untrained', 'VideoMAE', 'plain pixels')] + [('attentive', n, b) for b in arms if b!='V-JEPA']
-    out = [compare(table, f'V-JEPA, {p}, {k} labels', f'{b}, {p}, {k} labels', 'test accuracy') for p,k,b in rivals if f'{b}, {p}, {k} labels' in table]
-    return out + [compare(table, f'{v}, attentive, {n} labels', f'V-JEPA, attentive, {n} labels', 'test accuracy') for v in variants if f'{v}, attentive, {n} labels' in table]
+    out = [compare(table, f'V-JEPA, {p}, {k} labels', f'{b}, {p}, {k} labels', 'test accuracy', span=1.) for p,k,b in rivals if f'{b}, {p}, {k} labels' in table]
+    return out + [compare(table, f'{v}, attentive, {n} labels', f'V-JEPA, attentive, {n} labels', 'test accuracy', span=1.) for v in variants if f'{v}, attentive, {n} labels' in table]
 
 def summary(res:dict, # Results by key
     root:Path,        # Folder of the experiment
@@ -138,7 +138,7 @@ def summary(res:dict, # Results by key
     table = {f'{a}, {p}, {n} labels': probed(res, a, n, p) for n in reversed(r.labels) for p in ('attentive', 'linear') for a in names if probed(res, a, n, p)}
     facts = facts_of(res, r)
     told = '; '.join(facts[k]['text'] for k in ('random', 'pixels', 'plain', 'nostop') if k in facts)
-    return dict(rows=arm_rows(table, 'accuracy'), paired=_pairs(table, r), figures=figures_of(res, root, r), facts=facts,
+    return dict(rows=arm_rows(table, 'accuracy', tries=r.n_test), paired=_pairs(table, r), figures=figures_of(res, root, r), facts=facts,
         headline=f"Families of held-out textures in films full of noise, chance {100/len(families):.0f} %: {told}.")
 
 # %% ../../nbs/studies/04_vjepa.ipynb #aa6c35d6

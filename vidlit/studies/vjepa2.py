@@ -93,11 +93,12 @@ def summary(res:dict, # Results by key
 )->dict:              # Rows, paired comparisons, figures, facts, headline
     "What the study found"
     arms,three,linear,shapes = arms_of(res),arms_of(res, measure='recall@3'),arms_of(res, 'linear'),shapes_of(res)
-    rows = arm_rows(arms, 'recall') + [dict(o, arm=f"{o['arm']}, three guesses") for o in arm_rows(three, 'recall')]
-    rows += [dict(o, arm=f"{o['arm']}, linear probe") for o in arm_rows(linear, 'recall')]
-    rows += [dict(arm=f"{o['arm'][0]}: films {o['arm'][1]}", **{'relative error': o['relative error'], '95 % interval': o['95 % interval'], 'seeds': o['seeds']}) for o in arm_rows(shapes, 'relative error')]
-    paired = [compare(arms, a, b, 'recall of one guess') for a,b,_ in _questions.values() if a in arms and b in arms]
-    paired += [compare(linear, a, b, 'recall of one guess, linear probe') for a,b,_ in _questions.values() if a in arms and b in arms]
+    tries = 2*setups['toy'].n_test
+    rows = arm_rows(arms, 'recall', tries=tries) + [dict(o, arm=f"{o['arm']}, three guesses") for o in arm_rows(three, 'recall', tries=tries)]
+    rows += [dict(o, arm=f"{o['arm']}, linear probe") for o in arm_rows(linear, 'recall', tries=tries)]
+    rows += [dict(arm=f"{o['arm'][0]}: films {o['arm'][1]}", **{'relative error': o['relative error'], '95 % interval': o['95 % interval'], 'seeds': o['seeds'], 'scores': o['scores']}) for o in arm_rows(shapes, 'relative error', low=0.)]
+    paired = [compare(arms, a, b, 'recall of one guess', span=1.) for a,b,_ in _questions.values() if a in arms and b in arms]
+    paired += [compare(linear, a, b, 'recall of one guess, linear probe', span=1.) for a,b,_ in _questions.values() if a in arms and b in arms]
     for s in list(other_shapes)[1:]:
         pair = {f'{p}: films {s}': v for p,v in growth(shapes, s).items()}
         if pair: paired.append(compare(pair, *pair, 'relative error over that on films as trained'))

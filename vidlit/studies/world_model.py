@@ -94,7 +94,7 @@ def summary(res:dict, # Results by key
         for kind in ('held', 'test'):
             where = '' if kind == 'held' else ', other textures'
             arms = {f'{k}{where}': v for k,v in _values(res, what, kind).items()}
-            rows += [{'reading': name} | o for o in arm_rows(arms, 'value')]
+            rows += [{'reading': name} | o for o in arm_rows(arms, 'value', low=0.)]
     figs = [save_figure(root, 'where.png', show_curves(_curves(res, 'where'), 'imagined steps', 'metres off'),
         'How far the ball, read from imagined features, is from where it is; bands are 95 % intervals over seeds.'),
         save_figure(root, 'rolled.png', show_curves(_curves(res, 'rolled'), 'imagined steps', 'L1 of features'), 'Error of imagined features.')]

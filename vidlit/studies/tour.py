@@ -152,13 +152,14 @@ def cached_student(ctx, clips:int=1024, pre:int=500, ft:int=700, steps:int=500, 
     from vidlit.studies.stjepa_jobs import setups
     toy = setups['toy']
     mae = replace(toy.mae, clips=clips, steps=pre, ft_steps=ft, n_valid=64, n_test=n_test)
-    step = Steps(ctx, 'vidlit.studies.stjepa_jobs', 6, setup=asdict(replace(toy, mae=mae, steps=steps)), seed=seed)
+    setup = asdict(replace(toy, mae=mae, steps=steps, probe_epochs=2)) # only its linear probe is read
+    step = Steps(ctx, 'vidlit.studies.stjepa_jobs', 6, setup=setup, seed=seed)
     step('data', 'data_job')
     teacher = step('teacher', 'teacher_job', ('data',), data='data')
     step('cache', 'cache_job', ('data', 'teacher'), data='data', teacher='teacher')
     student = step('student', 'student_job', ('data', 'cache'), data='data', cache='cache')
-    a = step('probe/student', 'probe_job', ('data', 'student'), data='data', of='student')['linear']
-    b = step('probe/untrained', 'probe_job', ('data',), data='data')['linear']
+    a = step('probe/student', 'probe_job', ('data', 'student'), data='data', of='student')['linear']['test']
+    b = step('probe/untrained', 'probe_job', ('data',), data='data')['linear']['test']
     fig = loss_curve(ctx, {'student': student['curve']}, 'Loss of the student on hidden tokens of its teacher.',
         ylabel='one minus cosine')
     text = (f'linear probe of frozen tokens: student {a:.0%}, untrained {b:.0%} of {2*n_test} test clips '

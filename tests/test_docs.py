@@ -7,7 +7,8 @@ import yaml
 from pages import NBS, ROOT, pages, process, sidebar, text
 
 QUARTO = '+'.join(('ipynb fenced_divs header_attributes citations bracketed_spans link_attributes '
-    'raw_attribute pipe_tables grid_tables footnotes fenced_code_attributes inline_code_attributes tex_math_dollars definition_lists task_lists '
+    'raw_attribute pipe_tables grid_tables footnotes fenced_code_attributes inline_code_attributes tex_math_dollars '
+    'definition_lists task_lists '
     'implicit_figures smart fancy_lists startnum emoji superscript subscript').split())
 PAGES = pages()
 

@@ -6,7 +6,7 @@ import pytest
 HEAVY = 'fastai', 'torchvision', 'transformers', 'timm', 'pandas', 'matplotlib', 'zarr'
 LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'video.writing', 'train.schedules',
     'lab.experiment',
-    'pretrain.tube_masking', 'pretrain.videomae', 'pretrain.videomae_v2', 'pretrain.omnimae', 'pretrain.block_masking',
+    'pretrain.tube_masking', 'pretrain.videomae', 'pretrain.videomae_v2', 'pretrain.block_masking',
         'pretrain.vjepa',
     'pretrain.vjepa2', 'pretrain.world_model', 'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses',
         'depth.dpt', 'depth.dinov2',

@@ -166,7 +166,7 @@ def _print_runs(runs, out, as_json): # What was found
 
 # %% ../../nbs/cli/01_app.ipynb #170d3c73
 @command(app)
-def reproduce(names:list=None, # Experiments (see --list); none for the headline ones
+def reproduce(names:list=None, # Experiments (see --list), or tour/NAME; none for the tour
     data:str=None,             # Folder of videos to train on instead of worlds
     scale:str='toy',           # toy (CPU, minutes), small (one GPU, an hour) or paper (published hyper-parameters)
     seeds:int=None,            # How many seeds; each experiment's default
@@ -174,18 +174,19 @@ def reproduce(names:list=None, # Experiments (see --list); none for the headline
     out:str='results',         # Folder of results; finished jobs there are not run again
     workers:int=None,          # Processes; one for each core or accelerator
     variants:bool=False,       # Also sweeps and further variants
-    all:bool=False,            # All experiments, not only the headline
+    all:bool=False,            # The tour and all experiments
     record:bool=False,         # Keep metrics and figures in data/results of the checkout
+    ray:str=None,              # Address of a Ray cluster that does the work; auto for this machine's
     dry_run:bool=False,        # Only print what it would cost
     list:bool=False,           # Only list the experiments
     quiet:bool=False,          # No progress
     as_json:bool=False,        # Print JSON
 ):
-    "Run experiments and write OUT/report.html"
+    "Run the tour, or experiments, and write OUT/report.html"
     from vidlit.lab.reproduce import reproduce as run
     if list: return _print_list(as_json)
     if dry_run: return _print_costs(names, scale, as_json)
-    runs = run(names, out, scale, seeds, device, workers, data, variants, all, record, quiet or as_json)
+    runs = run(names, out, scale, seeds, device, workers, data, variants, all, record, quiet or as_json, ray)
     _print_runs(runs, out, as_json)
 
 # %% ../../nbs/cli/01_app.ipynb #79696902

@@ -8,7 +8,7 @@ __all__ = ['DPI', 'LIMIT', 'INK', 'FAINT', 'COLOURS', 'Picture', 'Loop', 'png_by
 
 # %% ../../nbs/floor/01_charts.ipynb #ca261da4
 import base64, io
-import torch, numpy as np
+import numpy as np
 from html import escape
 from PIL import Image
 
@@ -102,7 +102,7 @@ def _tidy(ax, xlabel='', ylabel='', title=None):
 # %% ../../nbs/floor/01_charts.ipynb #cf801b6f
 def _series(v):
     "(x, y, low, high) of y, (x, y) or (x, y, low, high); low and high may be None"
-    arr = lambda a: np.asarray(torch.as_tensor(a).detach().cpu() if torch.is_tensor(a) else a, dtype=float)
+    def arr(a): return np.asarray(a.detach().cpu() if hasattr(a, 'detach') else a, dtype=float) # a tensor?
     v = v if isinstance(v, tuple) else (range(len(v)), v)
     if len(v) not in (2, 4): raise ValueError(f"a curve is y, (x, y) or (x, y, low, high), not {len(v)} parts")
     out = [arr(a) for a in map(lambda a: list(a) if isinstance(a, range) else a, v)]
@@ -171,7 +171,7 @@ def show_intervals(
 def _cell(v):
     "How a value is written in a table"
     if v is None: return ''
-    if torch.is_tensor(v) and v.numel() == 1: v = v.item()
+    if hasattr(v, 'numel') and v.numel() == 1: v = v.item() # a tensor
     if isinstance(v, (bool, np.bool_)): return 'yes' if v else 'no'
     if isinstance(v, (float, np.floating)): return f'{v:.4g}'
     if isinstance(v, (int, np.integer)): return f'{v:,}'

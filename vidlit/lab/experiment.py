@@ -148,7 +148,8 @@ def folder_name(e:Experiment, # An experiment
 
 # %% ../../nbs/lab/02_experiment.ipynb #a7244ec0
 def _spent(jobs, root): # Seconds of all jobs together, those of earlier calls too
-    return round(sum(read_json(inside(root, j.key)/'result.json', {'seconds':Num(0, 1e12, whole=False), str:object})['seconds'] for j in jobs), 1)
+    return round(sum(read_json(inside(root, j.key)/'result.json',
+        {'seconds':Num(0, 1e12, whole=False), str:object})['seconds'] for j in jobs), 1)
 
 def asked_jobs(e:Experiment, # What to run
     scale:str='toy',         # 'toy', 'small' or 'paper'
@@ -197,7 +198,8 @@ def _finish(e, jobs, results, root, start, **asked):
 # %% ../../nbs/lab/02_experiment.ipynb #09dc64ac
 def _own(root):
     "Refuse a folder that no run has made"
-    if root.is_dir() and any(o.name[0]!='.' for o in root.iterdir()) and not (root/'jobs').is_dir(): raise StoreError(f'{root} holds other things, it is not the folder of an experiment: name another --out')
+    if root.is_dir() and any(o.name[0]!='.' for o in root.iterdir()) and not (root/'jobs').is_dir():
+        raise StoreError(f'{root} holds other things, it is not the folder of an experiment: name another --out')
 
 def run_experiments(es:list, # What to run, in order
     out:Path,                # Folder of all results
@@ -241,7 +243,9 @@ def results_dir()->Path: # data/results of the checkout
     raise FileNotFoundError("recorded results live in data/results of a vidlit checkout; none was found here or above")
 
 # %% ../../nbs/lab/02_experiment.ipynb #09d51f25
-metrics_form = {'experiment?':Text(most=255), 'seeds':Num(1, 10**6), 'figures?':[{'file':Text(r'[\w. ,+()-]+', 255), str:object}], str:object} # the rest is shown, not followed
+# the rest is shown, not followed
+metrics_form = {'experiment?':Text(most=255), 'seeds':Num(1, 10**6),
+    'figures?':[{'file':Text(r'[\w. ,+()-]+', 255), str:object}], str:object}
 
 def save_result(name:str, # Experiment
     out:Path,             # Folder that `run_experiment` wrote to

@@ -110,7 +110,9 @@ def _make_room(path, stamp):
     was = read_bytes(mark, 64).decode(errors='replace') if mark.is_file() else ''
     if was==stamp: return
     if any(o.name!='.lock' for o in path.iterdir()): # which earlier versions left
-        if not re.fullmatch(r'[\w-]+', was): raise StoreError(f'{path} holds other things, it is not the folder of a job: name another folder of results')
+        if not re.fullmatch(r'[\w-]+', was):
+            raise StoreError(
+                f'{path} holds other things, it is not the folder of a job: name another folder of results')
         _aside(path, was)
     with atomic_path(mark) as p: p.write_text(stamp)
 

@@ -150,7 +150,8 @@ def show_dots(rows:list,     # Of a summary
     ax = fig.axes[0]
     for i,n in enumerate(names):
         kept = by[n].get('scores', [])
-        xs = [k*o for o in (kept.get(key, []) if isinstance(kept, dict) else kept)] # of several measures, each has its own
+        # of several measures, each has its own
+        xs = [k*o for o in (kept.get(key, []) if isinstance(kept, dict) else kept)]
         ax.plot(xs, [i]*len(xs), 'o', ms=5, mfc='white', mec=INK, mew=1.1, alpha=.9, zorder=3)
     return fig
 

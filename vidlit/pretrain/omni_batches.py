@@ -23,9 +23,11 @@ def modality(
 )->str: # 'image' or 'video'; ValueError says what is wrong with the shape
     "Tell images from videos by their axes"
     shape = list(x.shape)
-    if x.ndim not in (4, 5): raise ValueError(f"shape {shape}: an image batch is [b, 3, h, w], a video batch [b, 3, t, h, w]")
+    if x.ndim not in (4, 5):
+        raise ValueError(f"shape {shape}: an image batch is [b, 3, h, w], a video batch [b, 3, t, h, w]")
     if shape[1]==3: return 'image' if x.ndim==4 else 'video'
-    hint = ' (is time before colour?)' if x.ndim==5 and shape[2]==3 else ' (is the batch axis missing?)' if shape[0]==3 else ''
+    hint = (' (is time before colour?)' if x.ndim==5 and shape[2]==3 else ' (is the batch axis missing?)'
+        if shape[0]==3 else '')
     raise ValueError(f"shape {shape}: {shape[1]} colours where 3 must be{hint}")
 
 # %% ../../nbs/pretrain/05_omni_batches.ipynb #f26f7e33
@@ -118,7 +120,9 @@ class OmniLoader(ClipLoader):
         super().__init__(dataset, bs=bs, shuffle=shuffle, **kwargs)
         self.order,self.video_bs = order,video_bs or bs
         if self.video_bs%self.dataset.views or bs%self.files:
-            raise ValueError(f"{self.video_bs} views of videos are not a whole number of videos with {self.dataset.views} views that divides {bs}")
+            raise ValueError(
+                f"{self.video_bs} views of videos are not a whole number of videos with {self.dataset.views} views "
+                f"that divides {bs}")
 
     @property
     def files(self): return max(1, self.video_bs//self.dataset.views) # Videos decoded for a batch
@@ -138,7 +142,8 @@ def get_idxs(self:OmniLoader):
     def cut(n, seed, size, first, k): # Blocks of `size` indices, each standing `k` times
         idx = epoch_order(n, seed, self.epoch) if self.shuffle else range(n)
         return [[i+first for i in idx[j:j+size] for _ in range(k)] for j in range(0, n-size+1, size)]
-    shares = cut(len(d.images), self.seed, self.bs*world_size(), 0, 1), cut(len(d.videos), self.seed+1, self.files*world_size(), len(d.images), k)
+    shares = cut(len(d.images), self.seed, self.bs*world_size(), 0, 1), cut(len(d.videos), self.seed+1,
+        self.files*world_size(), len(d.images), k)
     a,b = self.blocks
     kinds = self.order(a, b, item_gen(self.seed, self.epoch, -2)) if self.shuffle else [0]*a+[1]*b
     turn = [iter(o) for o in shares]
@@ -149,7 +154,8 @@ def _inner(self:OmniLoader):
     idxs,n = self.get_idxs(),self.fake_l.num_workers
     chunks = [(self.epoch, list(dict.fromkeys(idxs[i:i+self.bs]))) for i in range(0, len(idxs), self.bs)]
     return TorchLoader(_Batches(self.dataset, True), batch_size=None, sampler=chunks, num_workers=n, collate_fn=_same,
-        generator=torch.Generator(), pin_memory=self.pin_memory, timeout=self.timeout, multiprocessing_context=self.context if n else None)
+        generator=torch.Generator(), pin_memory=self.pin_memory, timeout=self.timeout,
+        multiprocessing_context=self.context if n else None)
 
 # %% ../../nbs/pretrain/05_omni_batches.ipynb #eb5894bc
 def omni_dls(

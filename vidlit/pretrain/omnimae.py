@@ -30,7 +30,8 @@ from .videomae_weights import vit_sizes
 class OmniMAEConfig:
     "The sizes of an OmniMAE"
     enc:ViTConfig = replace(vit_b, qkv_bias='fused') # Encoder
-    dec:ViTConfig = ViTConfig(dim=384, depth=4, heads=16, qkv_bias='none') # Decoder; its `patch` and `chans` are not used
+    # Decoder; its `patch` and `chans` are not used
+    dec:ViTConfig = ViTConfig(dim=384, depth=4, heads=16, qkv_bias='none')
     size:tuple = (16,224,224) # Frames, height, width that the table of positions is made for
 
     @property
@@ -73,7 +74,8 @@ class OmniEmbed(PatchEmbed):
     def forward(self, x, keep=None):
         clip = self.proj[0](x)
         if keep is None: return self.proj[1](clip).flatten(2).mT
-        return F.linear(take_patches(clip, keep, self.patch, 'channel'), self.proj[1].weight.flatten(1), self.proj[1].bias)
+        return F.linear(take_patches(clip, keep, self.patch, 'channel'), self.proj[1].weight.flatten(1),
+            self.proj[1].bias)
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #adbbd158
 class Trunk(ViT):
@@ -141,7 +143,8 @@ class OmniMAE(nn.Module):
         mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
     )->MAEOut: # Predictions, targets, loss
         grid = grid_of(as_clip(x, self.cfg.enc.patch[0]), self.cfg.enc.patch)
-        if mask.shape != (len(x), grid.n): raise ValueError(f"mask {list(mask.shape)} does not fit {len(x)} inputs of {grid.n} tokens {tuple(grid)}")
+        if mask.shape != (len(x), grid.n):
+            raise ValueError(f"mask {list(mask.shape)} does not fit {len(x)} inputs of {grid.n} tokens {tuple(grid)}")
         return self.forward_split(x, *split_mask(mask))
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #6e04b62a
@@ -149,7 +152,8 @@ class OmniMAE(nn.Module):
 def decode(self:OmniMAE, tok, grid, keep, hidden):
     "From visible tokens to hidden pixels `[b, n_hidden, pixels]` (eq. 1)"
     gone = self.trunk.mask_token.to(tok).expand(len(tok), hidden.shape[1], -1)
-    return self.head(self.trunk.decoder(torch.cat((tok, gone), 1), torch.cat((keep, hidden), 1), grid, last=hidden.shape[1]))
+    return self.head(self.trunk.decoder(torch.cat((tok, gone), 1), torch.cat((keep, hidden), 1), grid,
+        last=hidden.shape[1]))
 
 @patch
 def forward_split(self:OmniMAE,
@@ -212,8 +216,10 @@ def classifier(self:OmniMAE,
     **kw, # Further arguments of `OmniMAEClassifier`
 )->OmniMAEClassifier: # With a copy of this trunk's weights, its final norm included
     "A classifier that starts from this trunk"
-    res = OmniMAEClassifier(replace(self.cfg, enc=replace(self.cfg.enc, drop_path=drop_path)), n_classes, **kw).to(self.head.weight.device)
-    load_strict(res.trunk, {k: v.detach().clone() for k,v in self.trunk.state_dict().items() if k.split('.')[0] not in ('decoder','mask_token')})
+    res = OmniMAEClassifier(replace(self.cfg, enc=replace(self.cfg.enc, drop_path=drop_path)), n_classes,
+        **kw).to(self.head.weight.device)
+    load_strict(res.trunk, {k: v.detach().clone() for k,
+        v in self.trunk.state_dict().items() if k.split('.')[0] not in ('decoder','mask_token')})
     return res
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #697b369d
@@ -227,7 +233,8 @@ def reconstruct(self:OmniMAE,
     (keep,hidden),size,clip = split_mask(mask),self.cfg.enc.patch,as_clip(x, self.cfg.enc.patch[0])
     mean,std = self.target(clip, hidden, size)[1:]
     pixels = denorm_patches(self.forward_split(clip, keep, hidden).pred, mean, std)
-    made = unpatchify(put(pixels, hidden, mask.shape[1], patchify(denormalise(clip), size)), grid_of(clip, size), size).clamp(0, 1)
+    made = unpatchify(put(pixels, hidden, mask.shape[1], patchify(denormalise(clip), size)), grid_of(clip, size),
+        size).clamp(0, 1)
     return made.mean(2) if modality(x)=='image' else made
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #fe580060
@@ -245,7 +252,8 @@ def omni_pretrainer(
     "A Learner that pretrains as OmniMAE does"
     sched = ParamSchedule(lr=partial(warmup_cosine, warmup=warmup, base=lr, start=min(lr, 1e-6)))
     opt = adamw(model, lr=lr, wd=wd, betas=(.9,.95), groups=groups)
-    return Learner(dls, model, loss_func=ModelLoss(), opt_func=opt, lr=lr, cbs=[OmniMasks(gen, model.cfg.enc.patch, ratio), sched, KindHistory(), *cbs])
+    return Learner(dls, model, loss_func=ModelLoss(), opt_func=opt, lr=lr,
+        cbs=[OmniMasks(gen, model.cfg.enc.patch, ratio), sched, KindHistory(), *cbs])
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #b55bfd84
 class KindHistory(History):
@@ -269,13 +277,17 @@ def omni_sizes(
 )->OmniMAEConfig: # WeightsError when it is not this layout
     "Read the sizes off the weights"
     want = 'trunk.patch_embed.proj.1.weight', 'trunk.pos_embed', 'trunk.blocks.0.attn.qkv.weight'
-    if gone := [k for k in want if k not in state]: raise WeightsError(f"no {', '.join(gone)} among {len(state)} keys: not an official OmniMAE layout")
+    if gone := [k for k in want if k not in state]:
+        raise WeightsError(f"no {', '.join(gone)} among {len(state)} keys: not an official OmniMAE layout")
     size = tuple(state[want[0]].shape[2:])
     enc = replace(vit_sizes(state, 'trunk.', heads), patch=size)
-    dec = vit_sizes(state, 'trunk.decoder.decoder_', dec_heads) if 'trunk.decoder.decoder_embed.weight' in state else omnimae_b.dec
+    dec = (vit_sizes(state, 'trunk.decoder.decoder_', dec_heads) if 'trunk.decoder.decoder_embed.weight' in state
+        else omnimae_b.dec)
     t,n = frames//size[0],state[want[1]].shape[1]
     h = round((n/t*ratio)**.5)
-    if t*h*round(h/ratio)!=n: raise WeightsError(f"a table of {n} positions is not of {frames} frames whose height is {ratio:g} times the width")
+    if t*h*round(h/ratio)!=n:
+        raise WeightsError(
+            f"a table of {n} positions is not of {frames} frames whose height is {ratio:g} times the width")
     return OmniMAEConfig(enc, dec, (frames, h*size[1], round(h/ratio)*size[2]))
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #ff50fc22
@@ -332,7 +344,9 @@ OmniMAEClassifier.save_pretrained = OmniMAE.save_pretrained
 def _read(name, classifier):
     c,state = read_hub(name)
     if c.get('model_type')!='omnimae' or ('n_classes' in c)!=classifier:
-        raise WeightsError(f"{name}: holds a {c.get('model_type')!r} {'classifier' if 'n_classes' in c else 'model'}, not an OmniMAE{' classifier'*classifier}")
+        raise WeightsError(
+            f"{name}: holds a {c.get('model_type')!r} {'classifier' if 'n_classes' in c else 'model'}, not an "
+            f"OmniMAE{' classifier'*classifier}")
     enc,dec = (ViTConfig(**{**c[k], 'patch': tuple(c[k]['patch'])}) for k in ('enc','dec'))
     return OmniMAEConfig(enc, dec, tuple(c['size'])), state, c.get('n_classes')
 

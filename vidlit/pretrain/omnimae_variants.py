@@ -30,7 +30,8 @@ class Side(nn.Module):
 
     def embed(self, clip, keep=None):
         "Tokens `[b, k, dim]` with their positions"
-        if tuple(grid_of(clip, self.patch))!=self.grid: raise ValueError(f"input of {tuple(grid_of(clip, self.patch))} tokens, positions are for {self.grid}")
+        if tuple(grid_of(clip, self.patch))!=self.grid:
+            raise ValueError(f"input of {tuple(grid_of(clip, self.patch))} tokens, positions are for {self.grid}")
         pos = self.pos_embed[0]
         return self.patch_embed(clip, keep) + (pos if keep is None else pos[keep])
 
@@ -114,7 +115,8 @@ def modal_groups(
     def listed(k): return '.patch_embed.' in k or k.startswith('blocks.')
     out = []
     for is_head,scale in ((False, 1.), (True, heads)):
-        named = [(k,p) for k,p in model.named_parameters() if ('.head.' in k)==is_head and (is_head or listed(k) or not literal)]
+        named = [(k,p) for k,p in model.named_parameters() if ('.head.' in k)==is_head
+            and (is_head or listed(k) or not literal)]
         for decays in (True, False):
             ps = [p for _,p in named if (p.ndim>1)==decays]
             if ps: out.append(dict(params=ps, lr_scale=scale, wd_scale=float(decays)))

@@ -23,7 +23,8 @@ def shard(
 )->nn.Module: # The same model; make its optimiser afterwards
     "Give each process of the group its part of every weight"
     from torch.distributed.fsdp import fully_shard
-    if not dist.is_initialized(): raise ValueError("sharding needs a process group: run under torchrun, inside `process_group()`")
+    if not dist.is_initialized():
+        raise ValueError("sharding needs a process group: run under torchrun, inside `process_group()`")
     kw = {} if mesh is None else dict(mesh=mesh)
     stacks = [m.blocks for m in model.modules() if isinstance(getattr(m, 'blocks', None), nn.ModuleList)]
     if not stacks: raise ValueError(f"{type(model).__name__} has no stack of blocks to shard")
@@ -47,7 +48,9 @@ def load_whole(
     have = model.state_dict()
     if have.keys()!=state.keys(): raise ValueError(f"names differ: {', '.join(sorted(have.keys()^state.keys())[:4])}")
     if any(v.is_meta for v in have.values()): have = model.to_empty(device=device).state_dict()
-    for k,v in have.items(): v.copy_(distribute_tensor(state[k].to(v.device), v.device_mesh, v.placements) if isinstance(v, DTensor) else state[k])
+    for k,v in have.items():
+        v.copy_(distribute_tensor(state[k].to(v.device), v.device_mesh, v.placements) if isinstance(v, DTensor)
+            else state[k])
     return model
 
 # %% ../../nbs/pretrain/videomae_v2_scaling.ipynb #55919c1d
@@ -63,7 +66,9 @@ class Stage:
     wd:float = .05 # Weight decay
     classes:int = None # Outputs
 
-stages_g = (Stage('unlabelled hybrid', False, 1200, 4.8e-3), Stage('labelled hybrid (K710)', True, 35, 1e-3, .9, .3, .1, 710), Stage('Kinetics-400', True, 3, 1e-5, .9, .3, .1, 400))
+stages_g = (Stage('unlabelled hybrid', False, 1200, 4.8e-3),
+    Stage('labelled hybrid (K710)', True, 35, 1e-3, .9, .3, .1, 710),
+    Stage('Kinetics-400', True, 3, 1e-5, .9, .3, .1, 400))
 
 def run_stage(
     model:nn.Module, # A classifier
@@ -73,7 +78,9 @@ def run_stage(
 )->Learner: # Trained
     "Train a classifier as a stage says"
     if not stage.labels: raise ValueError(f"stage {stage.name!r} has no labels: it is a pretraining, see `pretrainer`")
-    return finetune(model, dls, **{**dict(epochs=None if 'steps' in kw else stage.epochs, lr=stage.lr, wd=stage.wd, layer_decay=stage.layer_decay), **kw})
+    return finetune(model, dls,
+        **{**dict(epochs=None if 'steps' in kw else stage.epochs, lr=stage.lr, wd=stage.wd,
+        layer_decay=stage.layer_decay), **kw})
 
 # %% ../../nbs/pretrain/videomae_v2_scaling.ipynb #0796fce3
 def narrow(
@@ -82,7 +89,8 @@ def narrow(
 )->nn.Module: # A copy with a smaller head
     "Keep some classes of a classifier"
     rows = torch.as_tensor(list(rows))
-    if rows.max()>=model.head.out_features: raise ValueError(f"class {rows.max().item()} of a head with {model.head.out_features}")
+    if rows.max()>=model.head.out_features:
+        raise ValueError(f"class {rows.max().item()} of a head with {model.head.out_features}")
     res = deepcopy(model)
     res.head = nn.Linear(model.head.in_features, len(rows)).to(model.head.weight)
     res.head.load_state_dict({k: v[rows.to(v.device)] for k,v in model.head.state_dict().items()})

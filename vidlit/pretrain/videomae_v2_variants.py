@@ -23,7 +23,8 @@ class CrossBlock(nn.Module):
     def __init__(self, cfg:ViTConfig):
         super().__init__()
         self.norm1,self.norm_m,self.norm2 = (nn.LayerNorm(cfg.dim, cfg.eps) for _ in range(3))
-        self.attn,self.proj,self.mlp = CrossAttention(cfg.dim, cfg.heads),nn.Linear(cfg.dim, cfg.dim),Mlp(cfg.dim, cfg.hidden)
+        self.attn,self.proj,self.mlp = CrossAttention(cfg.dim, cfg.heads),nn.Linear(cfg.dim, cfg.dim),Mlp(cfg.dim,
+            cfg.hidden)
 
     def forward(self, tok, memory):
         tok = tok + self.proj(self.attn(self.norm1(tok), self.norm_m(memory)))
@@ -43,7 +44,8 @@ class CrossDecoder(nn.Module):
         n_keep:int=None, # How many of the first are memory; all that are not judged when missing
     )->Tensor: # `[b, ask, pixels]`
         memory,x = tok[:,:tok.shape[1]-ask if n_keep is None else n_keep],tok[:,-ask:]
-        for blk in self.blocks: x = checkpoint(blk, x, memory, use_reentrant=False) if self.ckpt and self.training else blk(x, memory)
+        for blk in self.blocks:
+            x = checkpoint(blk, x, memory, use_reentrant=False) if self.ckpt and self.training else blk(x, memory)
         return self.head(self.norm(x))
 
 # %% ../../nbs/pretrain/videomae_v2_variants.ipynb #3537b839
@@ -71,7 +73,8 @@ def unpartition(
 )->Tensor: # `[b, t, h, w, d]`
     "Put the boxes together again, without the padding"
     t,h,w = (-(-s//k) for s,k in zip(grid, window))
-    x = rearrange(x, 'b (t h w) (p q r) d -> b (t p) (h q) (w r) d', t=t, h=h, w=w, p=window[0], q=window[1], r=window[2])
+    x = rearrange(x, 'b (t h w) (p q r) d -> b (t p) (h q) (w r) d', t=t, h=h, w=w, p=window[0], q=window[1],
+        r=window[2])
     return x[:,:grid[0],:grid[1],:grid[2]]
 
 # %% ../../nbs/pretrain/videomae_v2_variants.ipynb #31d63779
@@ -103,7 +106,8 @@ class WindowAttention(Attention):
         full,here = (o if keep is None else put(o, keep, grid.n) for o in (tok, here))
         x,here = (partition(o.unflatten(1, tuple(grid)), w).flatten(0, 1) for o in (full, here))
         bias = self.table[relative_index(w, self.window).to(tok.device)].permute(2, 0, 1).to(tok.dtype)
-        seen = (here[:,None,None,:,0]>0) | torch.eye(w.n, dtype=torch.bool, device=tok.device)  # a place without a token attends to itself: no empty softmax
+        # a place without a token attends to itself: no empty softmax
+        seen = (here[:,None,None,:,0]>0) | torch.eye(w.n, dtype=torch.bool, device=tok.device)
         q,k,v = self.project(x)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.where(seen, bias, float('-inf')), scale=self.factor)
         x = unpartition(x.transpose(1,2).flatten(2).unflatten(0, (len(tok), -1)), w, grid).flatten(1, 3)
@@ -112,7 +116,8 @@ class WindowAttention(Attention):
 # %% ../../nbs/pretrain/videomae_v2_variants.ipynb #72fe8eaf
 class WindowBlock(Block):
     "A block that attends within windows"
-    def __init__(self, cfg, drop_path=0., window=(8,7,7)): super().__init__(cfg, drop_path, partial(WindowAttention, window=window))
+    def __init__(self, cfg, drop_path=0., window=(8,7,7)):
+        super().__init__(cfg, drop_path, partial(WindowAttention, window=window))
 
     def forward(self, tok, grid, keep=None, paths=None):
         one,two = (1,1) if paths is None else paths.to(tok.dtype)
@@ -132,7 +137,8 @@ class WindowViT(ViT):
     ):
         super().__init__(cfg, pos, norm, ckpt=ckpt)
         if attn is not Attention: raise ValueError(f"window attention cannot be {attn.__name__} as well")
-        self.blocks = nn.ModuleList(WindowBlock(cfg, b.drop_path, windows[i%len(windows)]) for i,b in enumerate(self.blocks))
+        self.blocks = nn.ModuleList(WindowBlock(cfg, b.drop_path, windows[i%len(windows)]) for i,
+            b in enumerate(self.blocks))
 
     def forward(self, clip, keep=None, gen=None):
         grid,(x,_) = grid_of(clip, self.cfg.patch),self.embed(clip, keep)
@@ -142,7 +148,9 @@ class WindowViT(ViT):
         return self.norm(x)
 
 # %% ../../nbs/pretrain/videomae_v2_variants.ipynb #1bb626d8
-document_parts = {'document masks': dict(), 'cross-attention': dict(decoder=CrossDecoder), 'windows': dict(encoder=WindowViT),
-    'document': dict(decoder=CrossDecoder, encoder=WindowViT)}  # parts of `VideoMAE2`; the first and the last go with `document_dual`
+document_parts = {'document masks': dict(), 'cross-attention': dict(decoder=CrossDecoder),
+    'windows': dict(encoder=WindowViT),
+    # parts of `VideoMAE2`; the first and the last go with `document_dual`
+    'document': dict(decoder=CrossDecoder, encoder=WindowViT)}
 
 DocumentVideoMAE = partial(VideoMAE2, **document_parts['document'])

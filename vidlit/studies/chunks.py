@@ -18,14 +18,19 @@ def _bar(res, m):
     "Is a border as still as the film?"
     def said(way, metric, p=2): return ', '.join(f'{o:.{p}f}' for o in values(res, m, way, metric))
     v,w = values(res, m, 'aligned', 'seam'),values(res, m, 'aligned', 'worst')
-    text = f"{m}, by seed: borders aligned and faded step {said('aligned', 'seam')} times as far as the rest of the film (the same steps without borders: {said('one go', 'seam')}), discarded {said('discarded', 'seam', 1)}; "
+    text = (
+        f"{m}, by seed: borders aligned and faded step {said('aligned', 'seam')} times as far as the rest of the "
+        f"film (the same steps without borders: {said('one go', 'seam')}), discarded {said('discarded', 'seam', 1)}; ")
     text += f"the worst border against the same steps without it {said('aligned', 'worst')}, discarded {said('discarded', 'worst', 1)}"
     return dict(text=text, supports=True if max(v)<=1.1 else None if max(w)<=1.1 else False)
 
 def _dealt(res, m):
     "Does dealing out windows leave a trace?"
     got = [o['ways']['dealt'] for o in by_seed(res, m)]
-    text = f"{m}, windows dealt out to {len(by_seed(res, m)[0]['ranges'])} pieces: largest difference from one go, by seed: {', '.join(format(o['off'], 'g') for o in got)}; the worst border against the same steps without it {', '.join(format(o['worst'], '.2f') for o in got)}; "
+    text = (
+        f"{m}, windows dealt out to {len(by_seed(res, m)[0]['ranges'])} pieces: largest difference from one go, by "
+        f"seed: {', '.join(format(o['off'], 'g') for o in got)}; the worst border against the same steps without it "
+        f"{', '.join(format(o['worst'], '.2f') for o in got)}; ")
     said = lambda i: ', '.join(format(o['fades'][i], '.2f') for o in got)
     text += f"step at borders over the rest of the film {', '.join(format(o['seam'], '.2f') for o in got)}, over the other fades between windows {said(0)}, where those fades step {said(1)} times as far as the frames between"
     return dict(text=text, supports=max(o['worst'] for o in got)<=1.1)
@@ -38,12 +43,20 @@ def facts_of(res)->dict: # Name to text and whether it supports
         level = {k: values(res, m, k, 'level') for k in ('one go', *ways)}
         said = lambda x, p: f"{sum(x)/len(x):.{p}f}"
         out[f'dealt_{m}'],out[f'seam_{m}'] = _dealt(res, m),_bar(res, m)
-        out[f'smooth_{m}'] = dict(text=out[f'seam_{m}']['text'], supports=all(o<=1.1 for o in values(res, m, 'discarded', 'seam')))
-        out[f'level_{m}'] = fact(compare(level, 'aligned', 'faded'), f"{m}: level behind a border, aligned {said(level['aligned'], 2)}, faded only {said(level['faded'], 2)}, one go {said(level['one go'], 2)}", less=True, scale=1, unit='', form='.2f')
-        out[f'error_{m}'] = fact(compare(a, 'aligned', 'discarded'), f"{m}: AbsRel in one go {said(a['one go'], 4)}, aligned {said(a['aligned'], 4)}, discarded {said(a['discarded'], 4)}", less=True, scale=1, unit='', form='.4f')
+        out[f'smooth_{m}'] = dict(text=out[f'seam_{m}']['text'],
+            supports=all(o<=1.1 for o in values(res, m, 'discarded', 'seam')))
+        out[f'level_{m}'] = fact(compare(level, 'aligned', 'faded'),
+            f"{m}: level behind a border, aligned {said(level['aligned'], 2)}, faded only {said(level['faded'], 2)}, "
+            f"one go {said(level['one go'], 2)}", less=True, scale=1, unit='', form='.2f')
+        out[f'error_{m}'] = fact(compare(a, 'aligned', 'discarded'),
+            f"{m}: AbsRel in one go {said(a['one go'], 4)}, aligned {said(a['aligned'], 4)}, discarded "
+            f"{said(a['discarded'], 4)}", less=True, scale=1, unit='', form='.4f')
     o = next(iter(res.values()))
-    text = f"{o['n']} frames in {len(o['ranges'])} pieces give {o['ways']['aligned']['frames']}; {o['twice']} are computed twice, {o['windows']} windows instead of {o['windows_one']}"
-    return out | dict(frames=dict(text=text, supports=all(w['frames']==v['n'] for v in res.values() for w in v['ways'].values())))
+    text = (
+        f"{o['n']} frames in {len(o['ranges'])} pieces give {o['ways']['aligned']['frames']}; {o['twice']} are "
+        f"computed twice, {o['windows']} windows instead of {o['windows_one']}")
+    return out | dict(frames=dict(text=text,
+        supports=all(w['frames']==v['n'] for v in res.values() for w in v['ways'].values())))
 
 # %% ../../nbs/studies/11_chunks.ipynb #e2ad1b96
 def figures_of(res, root):
@@ -52,16 +65,27 @@ def figures_of(res, root):
     for m in (o for o in models if by_seed(res, o)):
         one = by_seed(res, m)[0]
         steps = {k: (list(range(1, one['n'])), one['ways'][k]['steps']) for k in ('discarded','faded','aligned')}
-        out.append(save_figure(root, f'steps_{m}.png', show_curves(steps, 'frame', 'mean step of what stands still', logy=True, marks=False), f"{m}, first film: how much still pixels change from frame to frame, by way of merging. Pieces meet at {', '.join(str(b) for _,b in one['ranges'][:-1])}."))
+        out.append(save_figure(root, f'steps_{m}.png',
+            show_curves(steps, 'frame', 'mean step of what stands still', logy=True, marks=False),
+            f"{m}, first film: how much still pixels change from frame to frame, by way of merging. Pieces meet at "
+            f"{', '.join(str(b) for _,b in one['ranges'][:-1])}."))
     arms = {f'{m}, {k}': values(res, m, k, 'seam') for m in models if by_seed(res, m) for k in ways}
     best = {k: sum(v)/len(v) for k,v in arms.items()} # for a look; intervals are in the table
-    out.append(save_figure(root, 'seams.png', show_intervals(best, 'step at a border, over that of the rest', levels={'': 1.1}), 'The step at borders over the step of the rest, mean over films. The line is at 1.1.'))
+    out.append(save_figure(root, 'seams.png',
+        show_intervals(best, 'step at a border, over that of the rest', levels={'': 1.1}),
+        'The step at borders over the step of the rest, mean over films. The line is at 1.1.'))
     return out
 
 def summary(res, root):
     "What the study found"
     facts = facts_of(res)
-    arms = lambda metric: {f'{m}, {k}': values(res, m, k, metric) for m in models if by_seed(res, m) for k in ('one go', 'dealt', *ways)}
-    rows = [dict(measure=k, **o) for k,digits in (('seam', 2), ('worst', 2), ('level', 2), ('abs_rel', 4)) for o in arm_rows(arms(k), 'value', digits, low=0.)]
-    pairs = [compare({k: values(res, m, k, metric) for k in ways}, 'aligned', b, f'{metric}, {m}') for m in models if by_seed(res, m) for metric in ('seam','worst','level','abs_rel') for b in ('faded','discarded')]
-    return dict(rows=rows, paired=pairs, figures=figures_of(res, root), facts=facts, headline=f"{facts['frames']['text']}. {'. '.join(facts[f'{k}_{m}']['text'] for m in models if by_seed(res, m) for k in ('dealt','seam'))}.")
+    arms = lambda metric: {f'{m}, {k}': values(res, m, k, metric) for m in models if by_seed(res, m)
+        for k in ('one go', 'dealt', *ways)}
+    rows = [dict(measure=k, **o) for k,
+        digits in (('seam', 2), ('worst', 2), ('level', 2), ('abs_rel', 4))
+        for o in arm_rows(arms(k), 'value', digits, low=0.)]
+    pairs = [compare({k: values(res, m, k, metric) for k in ways}, 'aligned', b, f'{metric}, {m}') for m in models
+        if by_seed(res, m) for metric in ('seam','worst','level','abs_rel') for b in ('faded','discarded')]
+    return dict(rows=rows, paired=pairs, figures=figures_of(res, root), facts=facts,
+        headline=f"{facts['frames']['text']}. "
+        f"{'. '.join(facts[f'{k}_{m}']['text'] for m in models if by_seed(res, m) for k in ('dealt','seam'))}.")

@@ -30,7 +30,8 @@ def loaders(device, # Where batches go
     *tensors, # Of one length: of pictures, of depth
 )->DataLoaders: # With a training set only
     "A training set in memory, shuffled"
-    return DataLoaders(DataLoader(TensorDataset(*tensors), bs=bs, shuffle=True, drop_last=True, device=torch.device(device)), device=torch.device(device))
+    return DataLoaders(DataLoader(TensorDataset(*tensors), bs=bs, shuffle=True, drop_last=True,
+        device=torch.device(device)), device=torch.device(device))
 
 # %% ../../nbs/studies/depth_common.ipynb #446d106f
 def going(ctx, # Of the job

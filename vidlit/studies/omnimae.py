@@ -32,7 +32,8 @@ def by_arm(res:dict, # Results by key
 )->dict:             # Name of the arm to test accuracies over seeds
     "What was measured of every arm, the variants included"
     def of(arm):
-        got = [v for k,v in sorted(res.items()) if k.startswith(f"{'tune' if how=='tune' else 'probe'}/{task}/{arm}/seed")]
+        got = [v for k,v in sorted(res.items())
+            if k.startswith(f"{'tune' if how=='tune' else 'probe'}/{task}/{arm}/seed")]
         return [v['test'] if how=='tune' else v[how]['test'] for v in got]
     named = {**arms, **{v: v for v in variants if v}}
     return {n: got for k,n in named.items() if (got := of(k))}
@@ -41,8 +42,10 @@ def held(res:dict, # Results by key
     kind:str,      # 'image' or 'video'
 )->dict:           # Name of the arm to losses over seeds
     "Loss on held-out stills or films, of every arm that was pretrained with the same target"
-    named = {**{k: v for k,v in arms.items() if k!='untrained'}, **{v: v for v in variants if v and v!="document's recipe"}}
-    return {n: got for a,n in named.items() if (got := [v['held'][kind] for k,v in sorted(res.items()) if k.startswith(f'pretrain/{a}/seed')])}
+    named = {**{k: v for k,v in arms.items() if k!='untrained'},
+        **{v: v for v in variants if v and v!="document's recipe"}}
+    return {n: got for a,n in named.items()
+        if (got := [v['held'][kind] for k,v in sorted(res.items()) if k.startswith(f'pretrain/{a}/seed')])}
 
 # %% ../../nbs/studies/03_omnimae.ipynb #8d94b2ce
 def told(got:dict, # Arm to values over seeds
@@ -58,7 +61,8 @@ def told(got:dict, # Arm to values over seeds
     return fact(c, f"{text}: {a} {x:.3f}, {b} {y:.3f}", less=True, scale=1, unit='', form='.3f')
 
 # %% ../../nbs/studies/03_omnimae.ipynb #459a38fe
-_pairs = dict(place=('stills only', 'films only'), motion=('films only', 'stills only')) # the specialist, and the other one
+# the specialist, and the other one
+_pairs = dict(place=('stills only', 'films only'), motion=('films only', 'stills only'))
 _short = {'split network': 'split', "document's recipe": 'recipe', 'half of each': 'half', 'twice the batches': 'twice'}
 
 def facts(res:dict # Results by key
@@ -69,9 +73,12 @@ def facts(res:dict # Results by key
         for how in hows:
             if not (got := by_arm(res, how, task)): continue
             tag = '' if how=='attentive' else f'_{how}'
-            asked = [('joint', own, 'specialist'), ('joint', 'not pretrained', 'pretrained'), (own, 'not pretrained', 'own'), (other, 'not pretrained', 'other')]
-            if 'twice the batches' in got: asked.append(('twice the batches', own, 'equal_each')) # as much of its own kind as the specialist had
-            for a,b,k in asked + [(v, 'joint', k) for v,k in _short.items() if v in got]: out[f'{task}_{k}{tag}'] = told(got, a, b, f'{task}, {hows[how]}')
+            asked = [('joint', own, 'specialist'), ('joint', 'not pretrained', 'pretrained'),
+                (own, 'not pretrained', 'own'), (other, 'not pretrained', 'other')]
+            # as much of its own kind as the specialist had
+            if 'twice the batches' in got: asked.append(('twice the batches', own, 'equal_each'))
+            for a,b,k in asked + [(v, 'joint', k) for v,k in _short.items() if v in got]:
+                out[f'{task}_{k}{tag}'] = told(got, a, b, f'{task}, {hows[how]}')
     for kind,own,name in (('image', 'stills only', 'stills'), ('video', 'films only', 'films')):
         got = held(res, kind)
         for a,b,k in [('joint', own, 'specialist'), *[(v, 'joint', k) for v,k in _short.items() if v in got]]:
@@ -90,7 +97,8 @@ def _paint(root, s=0):
         clip = x if x.shape[2]>1 else x.expand(-1, -1, size[0], -1, -1)
         made,true = mae.reconstruct(clip, m),denormalise(clip)
         cols += [torch.stack([o[i, :, at] for o in (hide(true, m, grid_of(clip, size)), made, true)]) for i in range(2)]
-    return sheet([frames(o) for o in torch.cat(cols, 2)], [*['t=0', f't={r.frames-1}']*2, 'still', 'still'], ['seen', 'painted', 'true'])
+    return sheet([frames(o) for o in torch.cat(cols, 2)], [*['t=0', f't={r.frames-1}']*2, 'still', 'still'],
+        ['seen', 'painted', 'true'])
 
 # %% ../../nbs/studies/03_omnimae.ipynb #db47f557
 def _over(curves): # Batches of a kind come at other steps in other seeds: those of the first seed stand for all
@@ -102,10 +110,13 @@ def figures(res:dict, # Results by key
 )->list:              # Their files and captions
     "The pictures of the study"
     def runs(stem): return [v for k,v in sorted(res.items()) if k.startswith(f'{stem}/seed')]
-    figs = [save_figure(root, 'painted.png', _paint(root), 'Two held-out films and two held-out stills under the joint model: what the encoder sees, what it paints, what was there (seed 0).')]
+    figs = [save_figure(root, 'painted.png', _paint(root),
+        'Two held-out films and two held-out stills under the joint model: what the encoder sees, what it paints, '
+        'what was there (seed 0).')]
     for kind,name in (('image', 'stills'), ('video', 'films')):
         own = {arms[a]: _over([v['curves'][kind] for v in runs(f'pretrain/{a}')]) for a in ('joint', name)}
-        figs.append(save_figure(root, f'loss_{name}.png', show_curves(own, 'batch', f'loss on {name}'), f'Pretraining loss on {name}: the joint model sees half as many of them.'))
+        figs.append(save_figure(root, f'loss_{name}.png', show_curves(own, 'batch', f'loss on {name}'),
+            f'Pretraining loss on {name}: the joint model sees half as many of them.'))
     return figs
 
 # %% ../../nbs/studies/03_omnimae.ipynb #bc1ce376
@@ -119,15 +130,19 @@ def summary(res:dict, # Results by key
         share = metric=='test accuracy'
         tries,span = (setups['toy'].n_test, 1.) if share else (0, float('inf'))
         rows.extend(arm_rows(named, metric, tries=tries))
-        cmp.extend(compare(named, f'{label}: {a}', f'{label}: {b}', metric, span) for a,b in pairs if a in got and b in got)
+        cmp.extend(compare(named, f'{label}: {a}', f'{label}: {b}', metric, span) for a,
+            b in pairs if a in got and b in got)
     for task,(own,other) in _pairs.items():
-        pairs = [('joint', own), ('joint', other), ('joint', 'not pretrained'), (own, 'not pretrained'), ('twice the batches', own), *[(v, 'joint') for v in _short]]
+        pairs = [('joint', own), ('joint', other), ('joint', 'not pretrained'), (own, 'not pretrained'),
+            ('twice the batches', own), *[(v, 'joint') for v in _short]]
         for how,name in hows.items(): add(by_arm(res, how, task), 'test accuracy', f'{task}, {name}', pairs)
     for kind,own,name in (('image', 'stills only', 'stills'), ('video', 'films only', 'films')):
         add(held(res, kind), 'held-out loss', f'loss on {name}', [('joint', own), *[(v, 'joint') for v in _short]])
-    said = '; '.join(f[k]['text'] for k in ('place_specialist', 'motion_specialist', 'place_pretrained', 'motion_pretrained'))
+    said = '; '.join(f[k]['text']
+        for k in ('place_specialist', 'motion_specialist', 'place_pretrained', 'motion_pretrained'))
     return dict(rows=rows, paired=cmp, figures=figures(res, root), facts=f,
-        headline=f"Where is it in a still (chance {1/tasks['place']:.0%}), where does it go in a film (chance {1/len(motions):.1%}), on held-out textures: {said}.")
+        headline=f"Where is it in a still (chance {1/tasks['place']:.0%}), where does it go in a film (chance "
+        f"{1/len(motions):.1%}), on held-out textures: {said}.")
 
 # %% ../../nbs/studies/03_omnimae.ipynb #7b424d5b
 def cost(scale:str # 'toy', 'small' or 'paper'
@@ -138,7 +153,10 @@ def cost(scale:str # 'toy', 'small' or 'paper'
     with torch.device('meta'): n_params = count_params(OmniMAE(c))
     def row(kind, grid, ratio, bs):
         seen = grid.n-int(ratio*grid.n)
-        one = c.enc.depth*block_flops(c.enc, seen) + c.dec.depth*block_flops(c.dec, grid.n) + 2*grid.n*c.dec.dim*c.pixels + 2*seen*c.enc.dim*c.pixels
-        return {'scale': scale, 'batch': f'{bs} {kind}', 'parameters': f'{n_params/1e6:.2f} M', 'tokens': grid.n, 'seen': seen,
-            'TFLOPs a step': round(3*one*bs/1e12, 4), 'steps': r.steps, 'PFLOPs in all, half of the steps': round(1.5*one*bs*r.steps/1e15, 3)}
+        one = c.enc.depth*block_flops(c.enc, seen) + c.dec.depth*block_flops(c.dec,
+            grid.n) + 2*grid.n*c.dec.dim*c.pixels + 2*seen*c.enc.dim*c.pixels
+        return {'scale': scale, 'batch': f'{bs} {kind}', 'parameters': f'{n_params/1e6:.2f} M', 'tokens': grid.n,
+            'seen': seen,
+            'TFLOPs a step': round(3*one*bs/1e12, 4), 'steps': r.steps,
+            'PFLOPs in all, half of the steps': round(1.5*one*bs*r.steps/1e15, 3)}
     return [row('stills', Grid(1, *c.grid[1:]), r.still_ratio, r.bs), row('films', c.grid, r.film_ratio, r.video_bs)]

@@ -62,7 +62,8 @@ class Setup:
 
     @property
     def model(self): # Sizes of the network
-        enc = ViTConfig(dim=self.dim, depth=self.depth, heads=self.heads, patch=(2, self.patch, self.patch), qkv_bias='fused')
+        enc = ViTConfig(dim=self.dim, depth=self.depth, heads=self.heads, patch=(2, self.patch, self.patch),
+            qkv_bias='fused')
         dec = ViTConfig(dim=self.dec_dim, depth=self.dec_depth, heads=self.dec_heads, qkv_bias='none')
         return OmniMAEConfig(enc, dec, (self.frames, self.size, self.size))
 
@@ -73,10 +74,14 @@ class Setup:
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #aed6692d
 setups = dict(toy=Setup(),
-    small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=16, n_obj=3, grain=.5, films=50_000,
-        stills=200_000, steps=40_000, bs=512, video_bs=64, views=4, lr=8e-4, film_ratio=.9, ft_steps=2000, ft_bs=64, n_valid=512, n_test=2048),
-    paper=Setup(size=224, frames=16, patch=16, dim=768, depth=12, heads=12, dec_dim=384, dec_depth=4, dec_heads=16, films=168_913,
-        stills=1_281_167, steps=800*(1_281_167+168_913)//2048, bs=2048, video_bs=2048, views=4, lr=1.6e-3, film_ratio=.9))
+    small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=16,
+    n_obj=3, grain=.5, films=50_000,
+        stills=200_000, steps=40_000, bs=512, video_bs=64, views=4, lr=8e-4, film_ratio=.9, ft_steps=2000, ft_bs=64,
+        n_valid=512, n_test=2048),
+    paper=Setup(size=224, frames=16, patch=16, dim=768, depth=12, heads=12, dec_dim=384, dec_depth=4, dec_heads=16,
+    films=168_913,
+        stills=1_281_167, steps=800*(1_281_167+168_913)//2048, bs=2048, video_bs=2048, views=4, lr=1.6e-3,
+        film_ratio=.9))
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #622667a2
 tasks = dict(place=4, motion=len(motions)) # a question about stills, one about films; classes
@@ -105,7 +110,8 @@ def still_splits(seed:int, # Of the study
     base,out = (seed+1)*10**9+5*10**8,{}
     tr,te = (directions(s, frames=1, **r.world) for s in ('train', 'test'))
     out['stills'] = render(tr, base, r.stills, tick)[0]
-    for k,cfg,off,n in (('place', tr, 10**8, r.labels), ('place_valid', tr, 2*10**8, r.n_valid), ('place_test', te, 3*10**8, r.n_test)):
+    for k,cfg,off,n in (('place', tr, 10**8, r.labels), ('place_valid', tr, 2*10**8, r.n_valid),
+        ('place_test', te, 3*10**8, r.n_test)):
         out[k],out[f'{k}_y'] = placed(cfg, base+off, n)
     return out
 
@@ -113,7 +119,8 @@ def still_splits(seed:int, # Of the study
 def data_job(ctx, setup:dict, seed:int):
     "Render the worlds of one seed"
     r = Setup(**setup)
-    d = splits(seed, r.films, r.labels, r.n_valid, r.n_test, lambda i: ctx.tick(i, 2*r.films, 'films'), frames=r.frames, **r.world)
+    d = splits(seed, r.films, r.labels, r.n_valid, r.n_test, lambda i: ctx.tick(i, 2*r.films, 'films'),
+        frames=r.frames, **r.world)
     names = dict(clips='films', label='motion', valid='motion_valid', test='motion_test')
     out = {names[k.removesuffix('_y')]+'_y'*k.endswith('_y'): v for k,v in d.items()}
     out |= still_splits(seed, r, lambda i: ctx.tick(r.stills+i, 2*r.stills, 'stills'))
@@ -146,10 +153,13 @@ def pretrain(r:Setup, # Setup
 )->tuple:             # Model and the rows of its history
     "Pretrain one arm; begun again in the same folder, it goes on"
     use = {'images' if k=='stills' else 'videos': d[k] for k in kinds[arm]}
-    dls = omni_dls(bs=r.bs, video_bs=r.video_bs, views=r.views, tfm=coloured, order=order, seed=seed, device=torch.device(device), **use)
+    dls = omni_dls(bs=r.bs, video_bs=r.video_bs, views=r.views, tfm=coloured, order=order, seed=seed,
+        device=torch.device(device), **use)
     model = (model or fresh(r, seed)).to(device)
-    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(1, r.steps//4), keep=1)] + [Progress(report)]*(report is not None)
-    learn = omni_pretrainer(dls, model, r.ratio, r.lr, warmup=.1, gen=seed, groups=groups and groups(model), cbs=cbs+[Accumulate(accumulate)]*(accumulate>1))
+    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(1, r.steps//4), keep=1)] + [Progress(report)]*(
+        report is not None)
+    learn = omni_pretrainer(dls, model, r.ratio, r.lr, warmup=.1, gen=seed, groups=groups and groups(model),
+        cbs=cbs+[Accumulate(accumulate)]*(accumulate>1))
     fit(learn, steps=r.steps//accumulate, validate=False)
     return model, learn.kind_history.rows
 
@@ -157,8 +167,10 @@ def pretrain(r:Setup, # Setup
 def _split(r, seed): return fresh(r, seed, SplitOmniMAE)
 def _document(r, seed): return fresh(r, seed, SplitOmniMAE, target=target_raw, weights=document_weights)
 
-variants = {'': {}, 'twice the batches': dict(setup=dict(steps=2)), 'half of each': dict(order=paired_order, accumulate=2),
-    'split network': dict(model=_split), "document's recipe": dict(model=_document, groups=modal_groups, setup=dict(still_ratio=.9, film_ratio=.95))}
+variants = {'': {}, 'twice the batches': dict(setup=dict(steps=2)),
+    'half of each': dict(order=paired_order, accumulate=2),
+    'split network': dict(model=_split),
+    "document's recipe": dict(model=_document, groups=modal_groups, setup=dict(still_ratio=.9, film_ratio=.95))}
 
 def varied(r:Setup, # Setup
     variant:str,    # Key of `variants`
@@ -185,7 +197,8 @@ def pretrain_job(ctx, setup:dict, seed:int, data:str, arm:str, variant:str=''):
     parts = {k: v for k,v in variants[variant].items() if k in ('order', 'accumulate', 'groups')}
     model,rows = pretrain(r, d, arm, seed, ctx.path, say, ctx.device, model=network(r, seed, variant), **parts)
     save_tensors(ctx.path/'model.safetensors', model.state_dict())
-    return dict(curves={k: curve(rows, k) for k in ('image', 'video')}, held=held_loss(model, d, r, ctx.device), setup=asdict(r))
+    return dict(curves={k: curve(rows, k) for k in ('image', 'video')}, held=held_loss(model, d, r, ctx.device),
+        setup=asdict(r))
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #ace1a935
 def curve(rows:list, # Of `KindHistory`
@@ -207,7 +220,8 @@ def held_loss(model, # A masked autoencoder
     model.eval()
     def one(c):
         x,gen = to_input(c.to(device)),torch.Generator().manual_seed(0)
-        return torch.stack([model(o, omni_mask(o, r.model.enc.patch, r.ratio, gen).to(device)).loss for o in x.split(32)]).mean().item()
+        return torch.stack([model(o, omni_mask(o, r.model.enc.patch, r.ratio, gen).to(device)).loss
+            for o in x.split(32)]).mean().item()
     return dict(image=one(d['place_test'][:256]), video=one(d['motion_test'][:256]))
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #f8ec7a05
@@ -219,7 +233,9 @@ def tokens_of(model, # Network with `features`
 )->list:             # `Feats` of labelled, validation and test items, standardised
     "Frozen tokens of a task"
     model.eval()
-    def of(k): return Feats(torch.cat([model.features(to_input(c.to(device))).float().cpu() for c in d[k].split(128)]), d[f'{k}_y'])
+    def of(k):
+        return Feats(torch.cat([model.features(to_input(c.to(device))).float().cpu() for c in d[k].split(128)]),
+            d[f'{k}_y'])
     return standardise(of(task), of(f'{task}_valid'), of(f'{task}_test'))
 
 def probe_job(ctx, setup:dict, seed:int, task:str, data:str, pre:str=None, variant:str=''):
@@ -268,7 +284,8 @@ def _seed_jobs(r, s, more): # Of one seed
     yield from _asked(r, s, 'untrained', tune=more)
     for arm,variant in [*[(a, '') for a in kinds], *[('joint', v) for v in add]]:
         pre = f'pretrain/{variant or arm}/seed{s}'
-        yield Job(pre, f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data=data, arm=arm, variant=variant), (data,), r.steps/50)
+        yield Job(pre, f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data=data, arm=arm, variant=variant),
+            (data,), r.steps/50)
         yield from _asked(r, s, variant or arm, pre, variant, more and not variant)
 
 def study_jobs(scale, seeds, variants=False, data=None):

@@ -33,10 +33,14 @@ def _pm(xs, digits=2): # mean (low to high)
 def _row(name, d, runs): # One arm
     k,n = (sum(o['hits'][i] for o in runs) for i in range(2))
     p = wilson(k, n)
-    return {'arm': f'{name}, {d} numbers', 'success': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}', 'tasks': n,
-        'ever there': round(sum(o['ever'] for o in runs)/len(runs), 3), 'metres at the end': _pm([o['final'] for o in runs]),
-        'actions until there': _pm([o['steps'] for o in runs], 1), 'radians off': _pm([o['turned'] for o in runs]) if d == 6 else '',
-        'ms a plan': _pm([1000*o['seconds'] for o in runs], 1) if runs[0]['seconds'] > 1e-4 else '', 'seeds': len(runs), 'scores': [round(o['success'], 4) for o in runs]}
+    return {'arm': f'{name}, {d} numbers', 'success': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}',
+        'tasks': n,
+        'ever there': round(sum(o['ever'] for o in runs)/len(runs), 3),
+        'metres at the end': _pm([o['final'] for o in runs]),
+        'actions until there': _pm([o['steps'] for o in runs], 1),
+        'radians off': _pm([o['turned'] for o in runs]) if d == 6 else '',
+        'ms a plan': _pm([1000*o['seconds'] for o in runs], 1) if runs[0]['seconds'] > 1e-4 else '',
+        'seeds': len(runs), 'scores': [round(o['success'], 4) for o in runs]}
 
 rivals = ('random', 'middle', 'goal-blind', 'document', 'oracle')
 
@@ -50,7 +54,8 @@ def _compared(arms, d): # Paired comparisons of success
 # %% ../../nbs/studies/07_planner.ipynb #f44ebfeb
 def _curves(res, d): # {search: x, mean, low, high}
     runs = by_seed(res, f'curve/{d}d')
-    return {k: band_of([(o['budgets'], [c['success'] for c in o['curves'][k]]) for o in runs], low=0., high=1.) for k in kinds}
+    return {k: band_of([(o['budgets'], [c['success'] for c in o['curves'][k]]) for o in runs], low=0., high=1.)
+        for k in kinds}
 
 def _winner(res, d): # Which search is best at the largest budget, and whether that is decided
     runs = by_seed(res, f'curve/{d}d')
@@ -58,7 +63,9 @@ def _winner(res, d): # Which search is best at the largest budget, and whether t
     order = sorted(kinds, key=lambda k: -sum(last[k]))
     c = compare(last, order[0], order[1], 'success')
     said = ', '.join(f"{k} {sum(last[k])/len(runs):.0%}" for k in order)
-    return dict(text=f"{d} numbers, {runs[0]['budgets'][-1]} rollouts a plan: {said}; first against second: {c['verdict']}", supports=None)
+    return dict(
+        text=f"{d} numbers, {runs[0]['budgets'][-1]} rollouts a plan: {said}; first against second: {c['verdict']}",
+        supports=None)
 
 # %% ../../nbs/studies/07_planner.ipynb #78ba24d0
 def _film(root, d, reached): # Rides of the first seed beside their goals, as a loop
@@ -71,23 +78,31 @@ def _film(root, d, reached): # Rides of the first seed beside their goals, as a 
         return x
     colour = {True: torch.tensor([.2, .8, .3]), False: torch.tensor([.9, .2, .2])}
     pick = range(min(6, len(film)))
-    rows = [torch.cat((framed(film[i], colour[reached[i]]), goal[i][:, None].expand(-1, film.shape[2], -1, -1)), -2) for i in pick]
+    rows = [torch.cat((framed(film[i], colour[reached[i]]), goal[i][:, None].expand(-1, film.shape[2], -1, -1)), -2)
+        for i in pick]
     save_gif(Path(root)/f'ride{d}.gif', rows, fps=2, scale=2)
-    return dict(file=f'ride{d}.gif', caption=f'Above: six rides of six actions, {d} numbers each (green border: arrived). Below: their goal pictures.')
+    return dict(file=f'ride{d}.gif',
+        caption=f'Above: six rides of six actions, {d} numbers each (green border: arrived). Below: their goal '
+        f'pictures.')
 
 # %% ../../nbs/studies/07_planner.ipynb #09a7f87d
 def _figures(res, root, d):
     "Pictures of one kind of action"
     arms,figs = _arms(res, d),[]
-    off = {k: [sum(o['off'][i] for o in v)/len(v) for i in range(len(v[0]['off']))] for k,v in arms.items() if k in (*rivals, 'planner')}
+    off = {k: [sum(o['off'][i] for o in v)/len(v) for i in range(len(v[0]['off']))] for k,
+        v in arms.items() if k in (*rivals, 'planner')}
     r = PlanSetup(**by_seed(res, f'ride/{d}d')[0]['setup'])
-    figs.append(save_figure(root, f'off{d}.png', show_curves(off, 'actions', 'metres from the goal', levels={'arrived': r.radius}),
+    figs.append(save_figure(root, f'off{d}.png',
+        show_curves(off, 'actions', 'metres from the goal', levels={'arrived': r.radius}),
         f'Mean distance from the goal along the ride, {d} numbers an action.'))
-    if by_seed(res, f'curve/{d}d'): figs.append(save_figure(root, f'rollouts{d}.png', show_curves(_curves(res, d), 'rollouts a plan', 'success', logx=True),
+    if by_seed(res, f'curve/{d}d'):
+        figs.append(save_figure(root, f'rollouts{d}.png',
+            show_curves(_curves(res, d), 'rollouts a plan', 'success', logx=True),
         f'Success against rollouts a plan, {d} numbers an action; bands are 95 % intervals over seeds.'))
     t = load_file(Path(root)/'jobs'/f'land/{d}d/seed0'/'land.safetensors')
     figs.append(save_figure(root, f'land{d}.png', show_landscapes(t['energy'], t['x'], t['y'], t['true']),
-        'Energy over single actions along the ground (metres): low is dark; cross: the true action; ring: the lowest point.'))
+        'Energy over single actions along the ground (metres): low is dark; cross: the true action; ring: the lowest '
+        'point.'))
     return figs + [_film(root, d, by_seed(res, f'ride/{d}d')[0]['reached'])]
 
 # %% ../../nbs/studies/07_planner.ipynb #880d2cea
@@ -97,19 +112,31 @@ def _facts(res, d):
     rate = {k: sum(o['hits'][0] for o in v)/sum(o['hits'][1] for o in v) for k,v in arms.items()}
     lands,rides = by_seed(res, f'land/{d}d'),by_seed(res, f'ride/{d}d')
     med,chance = (sum(o[k] for o in lands)/len(lands) for k in ('median', 'chance'))
-    reach = dict(text=f"{d} numbers: the planner ends at {rate['planner']:.0%} of held-out goals, random actions at {rate['random']:.0%}",
+    reach = dict(
+        text=f"{d} numbers: the planner ends at {rate['planner']:.0%} of held-out goals, random actions at "
+        f"{rate['random']:.0%}",
         supports=rate['planner'] >= .8 and rate['random'] < .2)
     doc = compare({k: [o['success'] for o in arms[k]] for k in ('planner', 'document')}, 'planner', 'document')
     out = dict(reach=reach)
     if by_seed(res, f'curve/{d}d'): out['search'] = _winner(res, d)
-    out['document'] = dict(text=f"{d} numbers: cross-entropy with L1 {rate['planner']:.0%}, the document's 100 random plans with cosine {rate['document']:.0%}",
+    out['document'] = dict(
+        text=f"{d} numbers: cross-entropy with L1 {rate['planner']:.0%}, the document's 100 random plans with cosine "
+        f"{rate['document']:.0%}",
         supports=decided(doc))
-    out['landscape'] = dict(text=f"{d} numbers: the energy's lowest point lies {100*med:.0f} cm (median of {sum(o['n'] for o in lands)} states) "
+    out['landscape'] = dict(
+        text=f"{d} numbers: the energy's lowest point lies {100*med:.0f} cm (median of {sum(o['n'] for o in lands)} "
+        f"states) "
         f"from the true action, another state's {100*chance:.0f} cm", supports=med < chance/2)
-    out['time'] = dict(text=f"{d} numbers: one plan for one task takes {1000*sum(o['alone'] for o in rides)/len(rides):.0f} ms", supports=None)
-    out['textures'] = dict(text=f"{d} numbers: {rate['new textures']:.0%} on floors of other texture families, {rate['planner']:.0%} on new floors of the trained ones", supports=None)
-    for k in ('horizon 1', 'end alone', 'all frames seen', 'document, plans of 4', 'cosine', 'shooting, same budget', 'gradient, same budget'):
-        if k in rate: out[k] = dict(text=f"{d} numbers: {k} {rate[k]:.0%}, the planner {rate['planner']:.0%}", supports=None)
+    out['time'] = dict(
+        text=f"{d} numbers: one plan for one task takes {1000*sum(o['alone'] for o in rides)/len(rides):.0f} ms",
+        supports=None)
+    out['textures'] = dict(
+        text=f"{d} numbers: {rate['new textures']:.0%} on floors of other texture families, {rate['planner']:.0%} on "
+        f"new floors of the trained ones", supports=None)
+    for k in ('horizon 1', 'end alone', 'all frames seen', 'document, plans of 4', 'cosine', 'shooting, same budget',
+        'gradient, same budget'):
+        if k in rate:
+            out[k] = dict(text=f"{d} numbers: {k} {rate[k]:.0%}, the planner {rate['planner']:.0%}", supports=None)
     return {f'{k}{d}': v for k,v in out.items()}
 
 # %% ../../nbs/studies/07_planner.ipynb #800c21e8
@@ -126,4 +153,5 @@ def summary(res:dict, # Results by key
         figs += _figures(res, root, d)
         facts |= _facts(res, d)
     return dict(rows=rows, paired=cmp, figures=figs, facts=facts,
-        headline='; '.join(facts[f'{k}{d}']['text'] for d in dims for k in ('reach', 'search') if f'{k}{d}' in facts) + '.')
+        headline='; '.join(facts[f'{k}{d}']['text'] for d in dims for k in ('reach', 'search') if f'{k}{d}' in facts)
+        + '.')

@@ -21,7 +21,8 @@ from .world_model_jobs import Arena, WorldSetup, load_world, world_jobs_of
 @dataclass(frozen=True)
 class PlanSetup:
     "What is driven, how far, and how hard the planner thinks"
-    world:dict = field(default_factory=lambda: dict(eye='random', patch=12)) # Fields of `WorldSetup` that differ from its own defaults
+    # Fields of `WorldSetup` that differ from its own defaults
+    world:dict = field(default_factory=lambda: dict(eye='random', patch=12))
     goals:int = 32         # Tasks of an arm
     steps:int = 6          # Actions allowed
     radius:float = .2      # Arrived: at most so far, metres
@@ -50,7 +51,8 @@ class PlanSetup:
     def worlds(self, dims): # Of the world model
         return replace(WorldSetup(**self.world), dims=dims)
 
-plan_setups = dict(toy=PlanSetup(), small=PlanSetup(dict(eye='random', n_train=40_000, steps=40_000, dim=192, depth=4, heads=6, bs=64), goals=200,
+plan_setups = dict(toy=PlanSetup(),
+    small=PlanSetup(dict(eye='random', n_train=40_000, steps=40_000, dim=192, depth=4, heads=6, bs=64), goals=200,
     samples=400, elites=10, iters=10, budgets=(8, 32, 128, 512, 2048), curve_goals=100, states=500))
 
 # %% ../../nbs/studies/planner_jobs.ipynb #aa070f5d
@@ -97,12 +99,15 @@ def make_tasks(
     turn:float=.6, # Largest angle to the goal's rotation when actions turn, radians
 )->Tasks:
     "Starts, goals and their pictures"
-    if world.start.pos.shape[1] != 1: raise ValueError(f"one object an arena, not {world.start.pos.shape[1]}: a pushed one would change the goal's picture")
+    if world.start.pos.shape[1] != 1:
+        raise ValueError(
+            f"one object an arena, not {world.start.pos.shape[1]}: a pushed one would change the goal's picture")
     p,q = _place(world, gen),_place(world, gen)
     d = (p-q).norm(dim=-1)
     i = ((d >= apart[0]) & (d <= apart[1])).float().argmax(0)
     r = torch.arange(len(i))
-    if not ((d[i, r] >= apart[0]) & (d[i, r] <= apart[1])).all(): raise ValueError(f"no start and goal {apart[0]:g} to {apart[1]:g} m apart in 64 draws")
+    if not ((d[i, r] >= apart[0]) & (d[i, r] <= apart[1])).all():
+        raise ValueError(f"no start and goal {apart[0]:g} to {apart[1]:g} m apart in 64 draws")
     start,b = State(p[i, r][:, None], world.start.rot),len(i)
     goal = State(q[i, r][:, None], start.rot)
     v = torch.randn(b, 3, generator=gen).double()
@@ -140,7 +145,8 @@ def oracle(tasks, space): # Straight to the goal
     return lambda seen, nums, state, k: space.fit(shortest(tasks.world, state, tasks.goal))
 
 def at_random(space, gen): # As a search begins
-    return lambda seen, nums, state, k: space.fit(torch.randn(len(nums), len(space.scale), generator=gen)*nums.new_tensor(space.scale))
+    return lambda seen, nums, state, k: space.fit(torch.randn(len(nums), len(space.scale), generator=gen)
+        *nums.new_tensor(space.scale))
 
 def to_middle(tasks, space): # To the arena's middle, without looking
     mid = State(((tasks.world.low+tasks.world.high)/2).expand_as(tasks.start.pos), tasks.start.rot)
@@ -157,7 +163,8 @@ def score(
     "Success (within the radius after the last action), whether it was ever there, final distance, steps until first there"
     there = r.off <= radius
     first = torch.where(there.any(1), there.float().argmax(1), r.off.shape[1])
-    return dict(success=there[:, -1].float().mean().item(), hits=[int(there[:, -1].sum()), len(there)], ever=there.any(1).float().mean().item(),
+    return dict(success=there[:, -1].float().mean().item(), hits=[int(there[:, -1].sum()), len(there)],
+        ever=there.any(1).float().mean().item(),
         final=r.off[:, -1].mean().item(), steps=first.float().mean().item(), turned=r.turned[:, -1].mean().item(),
         off=r.off.mean(0).tolist(), seconds=r.seconds/(r.actions.shape[0]*r.actions.shape[1]))
 
@@ -171,7 +178,8 @@ def held_tasks(
 )->Tasks:
     "Tasks in arenas that no world model was trained in"
     first = (seed+1)*10**9+10**6*dims+4*10**8
-    return make_tasks(arenas(r, dims, range(first, first+n), split), torch.Generator().manual_seed(7919*seed+dims), (r.near, r.far), r.turn)
+    return make_tasks(arenas(r, dims, range(first, first+n), split), torch.Generator().manual_seed(7919*seed+dims),
+        (r.near, r.far), r.turn)
 
 def _equal(r, dims, kind, budget): # A search that asks for `budget` rollouts
     if kind == 'shooting': return Shooting(budget, r.horizon)
@@ -189,50 +197,61 @@ def _planner(wm, r, dims, search=None, **kw): # The setup's planner, or another
     return Planner(wm, r.space(dims), search or r.search(dims), **(dict(along=r.along, window=r.window) | kw))
 
 def _drive(ctx, r, tasks, planner, seed, image=None): # One arm of the planner
-    return ride(tasks, planned(planner, tasks.image if image is None else image, torch.Generator().manual_seed(seed)), r.steps)
+    return ride(tasks, planned(planner, tasks.image if image is None else image,
+        torch.Generator().manual_seed(seed)), r.steps)
 
 def _variants(r, dims): # Name: search, and parts of the planner
     n = r.search(dims)
     rolls = n.samples*n.iters
-    return {'document, plans of 4': (Shooting(100, 4), dict(energy=cosine_energy, along=0.)), 'horizon 1': (replace(n, horizon=1), {}),
-        'end alone': (n, dict(along=0.)), 'all frames seen': (n, dict(window=0)), 'cosine': (n, dict(energy=cosine_energy)),
-        'shooting, same budget': (Shooting(rolls, r.horizon), {}), 'gradient, same budget': (Descent(rolls//16, 16, r.horizon, .25), {})}
+    return {'document, plans of 4': (Shooting(100, 4), dict(energy=cosine_energy, along=0.)),
+        'horizon 1': (replace(n, horizon=1), {}),
+        'end alone': (n, dict(along=0.)), 'all frames seen': (n, dict(window=0)),
+        'cosine': (n, dict(energy=cosine_energy)),
+        'shooting, same budget': (Shooting(rolls, r.horizon), {}),
+        'gradient, same budget': (Descent(rolls//16, 16, r.horizon, .25), {})}
 
 # %% ../../nbs/studies/planner_jobs.ipynb #9e0f94df
 def ride_job(ctx, setup:dict, dims:int, seed:int, world:str):
     "All policies on the same tasks"
     r = PlanSetup(**setup)
     tasks,strange = (held_tasks(r, dims, seed, r.goals, s) for s in ('train', 'test'))
-    other = make_tasks(tasks.world, torch.Generator().manual_seed(seed+99), (r.near, r.far), r.turn)  # same arenas, other goals
+    # same arenas, other goals
+    other = make_tasks(tasks.world, torch.Generator().manual_seed(seed+99), (r.near, r.far), r.turn)
     wm,space,gen = _load(ctx, r, dims, world),r.space(dims),torch.Generator().manual_seed(seed)
     def planner(*a, **kw): return _planner(wm, r, dims, *a, **kw)
-    rides = {k: ride(tasks, p, r.steps) for k,p in dict(oracle=oracle(tasks, space), random=at_random(space, gen), middle=to_middle(tasks, space)).items()}
-    todo = {'planner': (tasks, planner(), None), 'goal-blind': (tasks, planner(), other.image), 'new textures': (strange, planner(), None),
+    rides = {k: ride(tasks, p, r.steps) for k,
+        p in dict(oracle=oracle(tasks, space), random=at_random(space, gen), middle=to_middle(tasks, space)).items()}
+    todo = {'planner': (tasks, planner(), None), 'goal-blind': (tasks, planner(), other.image),
+        'new textures': (strange, planner(), None),
         'document': (tasks, planner(Shooting(100, r.horizon), energy=cosine_energy, along=0.), None)}
     for i,(k,(t,p,im)) in enumerate(todo.items()):
         rides[k] = _drive(ctx, r, t, p, seed, im)
         ctx.tick(i+1, len(todo), k)
     film = torch.stack([tasks.here(s)[:8] for s in rides['planner'].states], 3).flatten(2, 3)  # [8, 3, steps+1, h, w]
-    save_tensors(ctx.path/'film.safetensors', dict(film=(film*255).round().byte(), goal=(tasks.image[:8]*255).round().byte()))
+    save_tensors(ctx.path/'film.safetensors',
+        dict(film=(film*255).round().byte(), goal=(tasks.image[:8]*255).round().byte()))
     one,t0 = planner(),time.perf_counter()  # a plan for one task alone, as a robot would ask for it
     start = Obs(tasks.here(tasks.start)[:1], tasks.world.numbers(tasks.start).float()[:1, None])
     for _ in range(3): one.plan(start, tasks.image[:1])
     alone = (time.perf_counter()-t0)/3
-    return {k: score(v, r.radius) for k,v in rides.items()} | dict(alone=alone, reached=(rides['planner'].off[:8, -1] <= r.radius).tolist(), setup=setup)
+    return {k: score(v, r.radius) for k,v in rides.items()} | dict(alone=alone,
+        reached=(rides['planner'].off[:8, -1] <= r.radius).tolist(), setup=setup)
 
 # %% ../../nbs/studies/planner_jobs.ipynb #429959a0
 def variant_job(ctx, setup:dict, dims:int, seed:int, world:str, name:str):
     "Another planner on the same tasks"
     r = PlanSetup(**setup)
     search,parts = _variants(r, dims)[name]
-    return score(_drive(ctx, r, held_tasks(r, dims, seed, r.goals), _planner(_load(ctx, r, dims, world), r, dims, search, **parts), seed), r.radius)
+    return score(_drive(ctx, r, held_tasks(r, dims, seed, r.goals),
+        _planner(_load(ctx, r, dims, world), r, dims, search, **parts), seed), r.radius)
 
 def curve_job(ctx, setup:dict, dims:int, seed:int, world:str):
     "Success of the three searches against rollouts a plan"
     r = PlanSetup(**setup)
     wm,tasks,out = _load(ctx, r, dims, world),held_tasks(r, dims, seed, r.curve_goals),{}
     for i,kind in enumerate(kinds):
-        out[kind] = [score(_drive(ctx, r, tasks, _planner(wm, r, dims, _equal(r, dims, kind, n)), seed), r.radius) for n in r.budgets]
+        out[kind] = [score(_drive(ctx, r, tasks, _planner(wm, r, dims, _equal(r, dims, kind, n)), seed), r.radius)
+            for n in r.budgets]
         ctx.tick(i+1, len(kinds), kind)
     return dict(curves=out, budgets=list(r.budgets))
 
@@ -251,7 +270,8 @@ def land_job(ctx, setup:dict, dims:int, seed:int, world:str):
     off = (lowest(e, x, y)-true).norm(dim=-1)
     chance = (true[torch.randperm(len(true), generator=gen)]-true).norm(dim=-1)
     save_tensors(ctx.path/'land.safetensors', dict(energy=e[:4], x=x[:4], y=y[:4], true=true[:4]))
-    return dict(median=off.median().item(), mean=off.mean().item(), chance=chance.median().item(), cell=(2*space.most[0]/14), n=len(off))
+    return dict(median=off.median().item(), mean=off.mean().item(), chance=chance.median().item(),
+        cell=(2*space.most[0]/14), n=len(off))
 
 # %% ../../nbs/studies/planner_jobs.ipynb #d5504c0f
 here = 'vidlit.studies.planner_jobs'
@@ -272,5 +292,7 @@ def planner_jobs(
             args = dict(setup=rec, dims=d, seed=s, world=world)
             todo = dict(ride=20*d/2, land=3) | (dict(curve=20) if variants else {})
             jobs += [Job(f'{k}/{d}d/seed{s}', f'{here}:{k}_job', args, (world,), w) for k,w in todo.items()]
-            if variants: jobs += [Job(f'variant {v}/{d}d/seed{s}', f'{here}:variant_job', args | dict(name=v), (world,), 15) for v in _variants(r, d)]
+            if variants:
+                jobs += [Job(f'variant {v}/{d}d/seed{s}', f'{here}:variant_job', args | dict(name=v), (world,), 15)
+                    for v in _variants(r, d)]
     return jobs

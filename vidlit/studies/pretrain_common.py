@@ -110,7 +110,8 @@ class Snapshots(Callback):
     def __init__(self, at, folder): self.at,self.folder,self.n = set(at),Path(folder),0
     def after_step(self):
         self.n += 1
-        if self.n in self.at: save_tensors(self.folder/f'look{self.n}.safetensors', self.learn.model.encoder.state_dict())
+        if self.n in self.at:
+            save_tensors(self.folder/f'look{self.n}.safetensors', self.learn.model.encoder.state_dict())
     def state_dict(self): return dict(n=self.n)
     def load_state_dict(self, s): self.n = s['n']
 
@@ -136,7 +137,8 @@ def right(s:Tensor, # Scores [n, classes]
 class Watch(Callback):
     "Validation accuracy at some steps"
     order = 98
-    def __init__(self, clips, label, every, device): self.clips,self.label,self.every,self.device,self.n,self.rows = clips,label,every,device,0,[]
+    def __init__(self, clips, label, every, device):
+        self.clips,self.label,self.every,self.device,self.n,self.rows = clips,label,every,device,0,[]
     def after_step(self):
         self.n += 1
         if self.n%self.every: return
@@ -173,7 +175,8 @@ def frozen(features, # bytes ready for a model [b, 3, t, h, w] -> tokens [b, n, 
     bs:int=128,      # Clips at a time
 )->list:             # `Feats` of labelled, validation and test clips, standardised
     "Frozen tokens of the three splits"
-    def of(k, n=None): return Feats(torch.cat([features(to_input(c)).float().cpu() for c in d[k][:n].split(bs)]), d[f'{k}_y'][:n])
+    def of(k, n=None):
+        return Feats(torch.cat([features(to_input(c)).float().cpu() for c in d[k][:n].split(bs)]), d[f'{k}_y'][:n])
     return standardise(of('label', labels), of('valid'), of('test'))
 
 # %% ../../nbs/studies/pretrain_common.ipynb #ed1d5004
@@ -191,6 +194,7 @@ def probe_frozen(train, # `Feats` of the labelled clips, tokens standardised
     "What can be read from frozen tokens"
     epochs = epochs or max(1, round(300*64/max(64, len(train.y))))
     fits = dict(linear=lambda: [linear_probe(train, wd, classes=classes) for wd in wds],
-        attentive=lambda: [attentive_probe(train, lr, epochs=epochs, heads=heads, seed=seed, classes=classes) for lr in lrs])
+        attentive=lambda: [attentive_probe(train, lr, epochs=epochs, heads=heads, seed=seed, classes=classes)
+        for lr in lrs])
     best = {k: max(fits[k](), key=lambda p: accuracy(p, valid)) for k in which}
     return {k: dict(valid=accuracy(p, valid), test=accuracy(p, test)) for k,p in best.items()}

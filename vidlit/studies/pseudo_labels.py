@@ -20,15 +20,21 @@ def errors(res:dict,   # Results by key
     "How far off an arm is"
     return [v[where][metric] for v in by_seed(res, f'train/{arm}')]
 
-def here_arms(res): return [a for a in ('student', 'labelled only', 'teacher', 'document teacher', *variants) if by_seed(res, f'train/{a}')]
+def here_arms(res):
+    return [a for a in ('student', 'labelled only', 'teacher', 'document teacher', *variants)
+        if by_seed(res, f'train/{a}')]
 
 # %% ../../nbs/studies/09_pseudo_labels.ipynb #2acd678a
 _questions = dict( # Arm, its rival, where, what is asked
-    student=('student', 'labelled only', 'away', 'student against labels alone, away'), home=('student', 'labelled only', 'home', 'the same at home'),
-    teacher=('student', 'teacher', 'away', 'student against its wider teacher, away'), storm=('student', 'no storm', 'away', 'with the storm against without'),
-    cutmix=('student', 'no CutMix', 'away', 'with CutMix against without'), neither=('student', 'neither', 'away', 'with storm and CutMix against neither'),
+    student=('student', 'labelled only', 'away', 'student against labels alone, away'),
+    home=('student', 'labelled only', 'home', 'the same at home'),
+    teacher=('student', 'teacher', 'away', 'student against its wider teacher, away'),
+    storm=('student', 'no storm', 'away', 'with the storm against without'),
+    cutmix=('student', 'no CutMix', 'away', 'with CutMix against without'),
+    neither=('student', 'neither', 'away', 'with storm and CutMix against neither'),
     easy=('neither', 'labelled only', 'away', 'labels without storm or CutMix against labelled worlds alone'),
-    features=('student', 'no features', 'away', 'with features that stay against without'), agreement=('agreement', 'student', 'away', 'only where the teacher agrees with itself, against everywhere'),
+    features=('student', 'no features', 'away', 'with features that stay against without'),
+    agreement=('agreement', 'student', 'away', 'only where the teacher agrees with itself, against everywhere'),
     document=('document', 'student', 'away', "the document's recipe against the paper's"))
 
 def _fact(res, a, b, where, text):
@@ -41,8 +47,11 @@ def _confidence(res, kind):
     rows = by_seed(res, f'labels/{kind}')
     said = ', '.join(f"{o['rank']:+.2f}" for o in rows)
     name = dict(plain='agreement with itself', document="the document's confidence")[kind]
-    text = f"rank correlation of {name} with the error of labels: {said} (by seed); above .9: {', '.join(str(o['above']) for o in rows)} of {rows[0]['kept']}"
-    return dict(text=text, supports=all(o['rank']<0 for o in rows) or (False if all(o['rank']>=0 for o in rows) else None))
+    text = (
+        f"rank correlation of {name} with the error of labels: {said} (by seed); above .9: "
+        f"{', '.join(str(o['above']) for o in rows)} of {rows[0]['kept']}")
+    return dict(text=text, supports=all(o['rank']<0 for o in rows)
+        or (False if all(o['rank']>=0 for o in rows) else None))
 
 def facts_of(res:dict)->dict: # Name to text and whether it supports
     "What the claims ledger looks up"
@@ -54,11 +63,17 @@ def facts_of(res:dict)->dict: # Name to text and whether it supports
 def figures_of(res, root):
     "The pictures of the study"
     arms = here_arms(res)
-    loss = {a: band({s: [v['loss'][1][i] for v in by_seed(res, f'train/{a}')] for i,s in enumerate(by_seed(res, f'train/{a}')[0]['loss'][0])}, 0.) for a in ('student', 'labelled only')}
-    pairs = {f'student − {a}': compare({'a': errors(res, 'student'), 'b': errors(res, a)}, 'a', 'b') for a in arms if a!='student'}
+    loss = {a: band({s: [v['loss'][1][i] for v in by_seed(res, f'train/{a}')] for i,
+        s in enumerate(by_seed(res, f'train/{a}')[0]['loss'][0])}, 0.) for a in ('student', 'labelled only')}
+    pairs = {f'student − {a}': compare({'a': errors(res, 'student'), 'b': errors(res, a)}, 'a', 'b') for a in arms
+        if a!='student'}
     pairs = {k: (c['difference'], c['low'], c['high']) for k,c in pairs.items() if c['low'] is not None}
-    shown = dict(loss=(show_curves(loss, 'step', 'loss', marks=False), 'Loss of the student (mean of its parts) and of its rival (labelled only). Bands are 95 % intervals over seeds.'))
-    if pairs: shown['away'] = show_intervals(pairs, 'difference in AbsRel, away', levels={'': 0.}), 'Left of zero the student is better. What touches zero is not claimed.'
+    shown = dict(loss=(show_curves(loss, 'step', 'loss', marks=False),
+        'Loss of the student (mean of its parts) and of its rival (labelled only). Bands are 95 % intervals over '
+        'seeds.'))
+    if pairs:
+        shown['away'] = show_intervals(pairs, 'difference in AbsRel, away',
+            levels={'': 0.}), 'Left of zero the student is better. What touches zero is not claimed.'
     return [save_figure(root, f'{k}.png', *v) for k,v in shown.items()]
 
 # %% ../../nbs/studies/09_pseudo_labels.ipynb #b153a2eb
@@ -68,6 +83,8 @@ def summary(res:dict, # Results by key
     "What the study found"
     arms,facts = here_arms(res),facts_of(res)
     table = {f'{a}, {w}': errors(res, a, w) for w in ('away', 'home') for a in arms}
-    pairs = [compare(table, f'student, {w}', f'{b}, {w}', 'AbsRel') for b in arms if b!='student' for w in ('away', 'home')]
+    pairs = [compare(table, f'student, {w}', f'{b}, {w}', 'AbsRel') for b in arms if b!='student'
+        for w in ('away', 'home')]
     told = '; '.join(facts[k]['text'] for k in ('student', 'teacher', 'home'))
-    return dict(rows=arm_rows(table, 'AbsRel', low=0.), paired=pairs, figures=figures_of(res, root), facts=facts, headline=f'Light, fog and textures that no label described: {told}.')
+    return dict(rows=arm_rows(table, 'AbsRel', low=0.), paired=pairs, figures=figures_of(res, root), facts=facts,
+        headline=f'Light, fog and textures that no label described: {told}.')

@@ -51,7 +51,8 @@ class PseudoSetup:
     prior_steps:int = 800  # Of the encoder that everything starts from
     prior_bs:int = 32
     steps:int = 1000       # Of every depth network
-    bs:int = 8             # Labelled pictures in a student's batch; two unlabelled for each; others get three times as many labelled
+    # Labelled pictures in a student's batch; two unlabelled for each; others get three times as many labelled
+    bs:int = 8
     lr:float = 2e-3        # Of the head
     enc_ratio:float = .5   # The encoder's rate over the head's
     pixel:float = .5       # Agreement that a pixel needs, in the variant that asks for it
@@ -66,10 +67,12 @@ def network(r:PseudoSetup, wide:bool=False)->DepthAnythingConfig: # The teacher'
     dim = r.wide if wide else r.dim
     enc = replace(dinov2_s, dim=dim, depth=r.depth, heads=r.heads, patch=(1,r.patch,r.patch))
     taps = tuple(r.depth*(i+1)//4-1 for i in range(4))
-    return DepthAnythingConfig(enc, DPTConfig(dim, r.features, r.out, r.patch, max(8, r.features//2)), taps, r.size//r.patch)
+    return DepthAnythingConfig(enc, DPTConfig(dim, r.features, r.out, r.patch, max(8, r.features//2)), taps,
+        r.size//r.patch)
 
 setups = dict(toy=PseudoSetup(), # one core; then one GPU
-    small=PseudoSetup(size=224, patch=14, dim=384, wide=768, depth=12, heads=6, features=64, out=(48,96,192,384), labelled=5000, pool=100_000, n_test=2000,
+    small=PseudoSetup(size=224, patch=14, dim=384, wide=768, depth=12, heads=6, features=64, out=(48,96,192,384),
+    labelled=5000, pool=100_000, n_test=2000,
         prior_steps=20_000, prior_bs=256, steps=20_000, bs=16, lr=2e-4, enc_ratio=.1))
 
 # %% ../../nbs/studies/pseudo_labels_jobs.ipynb #4435e3ad
@@ -85,7 +88,8 @@ def fog(
 
 def place(r:PseudoSetup, name:str, first:int, n:int)->tuple: # uint8 [n, 3, h, w], metres [n, 1, h, w]
     "Worlds of 'home', 'away' or, lit and foggy in the textures of home, 'out'"
-    cfg = WorldConfig(t=1, h=r.size, w=r.size, grain=r.grain, split='test' if name=='away' else 'train', lit=name!='home', shadows=name!='home')
+    cfg = WorldConfig(t=1, h=r.size, w=r.size, grain=r.grain, split='test' if name=='away' else 'train',
+        lit=name!='home', shadows=name!='home')
     x,z = [],[]
     for i in range(0, n, 256):
         w = make_worlds(range(first+i, first+min(i+256, n)), cfg, truth=False)
@@ -142,7 +146,8 @@ def prior_job(ctx, setup:dict, seed:int, data:str, wide:bool):
     net = Painter(init_dinov2(DINOv2(cfg.enc, cfg.side), gen, 'xavier'), gen).to(ctx.device)
     rate = ParamSchedule(lr=partial(warmup_cosine, warmup=.1, base=1e-3))
     cbs = [MaskSampler(partial(half, n=cfg.side**2), gen=seed), rate, History(), *going(ctx, seed, r.prior_steps)]
-    learn = Learner(loaders(ctx.device, r.prior_bs, x), net, loss_func=ModelLoss(), opt_func=adamw(net, lr=1e-3), lr=1e-3, cbs=cbs)
+    learn = Learner(loaders(ctx.device, r.prior_bs, x), net, loss_func=ModelLoss(), opt_func=adamw(net, lr=1e-3),
+        lr=1e-3, cbs=cbs)
     fit(learn, steps=r.prior_steps, validate=False)
     keep_tensors(ctx.path/'encoder.safetensors', net.enc.state_dict())
     return dict(loss=curve_of(learn.history.curve()[1]))
@@ -154,7 +159,8 @@ def score(model:DepthAnything, r:PseudoSetup, d:dict)->dict: # Place to abs_rel 
     ask,out = Teacher(model, r.size, tag='x'),{}
     for k in ('home', 'away'):
         frames = d[k].permute(0, 2, 3, 1)
-        pred = torch.cat([ask(o.to(next(model.parameters()).device)).cpu() for o in frames.split(64)])[:,None].nan_to_num(0.)
+        pred = torch.cat([ask(o.to(next(model.parameters()).device)).cpu() for o in frames.split(64)])[:,
+            None].nan_to_num(0.)
         e = accuracy(align(pred, d[f'{k}_z'], per='frame', max_depth=20.), d[f'{k}_z'])
         out[k] = {m: e[m] for m in ('abs_rel', 'delta1')}
     return out
@@ -164,7 +170,8 @@ def labelled_training(ctx, r, d, seed, wide, prior, document=False, name='model'
     "A network on the labelled worlds alone"
     cfg,gen = network(r, wide),torch.Generator().manual_seed(seed+10)
     model = start(metric(cfg, 20.) if document else cfg, prior, gen).to(ctx.device)
-    learn = depth_learner(model, loaders(ctx.device, 3*r.bs, unit(d['labelled']), d['labelled_z']), loss=metric_silog if document else None,
+    learn = depth_learner(model, loaders(ctx.device, 3*r.bs, unit(d['labelled']), d['labelled_z']),
+        loss=metric_silog if document else None,
         lr=r.lr, ratio=r.enc_ratio, cbs=[Mirror(seed+3), *going(ctx, seed, r.steps)])
     return run_training(learn, r.steps), model
 
@@ -208,11 +215,13 @@ def label_job(ctx, setup:dict, seed:int, data:str, teacher:str, document:bool=Fa
     at = labels.kept()
     fitted = align(torch.stack([labels[i] for i in at]), d['pool_z'][at], per='frame', max_depth=20.)
     error,sure = frame_errors(fitted, d['pool_z'][at])['abs_rel'],torch.tensor([labels.rows[i]['conf'] for i in at])
-    return dict(kept=len(at), above=len(labels.kept(.9)), conf=sure.mean().item(), error=error.mean().item(), rank=ranked(sure, error), why=labels.why())
+    return dict(kept=len(at), above=len(labels.kept(.9)), conf=sure.mean().item(), error=error.mean().item(),
+        rank=ranked(sure, error), why=labels.why())
 
 # %% ../../nbs/studies/pseudo_labels_jobs.ipynb #39363f8f
 arms = {'student': {}}
-variants = {'no storm': dict(perturb=None), 'no CutMix': dict(cut=0.), 'neither': dict(perturb=None, cut=0.), 'no features': dict(frozen=None),
+variants = {'no storm': dict(perturb=None), 'no CutMix': dict(cut=0.), 'neither': dict(perturb=None, cut=0.),
+    'no features': dict(frozen=None),
     'agreement': {}, 'document': dict(perturb=document_colour, own=True, frozen=None)}
 
 def pairs_of(labels:Labels, source, least=None, pixel=0.)->TensorDataset: # Pictures [m, 3, h, w] in [0, 1], disparity
@@ -227,9 +236,11 @@ def train_student(ctx, r, d, seed, arm, prior, labels):
     cfg = network(r)
     model = start(metric(cfg, 20.) if doc else cfg, prior, gen).to(ctx.device)
     pairs = pairs_of(Labels(labels), Pool(d['pool']), .9 if doc else None, r.pixel if arm=='agreement' else 0.)
-    kw = dict(frozen=start(cfg, prior, gen).encoder.to(ctx.device), loss=document_loss() if doc else None) | (arms|variants)[arm]
+    kw = dict(frozen=start(cfg, prior, gen).encoder.to(ctx.device),
+        loss=document_loss() if doc else None) | (arms|variants)[arm]
     dls = loaders(ctx.device, r.bs, unit(d['labelled']), d['labelled_z'])
-    learn = student_learner(model, dls, pairs, lr=r.lr, enc_ratio=r.enc_ratio, gen=1000*seed, cbs=going(ctx, seed, r.steps), **kw)
+    learn = student_learner(model, dls, pairs, lr=r.lr, enc_ratio=r.enc_ratio, gen=1000*seed,
+        cbs=going(ctx, seed, r.steps), **kw)
     out = run_training(learn, r.steps)
     parts = {k: curve_of([o[k] for o in learn.feed.rows]) for k in learn.feed.rows[0]}
     return out | dict(parts=parts, pairs=len(pairs)), model
@@ -250,23 +261,27 @@ def train_job(ctx, setup:dict, seed:int, data:str, prior:str, labels:str, arm:st
 here = 'vidlit.studies.pseudo_labels_jobs'
 
 def _job(kind, key, r, s, needs, weight, **args): # A job of seed s; needs: argument name to key
-    return Job(f'{key}/seed{s}', f'{here}:{kind}', dict(setup=asdict(r), seed=s, **needs, **args), tuple(needs.values()), weight)
+    return Job(f'{key}/seed{s}', f'{here}:{kind}', dict(setup=asdict(r), seed=s, **needs, **args),
+        tuple(needs.values()), weight)
 
 def _headline(r, s):
     "Jobs of one seed that the headline needs"
     data,wide,slim = f'data/seed{s}',f'prior/wide/seed{s}',f'prior/slim/seed{s}'
     yield _job('data_job', 'data', r, s, {}, 10)
-    for k,w in (('wide', True), ('slim', False)): yield _job('prior_job', f'prior/{k}', r, s, dict(data=data), 25, wide=w)
+    for k,w in (('wide', True), ('slim', False)):
+        yield _job('prior_job', f'prior/{k}', r, s, dict(data=data), 25, wide=w)
     yield _job('teach_job', 'train/teacher', r, s, dict(data=data, prior=wide), 60, wide=True)
     yield _job('teach_job', 'train/labelled only', r, s, dict(data=data, prior=slim), 50, wide=False)
     yield _job('label_job', 'labels/plain', r, s, dict(data=data, teacher=f'train/teacher/seed{s}'), 25)
-    yield _job('train_job', 'train/student', r, s, dict(data=data, prior=slim, labels=f'labels/plain/seed{s}'), 70, arm='student')
+    yield _job('train_job', 'train/student', r, s, dict(data=data, prior=slim, labels=f'labels/plain/seed{s}'), 70,
+        arm='student')
 
 def _variants(r, s):
     "Jobs of one seed that only variants need"
     data,wide,slim = f'data/seed{s}',f'prior/wide/seed{s}',f'prior/slim/seed{s}'
     yield _job('teach_job', 'train/document teacher', r, s, dict(data=data, prior=wide), 60, wide=True, document=True)
-    yield _job('label_job', 'labels/document', r, s, dict(data=data, teacher=f'train/document teacher/seed{s}'), 15, document=True)
+    yield _job('label_job', 'labels/document', r, s, dict(data=data, teacher=f'train/document teacher/seed{s}'), 15,
+        document=True)
     for a in variants:
         labels = f"labels/{'document' if a=='document' else 'plain'}/seed{s}"
         yield _job('train_job', f'train/{a}', r, s, dict(data=data, prior=slim, labels=labels), 70, arm=a)

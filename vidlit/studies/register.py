@@ -25,7 +25,8 @@ omnimae = _study('omnimae', 'One network for images and videos, or one for each?
     dict(toy=5.4, small=600, paper=1e7), cost='cost', headline=False)
 vjepa = _study('vjepa', 'Do features of hidden parts teach more than pixels, and what prevents the collapse?', 'V-JEPA',
     dict(toy=3.2, small=900, paper=1e7), cost='cost', headline=False)
-vjepa2 = _study('vjepa2', 'What do predicted tokens add to foresight, and does rotation carry to other videos?', 'V-JEPA 2',
+vjepa2 = _study('vjepa2', 'What do predicted tokens add to foresight, and does rotation carry to other videos?',
+    'V-JEPA 2',
     dict(toy=2.9, small=600, paper=1e7), cost='cost', headline=False)
 world_model = _study('world_model', 'Does it know what an action will do?', 'V-JEPA 2',
     dict(toy=3, small=900), jobs='world_jobs', cost='cost', headline=False)
@@ -35,9 +36,11 @@ stjepa = _study('stjepa', "Are a teacher's cached features a better target than 
     dict(toy=7.3, small=900, paper=1e6), cost='cost', headline=False)
 
 # %% ../../nbs/studies/register.ipynb #9e967314
-depth_anything = _study('depth_anything', "Does a student learn more from a teacher's labels than from few true ones?", 'Depth Anything',
+depth_anything = _study('depth_anything',
+    "Does a student learn more from a teacher's labels than from few true ones?", 'Depth Anything',
     dict(toy=5, small=2000), page='pseudo_labels', headline=False)
-video_depth = _study('video_depth', 'Is depth steadier when frames see each other, and is it still right?', 'Video Depth Anything',
+video_depth = _study('video_depth', 'Is depth steadier when frames see each other, and is it still right?',
+    'Video Depth Anything',
     dict(toy=6, small=1500), headline=False)
 chunks = _study('chunks', 'Can one see where a video was cut into pieces?', 'Depth of whole videos',
     dict(toy=2), jobs='chunk_jobs', headline=False)

@@ -30,45 +30,62 @@ questions = dict( # arm, the arm it is held against, what is asked
     teacher=('student', 'teacher', 'the student against its teacher'),
     pixels_random=('student from pixels', 'random student', 'the student from pixels against an untrained one'),
     labels=('student', 'student, pretrained teacher', 'a fine-tuned against a pretrained-only teacher'),
-    unlabelled=('student, pretrained teacher', 'random student', 'a student of the pretrained-only teacher against an untrained one'),
+    unlabelled=('student, pretrained teacher', 'random student',
+    'a student of the pretrained-only teacher against an untrained one'),
     projection=('student', 'student, orthogonal', 'PCA against random orthogonal axes'),
     row0=('student', 'student, row 0 dropped', 'targets in place against targets shifted by one'),
     late=('student, late mask tokens', 'student', 'mask tokens after the factorised blocks against before'),
-    patience=('student', 'student from pixels, 2 x steps', 'targets from the cache against pixels with twice the steps'))
+    patience=('student', 'student from pixels, 2 x steps',
+    'targets from the cache against pixels with twice the steps'))
 
 # %% ../../nbs/studies/08_stjepa.ipynb #41dd7345
 def _compare(res, probe='linear'): # All questions that the results can answer
     got = {n: [v[probe]['test'] for v in by_seed(res, f'probe/{n}')] for n in _names(res)}
-    return got, {q: (compare(got, a, b, f'{probe} probe, test accuracy', span=1.), text) for q,(a,b,text) in questions.items() if a in got and b in got}
+    return got, {q: (compare(got, a, b, f'{probe} probe, test accuracy', span=1.), text) for q,
+        (a,b,text) in questions.items() if a in got and b in got}
 
 def _costs(res): # Where the processor time went, and what the clock said
     clock = {k: mean([o[k] for o in by_seed(res, 'clock')]) for k in ('cached', 'asked', 'ratio')}
-    spent = {k: mean([o['seconds'] for o in by_seed(res, k)]) for k in ('teacher', 'cache', 'student/cached', 'student/pixels') if by_seed(res, k)}
+    spent = {k: mean([o['seconds'] for o in by_seed(res, k)])
+        for k in ('teacher', 'cache', 'student/cached', 'student/pixels') if by_seed(res, k)}
     steps = by_seed(res, 'student/cached')[0]['steps']
     return clock,spent,steps
 
 # %% ../../nbs/studies/08_stjepa.ipynb #b00aee31
 def _facts(res, cmp, got):
     "What the claims ledger looks up"
-    facts = {q: fact(c, f"{text}: {percent(got[c['a']])} and {percent(got[c['b']])} of test clips, linear probe, chance {1/len(motions):.1%}") for q,(c,text) in cmp.items()}
+    facts = {
+        q: fact(c,
+        f"{text}: {percent(got[c['a']])} and {percent(got[c['b']])} of test clips, linear probe, chance "
+        f"{1/len(motions):.1%}") for q,(c,text) in cmp.items()}
     clock,spent,steps = _costs(res)
-    facts['time'] = dict(text=f"a training step with the teacher in the loop takes {clock['ratio']:.2f} times the processor time of one from the cache", supports=clock['ratio']>1)
+    facts['time'] = dict(
+        text=f"a training step with the teacher in the loop takes {clock['ratio']:.2f} times the processor time of "
+        f"one from the cache", supports=clock['ratio']>1)
     pixels = f" and {spent['student/pixels']:.0f} s from pixels" if 'student/pixels' in spent else ''
-    facts['equal_time'] = dict(text=f"{steps} steps took {spent['student/cached']:.0f} s of processor time from the cache{pixels}; "
+    facts['equal_time'] = dict(
+        text=f"{steps} steps took {spent['student/cached']:.0f} s of processor time from the cache{pixels}; "
         f"teacher and cache took {spent['teacher']+spent['cache']:.0f} s before", supports=None)
     kept = mean([o['kept'] for o in by_seed(res, 'cache')])
     tuned = mean([o['test'] for o in by_seed(res, 'teacher')])
-    facts['map'] = dict(text=f"the map to half of the teacher's width keeps {kept:.0%} of its tokens' variance", supports=None)
-    facts['teacher_head'] = dict(text=f"the fine-tuned teacher itself names {tuned:.0%} of the test clips", supports=None)
+    facts['map'] = dict(text=f"the map to half of the teacher's width keeps {kept:.0%} of its tokens' variance",
+        supports=None)
+    facts['teacher_head'] = dict(text=f"the fine-tuned teacher itself names {tuned:.0%} of the test clips",
+        supports=None)
     return facts
 
 # %% ../../nbs/studies/08_stjepa.ipynb #ba3f015d
 def _figures(res, root): # Losses of all students that learn from targets, and how the teacher learned
-    runs = {k.split('/')[1]: by_seed(res, k.rsplit('/', 1)[0]) for k in res if k.startswith('student/') and 'pixels' not in k}
-    loss = show_curves({k: band_of([v['curve'] for v in vs]) for k,vs in runs.items()}, 'step', 'one minus cosine, hidden tokens')
+    runs = {k.split('/')[1]: by_seed(res, k.rsplit('/', 1)[0]) for k in res if k.startswith('student/')
+        and 'pixels' not in k}
+    loss = show_curves({k: band_of([v['curve'] for v in vs]) for k,vs in runs.items()}, 'step',
+        'one minus cosine, hidden tokens')
     tune = [[list(x) for x in zip(*v['curve'])] for v in by_seed(res, 'teacher')]
-    fine = show_curves({'teacher': band_of(tune)}, 'fine-tuning step', 'validation accuracy', levels={'chance': 1/len(motions)})
-    return [save_figure(root, 'loss.png', loss, 'Loss on hidden tokens over training, mean and 95 % interval over seeds. Losses of different targets are not comparable.'),
+    fine = show_curves({'teacher': band_of(tune)}, 'fine-tuning step', 'validation accuracy',
+        levels={'chance': 1/len(motions)})
+    return [save_figure(root, 'loss.png', loss,
+        'Loss on hidden tokens over training, mean and 95 % interval over seeds. Losses of different targets are not '
+        'comparable.'),
         save_figure(root, 'teacher.png', fine, 'The teacher while it is fine-tuned on its labels.')]
 
 def summary(res:dict, # Results by key
@@ -76,11 +93,13 @@ def summary(res:dict, # Results by key
 )->dict:              # Rows, paired comparisons, figures, facts, headline
     "What the study found"
     (got,cmp),(att,cmp_att) = _compare(res),_compare(res, 'attentive')
-    rows = arm_rows({f'{k}, {p} probe': v for p,g in (('linear', got), ('attentive', att)) for k,v in g.items()}, 'accuracy',
+    rows = arm_rows({f'{k}, {p} probe': v for p,g in (('linear', got), ('attentive', att)) for k,v in g.items()},
+        'accuracy',
         tries=2*setups['toy'].mae.n_test)
     facts = _facts(res, cmp, got)
     said = '; '.join(facts[k]['text'] for k in ('learns', 'pixels', 'teacher', 'time') if k in facts)
-    return dict(rows=rows, paired=[c for c,_ in [*cmp.values(), *cmp_att.values()]], figures=_figures(res, root), facts=facts,
+    return dict(rows=rows, paired=[c for c,_ in [*cmp.values(), *cmp_att.values()]], figures=_figures(res, root),
+        facts=facts,
         headline=f"Eight directions of movement on held-out textures, read off frozen tokens: {said}.")
 
 # %% ../../nbs/studies/08_stjepa.ipynb #0a60eef7
@@ -91,5 +110,7 @@ def cost(scale:str # 'toy', 'small' or 'paper'
     spec = ClipSpec(r.mae.frames, r.mae.size, patch=r.vit.patch)
     with torch.device('meta'): n = count_params(STJEPA(r.student))
     work = clip_flops(r.mae.model.enc, spec)
-    return [dict(recipe=scale, params=round(n/1e6, 2), targets=f'{spec.grid.n} x {r.out}', clips=r.mae.clips, cache_gb=round(cache_bytes(r.mae.clips, spec, r.out)/1e9, 3),
-        teacher_gflop_per_clip=round(work/1e9, 2), teacher_exaflop=round(work*r.mae.clips/1e18, 4), steps=r.steps, batch=r.bs)]
+    return [dict(recipe=scale, params=round(n/1e6, 2), targets=f'{spec.grid.n} x {r.out}', clips=r.mae.clips,
+        cache_gb=round(cache_bytes(r.mae.clips, spec, r.out)/1e9, 3),
+        teacher_gflop_per_clip=round(work/1e9, 2), teacher_exaflop=round(work*r.mae.clips/1e18, 4), steps=r.steps,
+        batch=r.bs)]

@@ -52,10 +52,12 @@ class Setup:
     def student(self): return STJEPAConfig(self.vit, self.fact, self.out)
 
 # %% ../../nbs/studies/stjepa_jobs.ipynb #bb433886
-_toy = replace(mae_setups['toy'], clips=2048, steps=800, labels=(256, 256), more=(), ft_steps=1200, ft_lrs=(3e-3,), looks=())
+_toy = replace(mae_setups['toy'], clips=2048, steps=800, labels=(256, 256), more=(), ft_steps=1200, ft_lrs=(3e-3,),
+    looks=())
 _huge = replace(mae_setups['paper'], dim=1280, depth=32, heads=16, dec_dim=640, dec_heads=8, clips=168_913, looks=())
 setups = dict(toy=Setup(_toy), # one core; then one GPU, then the document's run
-    small=Setup(replace(mae_setups['small'], looks=()), ViTConfig(), 8, 384, steps=20_000, bs=128, lr=1e-3, ratio=.9, ft_lr=1e-3),
+    small=Setup(replace(mae_setups['small'], looks=()), ViTConfig(), 8, 384, steps=20_000, bs=128, lr=1e-3, ratio=.9,
+    ft_lr=1e-3),
     paper=Setup(_huge, ViTConfig(), 8, 384, steps=4*168_913//256, bs=256, lr=1e-3, ratio=.9, ft_lr=1e-3))
 
 def as_setup(d:dict # `asdict` of a `Setup`, as jobs carry it
@@ -76,9 +78,13 @@ class _Jobs:
     def job(self, name, fn, weight, **kw): # Arguments that name other jobs become their keys, and needs
         refs = {k: self.key(v) for k,v in kw.items() if k in ('data', 'teacher', 'cache', 'of') and v}
         rec = self.early if fn in ('data_job', 'teacher_job', 'cache_job') else self.rec
-        return Job(self.key(name), f'{here}:{fn}', dict(setup=rec, seed=self.s, **{**kw, **refs}), tuple(refs.values()), weight=weight)
-    def cache(self, name, **kw): return self.job(name, 'cache_job', self.r.mae.clips, data='data', teacher='teacher', **kw)
-    def student(self, name, times=1, **kw): return self.job(f'student/{name}', 'student_job', times*self.r.steps*self.r.bs*.7, data='data', times=times, **kw)
+        return Job(self.key(name), f'{here}:{fn}', dict(setup=rec, seed=self.s, **{**kw, **refs}),
+            tuple(refs.values()), weight=weight)
+    def cache(self, name, **kw):
+        return self.job(name, 'cache_job', self.r.mae.clips, data='data', teacher='teacher', **kw)
+    def student(self, name, times=1, **kw):
+        return self.job(f'student/{name}', 'student_job', times*self.r.steps*self.r.bs*.7, data='data', times=times,
+            **kw)
     def probe(self, name, of=None, **kw): return self.job(f'probe/{name}', 'probe_job', 4000, data='data', of=of, **kw)
 
 # %% ../../nbs/studies/stjepa_jobs.ipynb #9f243a4b
@@ -95,7 +101,8 @@ def paint(clips:Tensor, # uint8 [n, 3, t, h, w]
 def data_job(ctx, setup:dict, seed:int):
     "Render the worlds of one seed, and colour the unlabelled ones"
     m = as_setup(setup).mae
-    d = splits(seed, m.clips, m.labels[1], m.n_valid, m.n_test, lambda i: ctx.tick(i, m.clips, 'worlds'), size=m.size, frames=m.frames, n_obj=m.n_obj, grain=m.grain)
+    d = splits(seed, m.clips, m.labels[1], m.n_valid, m.n_test, lambda i: ctx.tick(i, m.clips, 'worlds'),
+        size=m.size, frames=m.frames, n_obj=m.n_obj, grain=m.grain)
     d['clips'] = paint(d['clips'], seed)
     save_tensors(ctx.path/'data.safetensors', d)
     return {k: list(v.shape) for k,v in d.items()}
@@ -110,7 +117,8 @@ def teacher_job(ctx, setup:dict, seed:int, data:str):
     clf = arm_model('pretrained', r.mae, seed, ctx.path/'mae.safetensors', ctx.device)
     curve = finetune_once(clf, d, r.mae, r.mae.labels[1], r.ft_lr, seed, ctx.device)
     save_tensors(ctx.path/'clf.safetensors', clf.state_dict())
-    return dict(loss=sum(o['loss'] for o in rows[-60:])/len(rows[-60:]), curve=curve, test=right(scores(clf, d['test'], ctx.device), d['test_y']),
+    return dict(loss=sum(o['loss'] for o in rows[-60:])/len(rows[-60:]), curve=curve,
+        test=right(scores(clf, d['test'], ctx.device), d['test_y']),
         seconds=time.process_time()-start)
 
 # %% ../../nbs/studies/stjepa_jobs.ipynb #a025f2fa
@@ -144,12 +152,14 @@ def cache_job(ctx, setup:dict, seed:int, data:str, teacher:str, kind:str='finetu
     t.projection = p
     blocks = d['clips'].split(64)
     if len(d['clips'])%64: raise ValueError(f"{len(d['clips'])} clips are not blocks of 64")
-    cache = TokenCache(ctx.path/'cache', len(blocks), (64, tok.shape[1], r.out), teacher=teacher_id(t), projection=p.weight, clips=d['clips'])
+    cache = TokenCache(ctx.path/'cache', len(blocks), (64, tok.shape[1], r.out), teacher=teacher_id(t),
+        projection=p.weight, clips=d['clips'])
     for i in cache.todo():
         cache.put(i, t(to_input(blocks[i])))
         ctx.tick(i, len(blocks), 'targets')
     save_tensors(ctx.path/'projection.safetensors', dict(p.state_dict()))
-    return dict(kept=kept_variance(p, tok), clips=len(d['clips']), bytes=2*cache.n*64*tok.shape[1]*r.out, seconds=time.process_time()-start)
+    return dict(kept=kept_variance(p, tok), clips=len(d['clips']), bytes=2*cache.n*64*tok.shape[1]*r.out,
+        seconds=time.process_time()-start)
 
 def read_cache(folder:Path # Of the cache job
 )->Tensor:                 # float16 [clips, n, out]
@@ -186,7 +196,8 @@ def cached_learner(r:Setup, # Setup
     order = torch.Generator().manual_seed(seed)
     def batch(items): return to_input(torch.stack([c for c,_ in items])), torch.stack([t for _,t in items])
     dl = DataLoader(TensorDataset(clips, targ), r.bs, shuffle=True, drop_last=True, generator=order, collate_fn=batch)
-    return pretrainer(DataLoaders(dl, dl, device=torch.device(device)), fresh_student(r, seed, late).to(device), ratio=r.ratio, lr=r.lr, gen=seed, cbs=cbs)
+    return pretrainer(DataLoaders(dl, dl, device=torch.device(device)), fresh_student(r, seed, late).to(device),
+        ratio=r.ratio, lr=r.lr, gen=seed, cbs=cbs)
 
 def pixel_learner(r, clips, seed, device='cpu', cbs=()):
     "The same student, told the pixels instead"
@@ -212,7 +223,8 @@ def student_job(ctx, setup:dict, seed:int, data:str, cache:str=None, late:bool=F
     loss = torch.tensor([o['loss'] for o in learn.history.rows])
     k = max(1, len(loss)//50)
     curve = [list(range(k, k*(len(loss)//k)+1, k)), loss[:len(loss)//k*k].view(-1, k).mean(1).tolist()]
-    return dict(loss=loss[-max(1, len(loss)//20):].mean().item(), curve=curve, seconds=time.process_time()-start, steps=len(loss))
+    return dict(loss=loss[-max(1, len(loss)//20):].mean().item(), curve=curve, seconds=time.process_time()-start,
+        steps=len(loss))
 
 # %% ../../nbs/studies/stjepa_jobs.ipynb #fb71fec1
 def probe_job(ctx, setup:dict, seed:int, data:str, of:str=None, kind:str='student', late:bool=False):
@@ -247,7 +259,8 @@ def clock_job(ctx, setup:dict, seed:int, data:str, teacher:str, cache:str):
     clip = to_input(d['clips'][:64])
     worst = (t(clip)-targ[:64].float()).abs().max().item()
     cached,asked = torch.tensor(pairs).T
-    return dict(cached=cached.median().item(), asked=asked.median().item(), ratio=(asked/cached).median().item(), rounding=worst)
+    return dict(cached=cached.median().item(), asked=asked.median().item(), ratio=(asked/cached).median().item(),
+        rounding=worst)
 
 # %% ../../nbs/studies/stjepa_jobs.ipynb #e9bd43a7
 def _headline(j):
@@ -281,5 +294,8 @@ def _variants(j):
 # %% ../../nbs/studies/stjepa_jobs.ipynb #6e27ecc9
 def study_jobs(scale, seeds, variants=False, data=None):
     "All jobs of `vidlit reproduce stjepa`"
-    if data is not None: raise ValueError("the ST-JEPA study trains on worlds: for films there are `vidlit targets build` and `vidlit pretrain stjepa`")
+    if data is not None:
+        raise ValueError(
+            "the ST-JEPA study trains on worlds: for films there are `vidlit targets build` and `vidlit pretrain "
+            "stjepa`")
     return [j for s in seeds for f in (_headline, *[_variants]*variants) for j in f(_Jobs(setups[scale], s))]

@@ -28,7 +28,8 @@ def three_ways(
         d,state = model.step(f, state)
         past.append(d)
     offline = torch.stack([*infer_windows(frames, lambda x: model(x.transpose(1, 2)))])
-    return dict(stills=torch.cat([(still or model.image)(f[None]) for f in frames]), windows=offline, stream=torch.stack(past))
+    return dict(stills=torch.cat([(still or model.image)(f[None]) for f in frames]), windows=offline,
+        stream=torch.stack(past))
 
 # %% ../../nbs/studies/streaming.ipynb #59bf860b
 def quality(
@@ -45,7 +46,8 @@ def cost_rows(
 )->Table: # One row for each size and way
     "What a frame costs"
     base = {k.split()[0]: v['seconds'] for k,v in res['cases'].items() if k.endswith('stills')}
-    return table([dict(size=k.split()[0], way=k.split()[1], parameters_M=round(v['params']/1e6, 1), seconds=v['seconds'], times_stills=round(v['seconds']/base[k.split()[0]], 2),
+    return table([dict(size=k.split()[0], way=k.split()[1], parameters_M=round(v['params']/1e6, 1),
+        seconds=v['seconds'], times_stills=round(v['seconds']/base[k.split()[0]], 2),
         working_MiB=v['working_mib'], GFLOP_own_size=v['own_size_gflop']) for k,v in res['cases'].items()])
 
 # %% ../../nbs/studies/streaming.ipynb #e83bf12e

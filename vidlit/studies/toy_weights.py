@@ -34,7 +34,9 @@ from ..depth.video_depth_weights import config_from_json
 
 # %% ../../nbs/studies/toy_weights.ipynb #dc84ee0a
 _head = DPTConfig(96, 32, (24,32,64,96), 14, 16)
-toy_config = VideoDepthConfig(DepthAnythingConfig(replace(dinov2_s, dim=96, depth=6, heads=6), _head, (0,2,3,5), 8, mask_token=False), heads=8, groups=16)
+toy_config = VideoDepthConfig(
+    DepthAnythingConfig(replace(dinov2_s, dim=96, depth=6, heads=6), _head, (0,2,3,5), 8, mask_token=False), heads=8,
+    groups=16)
 toy_side = 112 # Shorter side of its pictures, pixels
 
 # %% ../../nbs/studies/toy_weights.ipynb #957523d3
@@ -46,13 +48,15 @@ def draw_kind(i:int, t:int, seed:int, small:float=1.)->tuple: # WorldConfig; haz
     u,pick = torch.rand(8, generator=gen).tolist(),lambda v, x: v[int(x*len(v))]
     h,w = (int(o*small/14+.5)*14 for o in pick(sizes, u[0]))
     lit = u[1]<.6
-    cfg = WorldConfig(t=t, h=h, w=w, n_obj=1+int(u[2]*6), camera='any', motion='still' if t==1 else WorldConfig().motion, lit=lit, shadows=lit,
+    cfg = WorldConfig(t=t, h=h, w=w, n_obj=1+int(u[2]*6), camera='any',
+        motion='still' if t==1 else WorldConfig().motion, lit=lit, shadows=lit,
         grain=.15+.85*u[3]**2, fov=40+35*u[4])
     return cfg,max(0., .4*u[5]-.2),.08*u[6]**2
 
 class KindsOfWorlds:
     "Batches of misty, noisy worlds: clips `[n, 3, t, h, w]` in [0, 1] and metres"
-    def __init__(self, batches:int, n:int, t:int=1, seed:int=0, small:float=1.): self.batches,self.n,self.t,self.seed,self.small = batches,n,t,seed,small
+    def __init__(self, batches:int, n:int, t:int=1, seed:int=0, small:float=1.):
+        self.batches,self.n,self.t,self.seed,self.small = batches,n,t,seed,small
     def __len__(self): return self.batches
     def __getitem__(self, i):
         if not 0<=i<self.batches: raise IndexError(f"batch {i} of {self.batches}")
@@ -69,15 +73,20 @@ class Colours(Callback):
     def before_batch(self):
         x,z = self.x,self.y
         if torch.rand((), generator=self.gen)<.5: x,z = x.flip(-1),z.flip(-1)
-        if x.shape[2]==1: self.learn.xb,self.learn.yb = (normalise(strong_colour(x[:,:,0], self.gen)[:,:,None])[:,:,0],),(z[:,0],)
-        else: self.learn.xb,self.learn.yb = (normalise(torch.stack([colour_jitter(o, self.gen, .4, .4, .4, .2) for o in x])),),(z,)
+        if x.shape[2]==1:
+            self.learn.xb,self.learn.yb = (normalise(strong_colour(x[:,:,0], self.gen)[:,:,None])[:,:,0],),(z[:,0],)
+        else:
+            self.learn.xb,self.learn.yb = (
+                normalise(torch.stack([colour_jitter(o, self.gen, .4, .4, .4, .2) for o in x])),),(z,)
 
 def batches(ds): return DataLoaders(DataLoader(ds, 1, shuffle=True, collate_fn=itemgetter(0)))
 
 # %% ../../nbs/studies/toy_weights.ipynb #789f7e72
-def going(folder, seed, steps, report): return [Seeded(seed), Checkpoint(folder, every=max(50, steps//6), keep=1), Progress(report)]
+def going(folder, seed, steps, report):
+    return [Seeded(seed), Checkpoint(folder, every=max(50, steps//6), keep=1), Progress(report)]
 
-def train_toy(work:Path, seed:int=0, steps:tuple=(900,300), lr:float=1e-3, cfg:VideoDepthConfig=toy_config, report=print_progress)->VideoDepth:
+def train_toy(work:Path, seed:int=0, steps:tuple=(900,300), lr:float=1e-3, cfg:VideoDepthConfig=toy_config,
+    report=print_progress)->VideoDepth:
     "The two trainings; called again after a kill it goes on"
     a,b = steps
     image = DepthAnything(cfg.image, torch.Generator().manual_seed(seed), 'xavier')
@@ -85,23 +94,31 @@ def train_toy(work:Path, seed:int=0, steps:tuple=(900,300), lr:float=1e-3, cfg:V
     fit(depth_learner(image, batches(KindsOfWorlds(a, 10, 1, seed)), lr=lr, ratio=1., cbs=cbs), steps=a, validate=False)
     model = add_time(image, torch.Generator().manual_seed(seed+2), heads=cfg.heads, groups=cfg.groups)
     cbs = [Colours(seed+3), *going(Path(work)/'time', seed+1, b, report)]
-    fit(video_learner(model, batches(KindsOfWorlds(b, 1, 32, seed+1, .5)), lr=lr, head=True, cbs=cbs), steps=b, validate=False)
+    fit(video_learner(model, batches(KindsOfWorlds(b, 1, 32, seed+1, .5)), lr=lr, head=True, cbs=cbs), steps=b,
+        validate=False)
     return model.eval(),image.eval()
 
 # %% ../../nbs/studies/toy_weights.ipynb #dacb5363
-def toy_results(model:VideoDepth, image:DepthAnything, seed:int=0, n:int=4, side:int=84)->dict: # Arm and camera to numbers
+def toy_results(model:VideoDepth, image:DepthAnything, seed:int=0, n:int=4,
+    side:int=84)->dict: # Arm and camera to numbers
     "What the model is worth on worlds that it has not seen"
     out = {}
     for j,cam in enumerate(('still', 'any')):
         cfg = WorldConfig(t=32, h=side, w=side, camera=cam, lit=True, shadows=True, n_obj=3, split='test', grain=.6)
         w = make_worlds(range((seed+1)*10**10+5*10**9+j*10**6, (seed+1)*10**10+5*10**9+j*10**6+n), cfg)
         clip = normalise(hazy(w, .1, .03, torch.Generator().manual_seed(seed)))
-        with torch.no_grad(): maps = dict(stills=torch.stack([image(f) for f in clip.unbind(2)], 1), video=torch.cat([model(c[None]) for c in clip]))
-        for k,d in maps.items(): out[f'{k}, camera {cam}'] = {m: round(v, 4) for m,v in temporal_report(align(d[:,:,None], w.depth, max_depth=12.), w).items() if v==v}
+        with torch.no_grad():
+            maps = dict(stills=torch.stack([image(f) for f in clip.unbind(2)], 1),
+                video=torch.cat([model(c[None]) for c in clip]))
+        for k,d in maps.items():
+            out[f'{k}, camera {cam}'] = {m: round(v, 4) for m,
+                v in temporal_report(align(d[:,:,None], w.depth, max_depth=12.), w).items() if v==v}
     return out
 
 # %% ../../nbs/studies/toy_weights.ipynb #17a2339c
-_about = ('a small model trained by vidlit on ray-cast worlds for four minutes of one core: relative disparity, so that every command runs on a bare machine. '
+_about = (
+    'a small model trained by vidlit on ray-cast worlds for four minutes of one core: relative disparity, so that '
+    'every command runs on a bare machine. '
     'It knows rooms with balls and boxes. Its maps of real films are not depth: things that stand out become blobs')
 
 def make_toy(
@@ -119,10 +136,14 @@ def make_toy(
     out.mkdir(parents=True, exist_ok=True)
     model,image = train_toy(at, seed, steps, report=report, **kw)
     model.half().save_pretrained(out)
-    if config_from_json(read_json(out/'config.json'))!=model.cfg: raise ValueError(f'{out} does not read back as what was trained')
+    if config_from_json(read_json(out/'config.json'))!=model.cfg:
+        raise ValueError(f'{out} does not read back as what was trained')
     said = test(VideoDepth.from_pretrained(out).eval(), image, seed)
-    call = f"from vidlit.studies.toy_weights import make_toy; make_toy('data/models/toy', seed={seed}, steps={tuple(steps)})"
-    recipe = dict(about=_about, command=f'python -c "{call}"', vidlit=code_version(), seed=seed, steps=list(steps), size=toy_side, kind='relative',
+    call = (
+        f"from vidlit.studies.toy_weights import make_toy; make_toy('data/models/toy', seed={seed}, "
+        f"steps={tuple(steps)})")
+    recipe = dict(about=_about, command=f'python -c "{call}"', vidlit=code_version(), seed=seed, steps=list(steps),
+        size=toy_side, kind='relative',
         parameters=sum(o.numel() for o in model.parameters()), bytes=(out/'model.safetensors').stat().st_size,
         data='worlds of worlds.worlds, none downloaded', licence='Apache-2.0', results=said)
     write_json(out/'recipe.json', recipe)

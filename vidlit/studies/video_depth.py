@@ -15,11 +15,13 @@ from ..lab.summary import band, by_seed, fact, save_figure
 from .video_depth_jobs import arms, variants
 
 # %% ../../nbs/studies/10_video_depth.ipynb #c64a95a3
-measures = dict(abs_rel='AbsRel', tae='TAE, %', tae_published='TAE as published, %', flicker='flicker, %', delta1='delta 1')
+measures = dict(abs_rel='AbsRel', tae='TAE, %', tae_published='TAE as published, %', flicker='flicker, %',
+    delta1='delta 1')
 
 def found(res:dict, arm:str)->list: # Reports by kind of camera, one a seed
     "What was measured of an arm"
-    if arm in ('no noise, stills', 'no noise, video'): return [o['arms'][arm[10:]] for o in by_seed(res, 'no noise/test')]
+    if arm in ('no noise, stills', 'no noise, video'):
+        return [o['arms'][arm[10:]] for o in by_seed(res, 'no noise/test')]
     name,_,how = arm.partition(', ') # 'no TGM, stream'
     if name in (arms|variants) and name!='video': return [o[how or 'offline'] for o in by_seed(res, f'train/{name}')]
     return [o['arms'][arm] for o in by_seed(res, 'test') if arm in o['arms']]
@@ -27,7 +29,8 @@ def found(res:dict, arm:str)->list: # Reports by kind of camera, one a seed
 def values(res:dict, arm:str, metric:str)->list: # A number per seed
     "One measure of an arm"
     mean = lambda o: sum(o)/len(o)
-    got = [mean([v[metric] for v in o.values() if metric in v]) if any(metric in v for v in o.values()) else None for o in found(res, arm)]
+    got = [mean([v[metric] for v in o.values() if metric in v]) if any(metric in v for v in o.values()) else None
+        for o in found(res, arm)]
     return [] if None in got else [v*(100 if metric=='flicker' else 1) for v in got]
 
 # %% ../../nbs/studies/10_video_depth.ipynb #7b45a1e3
@@ -35,7 +38,8 @@ def averages(res, level): # Arms of moving averages, calmer and calmer
     "Names of the averages that were tried"
     stem = 'average level ' if level else 'average '
     some = by_seed(res, 'test')
-    return sorted([a for a in (some[0]['arms'] if some else {}) if a.startswith(stem) and ('level' in a)==level], key=lambda a: float(a[len(stem):]))
+    return sorted([a for a in (some[0]['arms'] if some else {}) if a.startswith(stem) and ('level' in a)==level],
+        key=lambda a: float(a[len(stem):]))
 
 def rival(res, metric): # A number per seed
     "The best moving average that is no less right than the video model, seed by seed; where none is, the rightest"
@@ -58,19 +62,29 @@ def _share(res, a, b, metric, bar, text): # Ratio of two arms, seed by seed, aga
     x,y = values(res, a, metric),values(res, b, metric)
     ratio = [p/q for p,q in zip(x, y)]
     c = compare({'ratio': ratio, 'bar': [bar]*len(ratio)}, 'ratio', 'bar')
-    said = f"{text}, {measures[metric].split(',')[0]} as a share of the other's: {', '.join(f'{o:.3f}' for o in ratio)} (by seed; to be at most {bar:g})"
-    return dict(text=said, supports=None if c['low'] is None else True if c['high']<=0 else False if c['low']>0 else None)
+    said = (
+        f"{text}, {measures[metric].split(',')[0]} as a share of the other's: {', '.join(f'{o:.3f}' for o in ratio)} "
+        f"(by seed; to be at most {bar:g})")
+    return dict(text=said, supports=None if c['low'] is None else True if c['high']<=0 else False if c['low']>0
+        else None)
 
 # %% ../../nbs/studies/10_video_depth.ipynb #788f9093
 _pairs = dict( # Arm, rival, what is asked
-    stills=('video', 'stills', 'temporal head against its own model of stills'), average=('video', 'average', 'temporal head against the best moving average that is no less right'),
-    stream=('stream', 'video', 'stream against windows'), stream_stills=('stream', 'stills', 'stream against the model of stills'),
+    stills=('video', 'stills', 'temporal head against its own model of stills'),
+    average=('video', 'average', 'temporal head against the best moving average that is no less right'),
+    stream=('stream', 'video', 'stream against windows'),
+    stream_stills=('stream', 'stills', 'stream against the model of stills'),
     smoothed=('smoothed', 'stills', "the document's smoothing against no smoothing"),
-    fair=('video', 'head alone', 'temporal head against a model of stills whose head had the same films, loss and steps'),
+    fair=('video', 'head alone',
+    'temporal head against a model of stills whose head had the same films, loss and steps'),
     modules=('modules alone', 'stills', 'modules trained alone against the model of stills'),
     head=('video', 'modules alone', 'head and modules trained against modules alone'),
-    tgm=('video', 'no TGM', 'with the loss over time against without'), rotary=('rotary', 'video', 'rotary positions against a table'), rotary_stream=('rotary, stream', 'stream', 'as streams, rotary positions against a table'),
-    motion=('motion loss', 'video', "with the document's motion loss against without"), document=('document', 'stills', "the document's losses, without truth, against the model of stills"), clear=('no noise, video', 'no noise, stills', 'temporal head against its stills, no noise'))
+    tgm=('video', 'no TGM', 'with the loss over time against without'),
+    rotary=('rotary', 'video', 'rotary positions against a table'),
+    rotary_stream=('rotary, stream', 'stream', 'as streams, rotary positions against a table'),
+    motion=('motion loss', 'video', "with the document's motion loss against without"),
+    document=('document', 'stills', "the document's losses, without truth, against the model of stills"),
+    clear=('no noise, video', 'no noise, stills', 'temporal head against its stills, no noise'))
 
 def facts_of(res:dict)->dict: # Name to text and whether it supports
     "What the claims ledger looks up"
@@ -78,9 +92,11 @@ def facts_of(res:dict)->dict: # Name to text and whether it supports
     for k,(a,b,text) in _pairs.items():
         if have(a) and have(b): out |= {f'{k}_{m}': _against(res, a, b, text, m) for m in ('flicker', 'tae', 'abs_rel')}
     bars = dict(flicker=.7, tae=.7, tae_published=.7, abs_rel=1.01)
-    for a,b,name,text in (('video', 'stills', 'bar', 'temporal head and its model of stills'), ('video', 'head alone', 'fair_bar', 'temporal head and the head trained alone'),
+    for a,b,name,text in (('video', 'stills', 'bar', 'temporal head and its model of stills'),
+        ('video', 'head alone', 'fair_bar', 'temporal head and the head trained alone'),
         ('modules alone', 'stills', 'modules_bar', 'modules trained alone and the model of stills')):
-        out |= {f'{name}_{m}': _share(res, a, b, m, v, text) for m,v in bars.items() if values(res, a, m) and values(res, b, m)}
+        out |= {f'{name}_{m}': _share(res, a, b, m, v, text) for m,
+            v in bars.items() if values(res, a, m) and values(res, b, m)}
     return out
 
 # %% ../../nbs/studies/10_video_depth.ipynb #c5fbe9a2
@@ -89,26 +105,32 @@ def mean(v): return sum(v)/len(v)
 def trade(res, metric): # A curve for `show_curves`: AbsRel against a measure of calm
     "What each arm pays for being calm"
     at = lambda arms: tuple(zip(*[(mean(values(res, a, 'abs_rel')), mean(values(res, a, metric))) for a in arms]))
-    lines = {'moving average': ['stills', *averages(res, False)], 'moving average, levelled': ['stills', *averages(res, True)]}
-    points = [a for a in ('stills', 'head alone', 'smoothed', 'video', 'stream', 'modules alone') if values(res, a, metric)]
+    lines = {'moving average': ['stills', *averages(res, False)],
+        'moving average, levelled': ['stills', *averages(res, True)]}
+    points = [a for a in ('stills', 'head alone', 'smoothed', 'video', 'stream', 'modules alone')
+        if values(res, a, metric)]
     return {k: tuple(map(list, at(v))) for k,v in lines.items()} | {a: tuple(map(list, at([a]))) for a in points}
 
 def slices_figure(s): # Rows of pixels over time as pictures
     "One row of a film from the tripod, frame by frame"
-    pic = lambda d: depth_rgb(torch.tensor(d)[None,None], 1.5, 8.)[0].permute(1, 2, 0).repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
+    pic = lambda d: depth_rgb(torch.tensor(d)[None,None], 1.5, 8.)[0].permute(1, 2, 0).repeat_interleave(4,
+        0).repeat_interleave(4, 1).numpy()
     return sheet([[pic(d) for d in s.values()]], heads=list(s), width=140)
 
 # %% ../../nbs/studies/10_video_depth.ipynb #bbc1d2fd
 def figures_of(res, root):
     "The pictures of the study"
-    shown = {m: (show_curves(trade(res, m), 'AbsRel', measures[m], marks=True), f'{n} against error, means over seeds. Along a line the average forgets more slowly. Left and below is better.')
+    shown = {m: (show_curves(trade(res, m), 'AbsRel', measures[m], marks=True),
+        f'{n} against error, means over seeds. Along a line the average forgets more slowly. Left and below is better.')
         for m,n in dict(flicker='Flicker before the tripod', tae='TAE with a z-buffer').items()}
     for name,key in dict(loss_stills='stills', loss='train/video').items():
         got = [o['loss'] for o in by_seed(res, key)]
         curve = band({x: [o[1][i] for o in got] for i,x in enumerate(got[0][0])}, 0.)
-        shown[name] = show_curves({'loss': curve}, 'step', 'loss', marks=False), f"Loss of the {'model of stills' if key=='stills' else 'modules'}, mean and 95 % interval over seeds."
+        shown[name] = show_curves({'loss': curve}, 'step', 'loss',
+            marks=False), f"Loss of the {'model of stills' if key=='stills' else 'modules'}, mean and 95 % interval over seeds."
     if slices := next((o['slices'] for o in by_seed(res, 'test') if o.get('slices')), None):
-        shown['slices'] = slices_figure(slices), 'One row of pixels of a film from the tripod, time downwards: what stands still is a straight stripe, flicker is its fringe.'
+        shown['slices'] = slices_figure(
+            slices), 'One row of pixels of a film from the tripod, time downwards: what stands still is a straight stripe, flicker is its fringe.'
     return [save_figure(root, f'{k}.png', *v) for k,v in shown.items()]
 
 # %% ../../nbs/studies/10_video_depth.ipynb #de2f455a
@@ -128,6 +150,10 @@ def summary(res:dict, # Results by key
     pairs = []
     for m in ('flicker', 'tae', 'abs_rel'):
         table = {a: values(res, a, m) for a in arms} | {'best average': rival(res, m)}
-        pairs += [compare(table, 'video', b, measures[m]) for b in ('best average', *arms) if b!='video' and not b.startswith(('average', 'no noise'))]
-    told = '; '.join(facts[k]['text'] for k in ('stills_flicker', 'stills_tae', 'stills_abs_rel', 'fair_flicker', 'fair_tae', 'average_flicker', 'average_tae') if k in facts)
-    return dict(rows=rows, paired=pairs, figures=figures_of(res, root), facts=facts, headline=f'A cheap camera in the mist: {told}.')
+        pairs += [compare(table, 'video', b, measures[m]) for b in ('best average', *arms) if b!='video'
+            and not b.startswith(('average', 'no noise'))]
+    told = '; '.join(facts[k]['text']
+        for k in ('stills_flicker', 'stills_tae', 'stills_abs_rel', 'fair_flicker', 'fair_tae', 'average_flicker',
+        'average_tae') if k in facts)
+    return dict(rows=rows, paired=pairs, figures=figures_of(res, root), facts=facts,
+        headline=f'A cheap camera in the mist: {told}.')

@@ -68,18 +68,22 @@ def network(r:VideoSetup, **kw)->VideoDepthConfig: # `kw`: further fields of it
     "Sizes of the model"
     enc = replace(dinov2_s, dim=r.dim, depth=r.depth, heads=r.heads, patch=(1,r.patch,r.patch))
     taps = tuple(r.depth*(i+1)//4-1 for i in range(4))
-    image = DepthAnythingConfig(enc, DPTConfig(r.dim, r.features, r.out, r.patch, max(8, r.features//2)), taps, r.size//r.patch)
+    image = DepthAnythingConfig(enc, DPTConfig(r.dim, r.features, r.out, r.patch, max(8, r.features//2)), taps,
+        r.size//r.patch)
     return VideoDepthConfig(image, heads=r.heads, groups=r.groups, **kw)
 
 setups = dict(toy=VideoSetup(), # one core; then one GPU
-    small=VideoSetup(size=224, patch=14, dim=384, depth=12, heads=8, features=64, out=(48,96,192,384), groups=32, stills=50_000, films=2000, n_test=100,
+    small=VideoSetup(size=224, patch=14, dim=384, depth=12, heads=8, features=64, out=(48,96,192,384), groups=32,
+    stills=50_000, films=2000, n_test=100,
         still_steps=20_000, still_bs=64, still_lr=2e-4, time_steps=20_000, time_bs=4, time_lr=1e-4))
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #8846aec8
-motions = 'right','left','down','up','down-right','up-left','down-left','up-right','cw','ccw','approach','recede','oscillate'
+motions = ('right','left','down','up','down-right','up-left','down-left','up-right','cw','ccw','approach','recede',
+    'oscillate')
 cameras = dict(still=('still',), moving=('pan','orbit','hand')) # Two kinds of test films
 
-def world_config(r:VideoSetup, t:int, camera:str='any')->WorldConfig: return WorldConfig(t=t, h=r.size, w=r.size, motion=motions, camera=camera)
+def world_config(r:VideoSetup, t:int, camera:str='any')->WorldConfig:
+    return WorldConfig(t=t, h=r.size, w=r.size, motion=motions, camera=camera)
 
 def misty(r:VideoSetup, seeds, t:int)->tuple: # Bytes `[n, 3, t, h, w]` without noise, metres `[n, t, 1, h, w]`
     "Worlds in the mist, in parts"
@@ -93,7 +97,8 @@ def misty(r:VideoSetup, seeds, t:int)->tuple: # Bytes `[n, 3, t, h, w]` without 
 def video_data(r:VideoSetup, seed:int)->dict: # 'stills', 'films' and '..._z', their depth
     "What is trained on; seeds share no world"
     base = (seed+1)*10**9
-    (x,z),(clip,depth) = misty(r, range(base, base+r.stills), 1),misty(r, range(base+10**8, base+10**8+r.films), r.length)
+    (x,z),(clip,depth) = misty(r, range(base, base+r.stills), 1),misty(r, range(base+10**8, base+10**8+r.films),
+        r.length)
     return dict(stills=x, stills_z=z, films=clip, films_z=depth)
 
 def data_job(ctx, setup:dict, seed:int):
@@ -138,7 +143,8 @@ class AsImage(Callback):
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #f107601b
 arms = {'video': {}, 'head alone': dict(silent=True)}
-variants = {'modules alone': dict(head=False), 'no TGM': dict(stable=0.), 'rotary': dict(pos='rotary'), 'motion loss': dict(motion=.5),
+variants = {'modules alone': dict(head=False), 'no TGM': dict(stable=0.), 'rotary': dict(pos='rotary'),
+    'motion loss': dict(motion=.5),
     'document': dict(motion=.5, loss='steady')}
 
 
@@ -148,7 +154,8 @@ def images_job(ctx, setup:dict, seed:int, data:str):
     r,d = setup_of(setup),load_file(ctx.folder(data)/'data.safetensors')
     model = DepthAnything(network(r).image, torch.Generator().manual_seed(seed+10), 'xavier').to(ctx.device)
     cbs = [Sensor(r.noise, 1, 1000*seed+1), AsImage(), *going(ctx, seed, r.still_steps)]
-    said = run_training(depth_learner(model, loaders(ctx.device, r.still_bs, d['stills'], d['stills_z']), lr=r.still_lr, ratio=1., cbs=cbs), r.still_steps)
+    said = run_training(depth_learner(model, loaders(ctx.device, r.still_bs, d['stills'], d['stills_z']),
+        lr=r.still_lr, ratio=1., cbs=cbs), r.still_steps)
     keep_tensors(ctx.path/'model.safetensors', model.state_dict())
     return said
 
@@ -156,7 +163,8 @@ def images_job(ctx, setup:dict, seed:int, data:str):
 class Calm(Callback):
     "Adds the document's motion loss"
     def __init__(self, weight): self.weight = weight
-    def after_loss(self): self.learn.loss_grad = self.learn.loss_grad+self.weight*motion_loss(self.learn.pred, self.learn.filmed)
+    def after_loss(self):
+        self.learn.loss_grad = self.learn.loss_grad+self.weight*motion_loss(self.learn.pred, self.learn.filmed)
 
 def steady(pred, depth): return pred.diff(dim=1).abs().mean()/pred.mean().clamp(min=1e-6) # The truth is not asked
 
@@ -165,11 +173,14 @@ def image_model(r:VideoSetup, folder)->DepthAnything: # As it was kept
     model.load_state_dict(load_file(Path(folder)/'model.safetensors'))
     return model.eval()
 
-def train_time(ctx, r, seed, d, still, head=True, silent=False, stable=10., pos='sincos', motion=0., loss=None)->tuple: # What was said, and the model
+def train_time(ctx, r, seed, d, still, head=True, silent=False, stable=10., pos='sincos', motion=0.,
+    loss=None)->tuple: # What was said, and the model
     "Put modules on a model of stills and let them learn"
-    model = add_time(still, torch.Generator().manual_seed(seed+20), heads=r.heads, groups=r.groups, pos=pos).to(ctx.device)
+    model = add_time(still, torch.Generator().manual_seed(seed+20), heads=r.heads, groups=r.groups,
+        pos=pos).to(ctx.device)
     cbs = [Sensor(r.noise, r.window, 1000*seed+2), *[Calm(motion)]*(motion>0), *going(ctx, seed+1, r.time_steps)]
-    learn = video_learner(model, loaders(ctx.device, r.time_bs, d['films'], d['films_z']), lr=r.time_lr, head=head, stable=stable, cbs=cbs)
+    learn = video_learner(model, loaders(ctx.device, r.time_bs, d['films'], d['films_z']), lr=r.time_lr, head=head,
+        stable=stable, cbs=cbs)
     if loss: learn.loss_func = steady
     if silent: model.time.requires_grad_(False)
     said = run_training(learn, r.time_steps)
@@ -177,7 +188,8 @@ def train_time(ctx, r, seed, d, still, head=True, silent=False, stable=10., pos=
     return said,model.eval()
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #ec1b6063
-def test_videos(r:VideoSetup, seed:int)->dict: # Kind of camera to (world, clip `[n, 3, t, h, w]` as the sensor gives it)
+def test_videos(r:VideoSetup,
+    seed:int)->dict: # Kind of camera to (world, clip `[n, 3, t, h, w]` as the sensor gives it)
     "Films nobody trained on"
     out,base = {},(seed+1)*10**9
     for i,(kind,cams) in enumerate(cameras.items()):
@@ -237,10 +249,12 @@ def document_smooth(depth, film): # Metres `[b, t, 1, h, w]`; film in [0, 1] -> 
     return torch.stack(out, 1)[:,:,None]
 
 def quick_report(d, w): # The three that are compared; those of `temporal_report` take three times as long
-    return dict(abs_rel=frame_errors(d, w.depth)['abs_rel'].mean().item(), tae=tae(d, w.K, w.pose, w.seg==0).nanmean().item(),
+    return dict(abs_rel=frame_errors(d, w.depth)['abs_rel'].mean().item(),
+        tae=tae(d, w.K, w.pose, w.seg==0).nanmean().item(),
         flicker=flicker(d, static_pixels(w.flow, w.occ)).nanmean().item())
 
-def report_of(depths:list, worlds:list, report=temporal_report)->dict: # Name to number; what a camera cannot tell is left out
+def report_of(depths:list, worlds:list,
+    report=temporal_report)->dict: # Name to number; what a camera cannot tell is left out
     "Accuracy and stability, mean over worlds"
     said = [report(d, w) for d,w in zip(depths, worlds)]
     out = {k: sum(o[k] for o in said)/len(said) for k in said[0]}
@@ -271,14 +285,19 @@ def test_job(ctx, setup:dict, seed:int, stills:str, video:str):
     image,model = image_model(r, ctx.folder(stills)).to(ctx.device),video_model(r, ctx.folder(video)).to(ctx.device)
     films = test_videos(r, seed)
     seen = {k: [(w, c, one_by_one(image, normalise(c).to(ctx.device))) for w,c in v] for k,v in films.items()}
-    told = lambda f, report=temporal_report: {k: report_of([f(m, c, w) for w,c,m in v], [w for w,*_ in v], report) for k,v in seen.items()}
-    out = dict(stills=told(lambda m, c, w: metres_of(m, w)), smoothed=told(lambda m, c, w: document_smooth(metres_of(m, w), c)))
+    told = lambda f, report=temporal_report: {k: report_of([f(m, c, w) for w,c,m in v], [w for w,*_ in v], report)
+        for k,v in seen.items()}
+    out = dict(stills=told(lambda m, c, w: metres_of(m, w)),
+        smoothed=told(lambda m, c, w: document_smooth(metres_of(m, w), c)))
     for i,k in enumerate(r.keeps):
-        for level in (False, True): out[f"average{' level'*level} {k:g}"] = told(lambda m, c, w: metres_of(average(m, k, level), w), quick_report)
+        for level in (False, True):
+            out[f"average{' level'*level} {k:g}"] = told(lambda m, c, w: metres_of(average(m, k, level), w),
+                quick_report)
         ctx.tick(i, len(r.keeps)+3)
     both = judge_video(films, model, ctx.device)
     how = dict(stills=partial(image_depth, image), video=lambda c: offline(model, normalise(c).to(ctx.device)))
-    return dict(arms=out | dict(video=both['offline'], stream=both['stream']), slices=slice_of(films, how) if not seed else None)
+    return dict(arms=out | dict(video=both['offline'], stream=both['stream']),
+        slices=slice_of(films, how) if not seed else None)
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #47d709c7
 def image_depth(image, clip): return one_by_one(image, normalise(clip).to(next(image.parameters()).device))
@@ -298,7 +317,8 @@ def time_job(ctx, setup:dict, seed:int, data:str, stills:str, arm:str):
 here = 'vidlit.studies.video_depth_jobs'
 
 def _job(kind, key, r, s, needs, weight, **args): # A job of seed s; needs: argument name to key
-    return Job(f'{key}/seed{s}', f'{here}:{kind}', dict(setup=asdict(r), seed=s, **needs, **args), tuple(needs.values()), weight)
+    return Job(f'{key}/seed{s}', f'{here}:{kind}', dict(setup=asdict(r), seed=s, **needs, **args),
+        tuple(needs.values()), weight)
 
 def _headline(r, s, where=''):
     "Jobs of one seed that the headline needs; `where` names another world"
@@ -306,12 +326,14 @@ def _headline(r, s, where=''):
     if not where: yield _job('data_job', 'data', r, s, {}, 10)
     yield _job('images_job', f'{where}stills', r, s, dict(data=data), 70)
     for a in arms:
-        if a=='video' or not where: yield _job('time_job', f'{where}train/{a}', r, s, dict(data=data, stills=stills), 140, arm=a)
+        if a=='video' or not where:
+            yield _job('time_job', f'{where}train/{a}', r, s, dict(data=data, stills=stills), 140, arm=a)
     yield _job('test_job', f'{where}test', r, s, dict(stills=stills, video=video), 60)
 
 def _variants(r, s):
     "Jobs of one seed that only variants need"
-    for a in variants: yield _job('time_job', f'train/{a}', r, s, dict(data=f'data/seed{s}', stills=f'stills/seed{s}'), 150, arm=a)
+    for a in variants:
+        yield _job('time_job', f'train/{a}', r, s, dict(data=f'data/seed{s}', stills=f'stills/seed{s}'), 150, arm=a)
     yield from _headline(replace(r, noise=(0.,0.,0.)), s, 'no noise/')
 
 def study_jobs(scale, seeds, variants=False, data=None):

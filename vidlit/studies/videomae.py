@@ -92,7 +92,8 @@ def _controls(res, n): # Pair accuracy of what must not help, with Wilson interv
         runs = by_seed(res, f'finetune/{tag}/{n}')
         right,tries = (sum(o['pairs'][i] for o in runs) for i in range(2))
         p = wilson(right, tries)
-        row = {'arm': f'this way or reversed? {v}', 'accuracy': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}'}
+        row = {'arm': f'this way or reversed? {v}', 'accuracy': round(p[0], 3),
+            '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}'}
         scores = [round(o['pairs'][0]/o['pairs'][1], 4) for o in runs]
         rows.append(row | dict(seeds=len(runs), note=f'{tries} test clips', scores=scores))
     return rows
@@ -134,7 +135,8 @@ def _summary_videos(res, root):
     levels = {'every patch its mean': plateau, 'held-out moments': held}
     fig = show_curves({'training': _curves(res, 'pretrain')}, 'step', 'loss', levels=levels)
     loss = save_figure(root, 'loss.png', fig, 'Pretraining loss on real videos.')
-    headline = (f"Pretrained on {f['train']} clips of {len(f['films'])} videos; on {f['held']} held-out moments the loss is "
+    headline = (
+        f"Pretrained on {f['train']} clips of {len(f['films'])} videos; on {f['held']} held-out moments the loss is "
         f"{held:.3f}, where predicting every patch's mean costs up to {plateau:.3f}.")
     if f['bad']: headline += f" {len(f['bad'])} damaged video{'s' if len(f['bad'])>1 else ''} listed below."
     return dict(rows=rows, figures=[made, loss], paired=[], facts={}, headline=headline)

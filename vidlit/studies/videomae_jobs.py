@@ -51,7 +51,8 @@ class Setup:
     bs:int = 16            # Clips in a batch
     lr:float = 1e-3        # Peak of the warm-up cosine
     ratio:float = .75      # Fraction hidden
-    labels:tuple = (64, 256) # Numbers of labelled clips; arms are compared at the second, the first is seen with `--variants`
+    # Numbers of labelled clips; arms are compared at the second, the first is seen with `--variants`
+    labels:tuple = (64, 256)
     more:tuple = (32, 128, 1024) # Further numbers with `--variants`
     ft_steps:int = 500     # Of fine-tuning
     ft_bs:int = 32
@@ -67,8 +68,10 @@ class Setup:
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #966f1813
 setups = dict(toy=Setup(), # one core; then one GPU, then the published ViT-B
-    small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=3, n_obj=3, grain=.5,
-        clips=100_000, steps=40_000, bs=128, lr=6e-4, ratio=.9, labels=(256, 1024), more=(4096,), ft_steps=2000, ft_bs=64,
+    small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=3,
+    n_obj=3, grain=.5,
+        clips=100_000, steps=40_000, bs=128, lr=6e-4, ratio=.9, labels=(256, 1024), more=(4096,), ft_steps=2000,
+        ft_bs=64,
         ft_lrs=(3e-4, 1e-3), n_valid=512, n_test=2048, looks=(2000, 10_000)),
     paper=Setup(size=224, frames=16, patch=16, dim=768, depth=12, heads=12, dec_dim=384, dec_depth=4, dec_heads=6,
         clips=240_436, steps=800*240_436//2048, bs=2048, lr=1.5e-4*2048/256, ratio=.9))
@@ -113,7 +116,8 @@ def pretrain(r:Setup, # Setup
     dls = clip_dls(clips, bs=min(r.bs, len(clips)), tfm=tfm, valid_tfm=plain, seed=seed, device=torch.device(device))
     cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.steps//8), keep=1), Snapshots(r.looks, folder)]
     model = fresh(r, seed, **parts).to(device)
-    learn = pretrainer(dls, model, mask=mask, ratio=r.ratio, lr=r.lr, warmup=.1, gen=seed, cbs=cbs + [Progress(report)]*(report is not None))
+    learn = pretrainer(dls, model, mask=mask, ratio=r.ratio, lr=r.lr, warmup=.1, gen=seed,
+        cbs=cbs + [Progress(report)]*(report is not None))
     fit(learn, steps=r.steps, validate=False)
     return model, learn.history.rows
 
@@ -144,7 +148,8 @@ def pretrain_job(ctx, setup:dict, seed:int, data:str, n:int=None, variant:str=''
     k = max(1, len(loss)//60)
     curve = loss[:len(loss)//k*k].view(-1, k).mean(1)
     held = held_loss(model, d['held'], r, ctx.device) if 'held' in d else None
-    return dict(loss=loss[-max(1, len(loss)//20):].mean().item(), curve=[[(i+1)*k for i in range(len(curve))], curve.tolist()],
+    return dict(loss=loss[-max(1, len(loss)//20):].mean().item(),
+        curve=[[(i+1)*k for i in range(len(curve))], curve.tolist()],
         held=held, setup=setup)
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #082e8480
@@ -187,7 +192,8 @@ def finetune_once(model:nn.Module, # A classifier, trained in place
     return watch.rows
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #42187f00
-def finetune_job(ctx, setup:dict, seed:int, arm:str, labels:int, data:str, pre:str=None, variant:str='', view:str='clip'):
+def finetune_job(ctx, setup:dict, seed:int, arm:str, labels:int, data:str, pre:str=None, variant:str='',
+    view:str='clip'):
     "One arm at one number of labels: the grid, the choice, the test"
     r,d = Setup(**setup),load_file(ctx.folder(data)/'data.safetensors')
     if view!='clip': d.update({k: through(d[k], view, i) for i,k in enumerate(('label', 'valid', 'test'))})
@@ -233,9 +239,11 @@ def video_clips(path, # A film
     with VideoReader(path) as film:
         n,span = len(film),(r.frames-1)*stride+1
         cut = n-max(span, n//5)
-        starts = [i for a,b in ((0, cut), (cut, n)) for i in range(a, max(b-span, a)+1, max(1, span//2)) if i>=0 and i+span<=b]
+        starts = [i for a,b in ((0, cut), (cut, n)) for i in range(a, max(b-span, a)+1, max(1, span//2)) if i>=0
+            and i+span<=b]
         starts = starts[::max(1, -(-len(starts)//most))] if len(starts)>most else starts
-        if not starts: return torch.empty(0, 3, r.frames, r.size, r.size, dtype=torch.uint8), torch.empty(0, dtype=torch.bool)
+        if not starts:
+            return torch.empty(0, 3, r.frames, r.size, r.size, dtype=torch.uint8), torch.empty(0, dtype=torch.bool)
         def one(i): return (fit_square(to_clip(film[i:i+span:stride]), size=r.size)*255).round().byte()
         return torch.stack([one(i) for i in starts]), torch.tensor([i>=cut for i in starts])
 
@@ -248,10 +256,12 @@ def videos_job(ctx, setup:dict, folder:str, limit:float=.25):
         try: got.append((f.name, *video_clips(f, r)))
         except VideoError as e: bad[f.name] = str(e).replace(str(f), f.name)
         ctx.tick(i+1, len(files), f.name)
-    if len(bad)>limit*len(files): raise VideoError(f"{len(bad)} of {len(files)} films in {folder} cannot be read: {'; '.join(bad.values())}")
+    if len(bad)>limit*len(files):
+        raise VideoError(f"{len(bad)} of {len(files)} films in {folder} cannot be read: {'; '.join(bad.values())}")
     clips,held = torch.cat([g[1] for g in got]), torch.cat([g[2] for g in got])
     if not held.any() or held.all():
-        raise ValueError(f"the films in {folder} are too short for clips of {r.frames} frames to train on and to hold out")
+        raise ValueError(
+            f"the films in {folder} are too short for clips of {r.frames} frames to train on and to hold out")
     save_tensors(ctx.path/'data.safetensors', dict(clips=clips[~held], held=clips[held]))
     return dict(films={n: len(c) for n,c,_ in got}, bad=bad, train=int((~held).sum()), held=int(held.sum()))
 
@@ -261,7 +271,8 @@ def _tune(r, rec, s, arm, labels, pre=None, variant='', view='clip', tag='', dat
     data = data or f'data/seed{s}'
     key = f"finetune/{tag or arm}/{labels}/seed{s}"
     args = dict(setup=rec, seed=s, arm=arm, labels=labels, data=data, pre=pre, variant=variant, view=view)
-    return Job(key, f'{here}:finetune_job', args, (data, *[pre]*(pre is not None)), weight=len(r.ft_lrs)*r.ft_steps*r.ft_bs)
+    return Job(key, f'{here}:finetune_job', args, (data, *[pre]*(pre is not None)),
+        weight=len(r.ft_lrs)*r.ft_steps*r.ft_bs)
 
 here = 'vidlit.studies.videomae_jobs'
 
@@ -273,11 +284,14 @@ def _headline(r, s):
     yield Job(pre, f'{here}:pretrain_job', dict(setup=rec, seed=s, data=data), (data,), weight=r.steps*r.bs)
     yield _tune(r, rec, s, 'pretrained', r.labels[1], pre)
     yield _tune(r, rec, s, 'scratch', r.labels[1])
-    yield Job(f'probe/untrained/seed{s}', f'{here}:probe_job', dict(setup=rec, seed=s, labels=r.labels[1], data=data), (data,), weight=r.ft_steps*8)
-    yield Job(f'probe/end/seed{s}', f'{here}:probe_job', dict(setup=rec, seed=s, labels=r.labels[1], data=data, pre=pre, look=-1),
+    yield Job(f'probe/untrained/seed{s}', f'{here}:probe_job',
+        dict(setup=rec, seed=s, labels=r.labels[1], data=data), (data,), weight=r.ft_steps*8)
+    yield Job(f'probe/end/seed{s}', f'{here}:probe_job',
+        dict(setup=rec, seed=s, labels=r.labels[1], data=data, pre=pre, look=-1),
         (data, pre), weight=r.ft_steps*8)
     one = asdict(replace(r, ft_lrs=r.ft_lrs[-1:]))
-    for v in ('one frame', 'shuffled'): yield _tune(replace(r, ft_lrs=r.ft_lrs[-1:]), one, s, 'pretrained', r.labels[1], pre, view=v, tag=v)
+    for v in ('one frame', 'shuffled'):
+        yield _tune(replace(r, ft_lrs=r.ft_lrs[-1:]), one, s, 'pretrained', r.labels[1], pre, view=v, tag=v)
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #5ca51181
 sweeps = {'ratio 0.5': dict(ratio=.5), 'ratio 0.9': dict(ratio=.9), 'clips 256': dict(clips=256)}
@@ -288,12 +302,14 @@ def _variants(r, s):
     for k in (r.labels[0], *r.more):
         yield _tune(r, rec, s, 'pretrained', k, f'pretrain/seed{s}')
         yield _tune(r, rec, s, 'scratch', k)
-    slow,best = replace(r, ft_steps=3*r.ft_steps),replace(r, ft_lrs=r.ft_lrs[-1:])  # the rate that the pretrained arm chose
+    # the rate that the pretrained arm chose
+    slow,best = replace(r, ft_steps=3*r.ft_steps),replace(r, ft_lrs=r.ft_lrs[-1:])
     yield _tune(slow, asdict(slow), s, 'pretrained', n, f'pretrain/seed{s}', tag='pretrained, 3x steps')
     yield _tune(slow, asdict(slow), s, 'scratch', n, tag='scratch, 3x steps')
     for look in r.looks:
         args = dict(setup=rec, seed=s, labels=n, data=data, pre=f'pretrain/seed{s}', look=look)
-        yield Job(f'probe/step {look}/seed{s}', f'{here}:probe_job', args, (data, f'pretrain/seed{s}'), weight=r.ft_steps*8)
+        yield Job(f'probe/step {look}/seed{s}', f'{here}:probe_job', args, (data, f'pretrain/seed{s}'),
+            weight=r.ft_steps*8)
     for k in [*sweeps, *[v for v in variants if v]]:
         other = replace(r, looks=(), **{a: b for a,b in sweeps.get(k, {}).items() if a!='clips'})
         v = k if k in variants else ''
@@ -310,6 +326,7 @@ def study_jobs(scale, seeds, variants=False, data=None):
     if data is not None:
         r = replace(videos_setup if scale=='toy' else r, looks=())
         films = Job('films', f'{here}:videos_job', dict(setup=asdict(r), folder=data), weight=2000)
-        return [films] + [Job(f'pretrain/seed{s}', f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data='films'), ('films',),
+        return [films] + [Job(f'pretrain/seed{s}', f'{here}:pretrain_job',
+            dict(setup=asdict(r), seed=s, data='films'), ('films',),
             weight=r.steps*r.bs) for s in seeds]
     return [j for s in seeds for f in (_headline, *[_variants]*variants) for j in f(r, s)]

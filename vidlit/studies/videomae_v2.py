@@ -22,21 +22,29 @@ from ..pretrain.videomae_variants import Recipe, recipe_cost
 
 # %% ../../nbs/studies/02_videomae_v2.ipynb #e45bfd92
 def _accuracies(res): # Arm to accuracies by seed
-    out = {f'{k}, fine-tuned': [o['test'] for o in by_seed(res, f'finetune/{k}')] for k in ('V2', 'VideoMAE', 'scratch', 'V2, equal steps', *others)}
+    out = {f'{k}, fine-tuned': [o['test'] for o in by_seed(res, f'finetune/{k}')]
+        for k in ('V2', 'VideoMAE', 'scratch', 'V2, equal steps', *others)}
     for k in ('untrained', 'V2', 'VideoMAE', *others):
-        for p in ('linear', 'attentive'): out[f'{k}, frozen, {p} probe'] = [o[p]['test'] for o in by_seed(res, f'probe/{k}')]
+        for p in ('linear', 'attentive'):
+            out[f'{k}, frozen, {p} probe'] = [o[p]['test'] for o in by_seed(res, f'probe/{k}')]
     return {k: v for k,v in out.items() if v}
 
 # %% ../../nbs/studies/02_videomae_v2.ipynb #425ed74b
 def _facts(res, acc, cmp):
     "What the claims ledger looks up"
-    clock,held = res['clock/headline'],{k: [o['held'] for o in by_seed(res, f'pretrain/{k}')] for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
-    out = {k: fact(cmp[i], f"{text}: fine-tuned V2 {percent(acc['V2, fine-tuned'])}, {b} {percent(acc[b+', fine-tuned'])}")
-        for i,(k,b,text) in enumerate((('equal', 'VideoMAE', 'equal pretraining time'), ('scratch', 'scratch', 'pretrained against not')))}
-    saved = f"a toy step of V2 takes {clock['time']['V2']:.2f} of VideoMAE's time and keeps {clock['kept']['V2']:.2f} of its bytes for the backward pass"
+    clock,held = res['clock/headline'],{k: [o['held'] for o in by_seed(res, f'pretrain/{k}')]
+        for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
+    out = {
+        k: fact(cmp[i], f"{text}: fine-tuned V2 {percent(acc['V2, fine-tuned'])}, {b} {percent(acc[b+', fine-tuned'])}")
+        for i,(k,b,text) in enumerate((('equal', 'VideoMAE', 'equal pretraining time'),
+        ('scratch', 'scratch', 'pretrained against not')))}
+    saved = (
+        f"a toy step of V2 takes {clock['time']['V2']:.2f} of VideoMAE's time and keeps {clock['kept']['V2']:.2f} of "
+        f"its bytes for the backward pass")
     out['step'] = dict(text=saved, supports=clock['time']['V2']<1)
     took = {k: sum(o['seconds'] for o in by_seed(res, f'pretrain/{k}')) for k in ('V2', 'VideoMAE')}
-    out['time'] = dict(text=f"V2's pretraining took {took['V2']/took['VideoMAE']:.2f} of VideoMAE's processor time", supports=.9 < took['V2']/took['VideoMAE'] < 1.1)
+    out['time'] = dict(text=f"V2's pretraining took {took['V2']/took['VideoMAE']:.2f} of VideoMAE's processor time",
+        supports=.9 < took['V2']/took['VideoMAE'] < 1.1)
     def painted(a, b, how):
         c = compare({a: held[a], b: held[b]}, a, b)
         x,y = (sum(held[o])/len(held[o]) for o in (a, b))
@@ -56,26 +64,36 @@ def _painted(res, root, s=0):
     jobs,r = Path(root)/'jobs',Setup2(**res[f'pretrain/V2/seed{s}']['setup'])
     x = plain(load_file(jobs/f'data/seed{s}'/'data.safetensors')['test'][:r.n_test:max(1, r.n_test//3)][:3])
     mask,true = tube_mask(len(x), r.grid, r.ratio, torch.Generator().manual_seed(0)),denormalise(x)
-    made = [start(k, r, s, jobs/f'pretrain/{k}/seed{s}'/'model.safetensors').reconstruct(x, mask) for k in ('V2', 'VideoMAE')]
-    return show_clips([o[i] for i in range(len(x)) for o in (hide(true, mask, r.grid), *made, true)], titles=['seen', 'V2', 'VideoMAE', 'true']*len(x))
+    made = [start(k, r, s, jobs/f'pretrain/{k}/seed{s}'/'model.safetensors').reconstruct(x, mask)
+        for k in ('V2', 'VideoMAE')]
+    return show_clips([o[i] for i in range(len(x)) for o in (hide(true, mask, r.grid), *made, true)],
+        titles=['seen', 'V2', 'VideoMAE', 'true']*len(x))
 
 def _figures(res, root, acc):
     "The pictures of the study"
     r = Setup2(**res['pretrain/V2/seed0']['setup'])
-    figs = [save_figure(root, 'painted.png', _painted(res, root), 'Held-out worlds: what the encoder sees, what the two models of equal pretraining time paint, what was there (seed 0).')]
+    figs = [save_figure(root, 'painted.png', _painted(res, root),
+        'Held-out worlds: what the encoder sees, what the two models of equal pretraining time paint, what was there '
+        '(seed 0).')]
     def curves(k):
         c = [o['curve'] for o in by_seed(res, f'pretrain/{k}')]
         n = min(len(o[0]) for o in c)
         return band_of([(c[0][0][:n], o[1][:n]) for o in c])
-    fig = show_curves({k: curves(k) for k in ('V2', 'VideoMAE')}, 'part of the pretraining time', 'loss', levels={'every patch its mean': 1-1/(2*r.patch**2)})
-    figs.append(save_figure(root, 'loss.png', fig, 'Training loss over the same processor time: V2 takes more steps in it.'))
+    fig = show_curves({k: curves(k) for k in ('V2', 'VideoMAE')}, 'part of the pretraining time', 'loss',
+        levels={'every patch its mean': 1-1/(2*r.patch**2)})
+    figs.append(save_figure(root, 'loss.png', fig,
+        'Training loss over the same processor time: V2 takes more steps in it.'))
     soon = {k: [o['curve'] for o in by_seed(res, f'finetune/{k}')] for k in ('V2', 'VideoMAE', 'scratch')}
-    fig = show_curves({k: band_of([tuple(zip(*c)) for c in v]) for k,v in soon.items()}, 'fine-tuning step', 'validation accuracy', levels={'chance': 1/8})
-    figs.append(save_figure(root, 'steps.png', fig, 'Validation accuracy while fine-tuning, mean and 95 % interval over seeds.'))
+    fig = show_curves({k: band_of([tuple(zip(*c)) for c in v]) for k,v in soon.items()}, 'fine-tuning step',
+        'validation accuracy', levels={'chance': 1/8})
+    figs.append(save_figure(root, 'steps.png', fig,
+        'Validation accuracy while fine-tuning, mean and 95 % interval over seeds.'))
     arms = {k.removesuffix(', fine-tuned'): v for k,v in acc.items() if k.endswith('fine-tuned')}
     if len(arms)>3:
-        fig = show_intervals({k: interval(v) if len(v)>1 else v[0] for k,v in arms.items()}, 'test accuracy, fine-tuned', levels={'chance': 1/8})
-        figs.append(save_figure(root, 'variants.png', fig, 'All arms at equal pretraining time, mean and 95 % interval over seeds.'))
+        fig = show_intervals({k: interval(v) if len(v)>1 else v[0] for k,v in arms.items()},
+            'test accuracy, fine-tuned', levels={'chance': 1/8})
+        figs.append(save_figure(root, 'variants.png', fig,
+            'All arms at equal pretraining time, mean and 95 % interval over seeds.'))
     return figs
 
 # %% ../../nbs/studies/02_videomae_v2.ipynb #dac48ccf
@@ -84,11 +102,15 @@ def summary2(res:dict, # Results by key
 )->dict:               # Rows, paired comparisons, figures, facts, headline
     "What the study found"
     acc = _accuracies(res)
-    pairs = [('V2, fine-tuned', f'{k}, fine-tuned') for k in ('VideoMAE', 'scratch')] + [('VideoMAE, fine-tuned', 'scratch, fine-tuned')]
-    pairs += [(f'{k}, frozen, {p} probe', f'untrained, frozen, {p} probe') for k in ('V2', 'VideoMAE', *others) for p in ('linear', 'attentive')]
-    pairs += [('V2, fine-tuned', f'{k}, fine-tuned') for k in others] + [('V2, equal steps, fine-tuned', 'VideoMAE, fine-tuned')]
+    pairs = [('V2, fine-tuned', f'{k}, fine-tuned')
+        for k in ('VideoMAE', 'scratch')] + [('VideoMAE, fine-tuned', 'scratch, fine-tuned')]
+    pairs += [(f'{k}, frozen, {p} probe', f'untrained, frozen, {p} probe') for k in ('V2', 'VideoMAE', *others)
+        for p in ('linear', 'attentive')]
+    pairs += [('V2, fine-tuned', f'{k}, fine-tuned')
+        for k in others] + [('V2, equal steps, fine-tuned', 'VideoMAE, fine-tuned')]
     cmp = [compare(acc, a, b, 'test accuracy', span=1.) for a,b in pairs if a in acc and b in acc]
-    held = {f'{k}, held-out loss': [o['held'] for o in by_seed(res, f'pretrain/{k}')] for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
+    held = {f'{k}, held-out loss': [o['held'] for o in by_seed(res, f'pretrain/{k}')]
+        for k in ('V2', 'VideoMAE', 'V2, equal steps', *others)}
     held = {k: v for k,v in held.items() if v}
     cmp += [compare(held, 'V2, held-out loss', k, 'held-out loss') for k in held if k!='V2, held-out loss']
     clock = res['clock/headline']['time'] | res.get('clock/others', {}).get('time', {})
@@ -96,11 +118,13 @@ def summary2(res:dict, # Results by key
     runs = {k: by_seed(res, f'pretrain/{k}') for k in clock}
     r = Setup2(**res['pretrain/V2/seed0']['setup'])
     rows = arm_rows(acc, 'accuracy', tries=2*r.n_test) + arm_rows(held, 'loss', 4)
-    rows += [{'arm': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2), 'steps in the same time': v[0]['steps'],
+    rows += [{'arm': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2),
+        'steps in the same time': v[0]['steps'],
         'core-seconds': round(sum(o['seconds'] for o in v)/len(v), 1)} for k,v in runs.items()]
     facts = _facts(res, acc, cmp)
     return dict(rows=rows, paired=cmp, figures=_figures(res, root, acc), facts=facts,
-        headline='Eight directions on held-out textures, chance 12.5 %: ' + '; '.join(facts[k]['text'] for k in ('equal', 'scratch', 'step')) + '.')
+        headline='Eight directions on held-out textures, chance 12.5 %: '
+        + '; '.join(facts[k]['text'] for k in ('equal', 'scratch', 'step')) + '.')
 
 # %% ../../nbs/studies/02_videomae_v2.ipynb #9ca9673c
 def cost2(scale:str # 'toy', 'small' or 'paper'

@@ -63,9 +63,12 @@ class Setup2:
 
 # %% ../../nbs/studies/videomae_v2_jobs.ipynb #7ce48dde
 setups2 = dict(toy=Setup2(),
-    small=Setup2(size=112, frames=16, patch=14, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=3, clips=100_000, steps=40_000, bs=128,
-        lr=6e-4, ratio=.9, labels=1024, n_valid=512, n_test=2048, ft_steps=2000, ft_bs=64, ft_lr=1e-3, windows=((8,7,7),)),
-    paper=Setup2(size=224, frames=16, patch=14, dim=1408, depth=40, heads=16, dec_dim=512, dec_depth=4, dec_heads=8, clips=1_350_000,
+    small=Setup2(size=112, frames=16, patch=14, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=3,
+    clips=100_000, steps=40_000, bs=128,
+        lr=6e-4, ratio=.9, labels=1024, n_valid=512, n_test=2048, ft_steps=2000, ft_bs=64, ft_lr=1e-3,
+        windows=((8,7,7),)),
+    paper=Setup2(size=224, frames=16, patch=14, dim=1408, depth=40, heads=16, dec_dim=512, dec_depth=4, dec_heads=8,
+    clips=1_350_000,
         steps=1200*1_350_000//8192, bs=8192, lr=1.5e-4*8192/256, ratio=.9, windows=((8,7,7),)))
 
 # %% ../../nbs/studies/videomae_v2_jobs.ipynb #5f0a40b8
@@ -80,8 +83,10 @@ def arm(name:str, # One of `arms`
     return partial(dual_mask, ratio=r.ratio, **mask), parts
 
 _doc = dict(document=True)
-arms = {'V2': ({}, {}), 'VideoMAE': (dict(skip=0), {}), 'cell .25': (dict(skip=.25), {}), 'cell .75': (dict(skip=.75), {}), 'random .5': (dict(dec=random_mask), {}),
-    'slots .5': (dict(dec=time_mask), {}), 'document masks': (_doc, {}), 'cross-attention': ({}, document_parts['cross-attention']),
+arms = {'V2': ({}, {}), 'VideoMAE': (dict(skip=0), {}), 'cell .25': (dict(skip=.25), {}),
+    'cell .75': (dict(skip=.75), {}), 'random .5': (dict(dec=random_mask), {}),
+    'slots .5': (dict(dec=time_mask), {}), 'document masks': (_doc, {}),
+    'cross-attention': ({}, document_parts['cross-attention']),
     'windows': ({}, document_parts['windows']), 'document': (_doc, document_parts['document'])}
 headline,others = ('V2', 'VideoMAE'),tuple(arms)[2:]
 
@@ -102,12 +107,14 @@ def trainer(name:str, # Arm
     device:str='cpu', # Where to compute
 ):                    # Learner
     "A Learner that pretrains an arm"
-    dls = clip_dls(clips, bs=min(r.bs, len(clips)), tfm=coloured, valid_tfm=plain, seed=seed, device=torch.device(device))
+    dls = clip_dls(clips, bs=min(r.bs, len(clips)), tfm=coloured, valid_tfm=plain, seed=seed,
+        device=torch.device(device))
     mask = arm(name, r)[0]
     def draw(b, grid, ratio, gen): return mask(b, grid, gen=gen)
     return pretrainer(dls, fresh2(name, r, seed).to(device), mask=draw, lr=r.lr, warmup=.1, gen=seed, cbs=cbs)
 
-def _now(device): return time.process_time() if str(device)=='cpu' else time.perf_counter() # Seconds; an accelerator works in no process
+# Seconds; an accelerator works in no process
+def _now(device): return time.process_time() if str(device)=='cpu' else time.perf_counter()
 
 def clock_job(ctx, setup:dict, names:tuple, steps:int=10, rounds:int=7):
     "Milliseconds and kept bytes of a training step of each arm, relative to VideoMAE"
@@ -121,19 +128,23 @@ def clock_job(ctx, setup:dict, names:tuple, steps:int=10, rounds:int=7):
             if i: times[k].append(_now(ctx.device)-start)
         ctx.tick(i+1, rounds+1)
     x,gen = plain(clips[:r.bs]).to(ctx.device),torch.Generator().manual_seed(0)
-    kept = {k: kept_bytes(lambda: l.model(x, arm(k, r)[0](len(x), r.grid, gen=gen).to(x.device)).loss) for k,l in learns.items()}
+    kept = {k: kept_bytes(lambda: l.model(x, arm(k, r)[0](len(x), r.grid, gen=gen).to(x.device)).loss) for k,
+        l in learns.items()}
     ratio = {k: statistics.median(a/b for a,b in zip(v, times['VideoMAE'])) for k,v in times.items()}
-    return dict(ms={k: 1e3*min(v)/steps for k,v in times.items()}, time=ratio, kept={k: v/kept['VideoMAE'] for k,v in kept.items()})
+    return dict(ms={k: 1e3*min(v)/steps for k,v in times.items()}, time=ratio,
+        kept={k: v/kept['VideoMAE'] for k,v in kept.items()})
 
 # %% ../../nbs/studies/videomae_v2_jobs.ipynb #0c22aca8
-paces = dict(toy={'V2': .79, 'VideoMAE': 1., 'cell .25': .9, 'cell .75': .69, 'random .5': .8, 'slots .5': .79, 'document masks': .96, 'cross-attention': .76,
+paces = dict(toy={'V2': .79, 'VideoMAE': 1., 'cell .25': .9, 'cell .75': .69, 'random .5': .8, 'slots .5': .79,
+    'document masks': .96, 'cross-attention': .76,
     'windows': 1.26, 'document': 1.3}) # Time of a training step, VideoMAE's being one
 
 # %% ../../nbs/studies/videomae_v2_jobs.ipynb #fba0f382
 def data2_job(ctx, setup:dict, seed:int):
     "Render the worlds of one seed"
     r = Setup2(**setup)
-    out = splits(seed, r.clips, r.labels, r.n_valid, r.n_test, lambda i: ctx.tick(i, r.clips, 'worlds'), size=r.size, frames=r.frames)
+    out = splits(seed, r.clips, r.labels, r.n_valid, r.n_test, lambda i: ctx.tick(i, r.clips, 'worlds'), size=r.size,
+        frames=r.frames)
     save_tensors(ctx.path/'data.safetensors', out)
     return {k: list(v.shape) for k,v in out.items()}
 
@@ -151,7 +162,8 @@ def pretrain2_job(ctx, setup:dict, seed:int, name:str, data:str, pace:float=1., 
     k = max(1, len(loss)//40)
     part = [(i+1)*k/len(loss) for i in range(len(loss)//k)]  # of the common time
     curve = [part, loss[:len(part)*k].view(-1, k).mean(1).tolist()]
-    return dict(steps=steps, seconds=spent, setup=setup, curve=curve, held=held_loss(learn.model, d['test'][:256], r, ctx.device))
+    return dict(steps=steps, seconds=spent, setup=setup, curve=curve,
+        held=held_loss(learn.model, d['test'][:256], r, ctx.device))
 
 # %% ../../nbs/studies/videomae_v2_jobs.ipynb #b6a127a0
 def start(name:str,   # Arm
@@ -181,7 +193,8 @@ def tune2_job(ctx, setup:dict, seed:int, name:str, data:str, pre:str=None):
     dls = clip_dls((d['label'], d['label_y']), bs=r.ft_bs, tfm=coloured, seed=seed, device=torch.device(ctx.device))
     watch = Watch(d['valid'], d['valid_y'], max(1, r.ft_steps//8), ctx.device)
     fit(classifier_learner(model, dls, r.ft_lr, cbs=[watch]), steps=r.ft_steps, validate=False)
-    return dict(test=right(scores(model, d['test'], ctx.device), d['test_y']), valid=watch.rows[-1][1], curve=watch.rows)
+    return dict(test=right(scores(model, d['test'], ctx.device), d['test_y']), valid=watch.rows[-1][1],
+        curve=watch.rows)
 
 def probe2_job(ctx, setup:dict, seed:int, name:str, data:str, pre:str=None):
     "Linear and attentive probe of a frozen encoder"
@@ -199,21 +212,29 @@ def _arm_jobs(r, rec, s, name, pace=1., clock=None, tag=None, probe=True):
     args = dict(setup=rec, seed=s, name=name, data=data)
     how,need = (dict(clock=clock), (data, clock)) if clock else (dict(pace=pace), (data,))
     yield Job(pre, f'{here}:pretrain2_job', args | how, need, weight=r.steps*r.bs)
-    yield Job(f'finetune/{tag}/seed{s}', f'{here}:tune2_job', dict(args, pre=pre), (data, pre), weight=r.ft_steps*r.ft_bs)
-    if probe: yield Job(f'probe/{tag}/seed{s}', f'{here}:probe2_job', dict(args, pre=pre), (data, pre), weight=r.ft_steps*4)
+    yield Job(f'finetune/{tag}/seed{s}', f'{here}:tune2_job', dict(args, pre=pre), (data, pre),
+        weight=r.ft_steps*r.ft_bs)
+    if probe:
+        yield Job(f'probe/{tag}/seed{s}', f'{here}:probe2_job', dict(args, pre=pre), (data, pre), weight=r.ft_steps*4)
 
 def v2_jobs(scale, seeds, variants=False, data=None):
     "All jobs of `vidlit reproduce videomae_v2`"
     r,known = setups2[scale],paces.get(scale)
     rec = asdict(r)
-    def arms_of(s, names, clock): return [j for k in names for j in _arm_jobs(r, rec, s, k, **(dict(pace=known[k]) if known else dict(clock=clock)))]
+    def arms_of(s, names, clock):
+        return [j for k in names for j in _arm_jobs(r, rec, s, k,
+            **(dict(pace=known[k]) if known else dict(clock=clock)))]
     jobs = [Job('clock/headline', f'{here}:clock_job', dict(setup=rec, names=list(headline)), weight=160*r.bs)]
-    if variants: jobs.append(Job('clock/others', f'{here}:clock_job', dict(setup=rec, names=['VideoMAE', *others]), weight=1000*r.bs))
+    if variants:
+        jobs.append(Job('clock/others', f'{here}:clock_job', dict(setup=rec, names=['VideoMAE', *others]),
+            weight=1000*r.bs))
     for s in seeds:
         args = dict(setup=rec, seed=s, name='V2', data=f'data/seed{s}')
         jobs += [Job(f'data/seed{s}', f'{here}:data2_job', dict(setup=rec, seed=s), weight=r.clips*2),
             Job(f'finetune/scratch/seed{s}', f'{here}:tune2_job', args, (f'data/seed{s}',), weight=r.ft_steps*r.ft_bs),
             Job(f'probe/untrained/seed{s}', f'{here}:probe2_job', args, (f'data/seed{s}',), weight=r.ft_steps*4)]
         jobs += arms_of(s, headline, 'clock/headline')
-        if variants: jobs += [*arms_of(s, others, 'clock/others'), *_arm_jobs(r, rec, s, 'V2', tag='V2, equal steps', probe=False)]
+        if variants:
+            jobs += [*arms_of(s, others, 'clock/others'),
+                *_arm_jobs(r, rec, s, 'V2', tag='V2, equal steps', probe=False)]
     return jobs

@@ -25,7 +25,8 @@ def probed(res:dict,      # Results by key
 
 # %% ../../nbs/studies/04_vjepa.ipynb #e060dff0
 def along(res, arm, labels, probe, looks, steps): # {step of V-JEPA: accuracies}, from the untrained network on
-    there = {0: probed(res, 'untrained', labels, probe)} | {s: probed(res, arm, labels, probe, s) for s in looks} | {steps: probed(res, arm, labels, probe)}
+    there = {0: probed(res, 'untrained', labels, probe)} | {s: probed(res, arm, labels, probe, s)
+        for s in looks} | {steps: probed(res, arm, labels, probe)}
     return {s: v for s,v in there.items() if v} # looks are seen with `--variants`
 
 def first_reach(curve:dict, # Step to accuracies, a number per seed
@@ -43,7 +44,8 @@ def _fact(res, n, a, b, text, probe='attentive'): # A fact that decides a compar
 def _flags(res, arm): return [v['flagged'] for v in by_seed(res, f'train/{arm}')]
 
 def _sunk(res, stem): # Steps at which the spread first was below a quarter of what it began with, by seed
-    return [next((o['step'] for o in v['health'] if o['feature_std']<v['health'][0]['feature_std']/4), None) for v in by_seed(res, stem)]
+    return [next((o['step'] for o in v['health'] if o['feature_std']<v['health'][0]['feature_std']/4), None)
+        for v in by_seed(res, stem)]
 
 def _told(sunk):
     said = '; '.join(f"{a} {', '.join('never' if s is None else f'step {s}' for s in v)}" for a,v in sunk.items())
@@ -53,11 +55,15 @@ def _collapse(res):
     "Who was flagged, and when"
     said = lambda a: ', '.join('never' if f is None else f'step {f}' for f in _flags(res, a))
     last = lambda a: ', '.join(f"{v['health'][-1]['feature_std']:.2f}" for v in by_seed(res, f'train/{a}'))
-    facts = {k: dict(text=f"{a}: flagged as collapsed {said(a)}; spread of the targets at the end {last(a)} (by seed)", supports=None)
-        for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop')) if _flags(res, a)}
+    facts = {
+        k: dict(text=f"{a}: flagged as collapsed {said(a)}; spread of the targets at the end {last(a)} (by seed)",
+        supports=None)
+        for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop'))
+        if _flags(res, a)}
     facts['quarter'] = dict(text=_told({a: _sunk(res, f'train/{a}') for a in arms if _flags(res, a)}), supports=None)
     if fresh := {a: _sunk(res, f'fresh/{a}') for a in ('V-JEPA', 'own target') if by_seed(res, f'fresh/{a}')}:
-        facts['fresh'] = dict(text='seeds that the line was not drawn on: '+_told(fresh), supports=not any(fresh['V-JEPA']) and all(fresh['own target']))
+        facts['fresh'] = dict(text='seeds that the line was not drawn on: '+_told(fresh),
+            supports=not any(fresh['V-JEPA']) and all(fresh['own target']))
     facts['healthy']['supports'] = all(f is None for f in _flags(res, 'V-JEPA'))
     if 'nostop' in facts: facts['nostop']['supports'] = all(f is not None for f in _flags(res, 'no stop'))
     return facts
@@ -69,19 +75,24 @@ def _sooner(res, r, rival):
     target = probed(res, rival, n)
     reach = first_reach(along(res, 'V-JEPA', n, 'attentive', r.looks, r.steps), target)
     mine,theirs = ([(v['steps'], v['seconds']) for v in by_seed(res, f'train/{a}')] for a in ('V-JEPA', rival))
-    said = [f"never (against {t[0]} steps, {t[1]:.0f} s)" if s is None else f"{s} steps, {m[1]*s/m[0]:.0f} s (against {t[0]} steps, {t[1]:.0f} s)"
+    said = [f"never (against {t[0]} steps, {t[1]:.0f} s)" if s is None
+        else f"{s} steps, {m[1]*s/m[0]:.0f} s (against {t[0]} steps, {t[1]:.0f} s)"
         for s,m,t in zip(reach, mine, theirs)]
     ok = [s is not None and m[1]*s/m[0]<t[1] for s,m,t in zip(reach, mine, theirs)]
-    return dict(text=f"V-JEPA reads what {rival} reads at its end after " + '; '.join(said) + ' (by seed)', supports=True if all(ok) else None if any(ok) else False)
+    return dict(text=f"V-JEPA reads what {rival} reads at its end after " + '; '.join(said) + ' (by seed)',
+        supports=True if all(ok) else None if any(ok) else False)
 
 _questions = dict( # Arm, the arm it is held against, what is asked
-    random=('V-JEPA', 'untrained', 'V-JEPA against the untrained network'), pixels=('V-JEPA', 'VideoMAE', 'V-JEPA against VideoMAE of equal arithmetic'),
+    random=('V-JEPA', 'untrained', 'V-JEPA against the untrained network'),
+    pixels=('V-JEPA', 'VideoMAE', 'V-JEPA against VideoMAE of equal arithmetic'),
     plain=('V-JEPA', 'plain pixels', 'V-JEPA against a VideoMAE with plain pixels for targets'),
     ema=('V-JEPA', 'own target', 'the slow copy against own targets with a stopped gradient'),
     moving=('V-JEPA', 'frozen target', 'a slow copy that follows against one that never moves'),
-    stop=('V-JEPA', 'no stop', 'V-JEPA against own targets without a stop'), loss=('smooth L1', 'V-JEPA', 'smooth L1 against L1'),
+    stop=('V-JEPA', 'no stop', 'V-JEPA against own targets without a stop'),
+    loss=('smooth L1', 'V-JEPA', 'smooth L1 against L1'),
     mask=('document mask', 'V-JEPA', "the document's single block against V-JEPA's two masks"),
-    cut=('faithful cut', 'V-JEPA', 'masks cut as in the official code against an unbiased cut'), momentum=('momentum .998', 'V-JEPA', 'momentum .998 against .99'))
+    cut=('faithful cut', 'V-JEPA', 'masks cut as in the official code against an unbiased cut'),
+    momentum=('momentum .998', 'V-JEPA', 'momentum .998 against .99'))
 
 def facts_of(res, r):
     "What the claims ledger looks up"
@@ -89,7 +100,8 @@ def facts_of(res, r):
     f = {k: _fact(res, n, *q) for k,q in _questions.items() if probed(res, q[0], n) and probed(res, q[1], n)}
     f['labels'] = _fact(res, lo, 'V-JEPA', 'VideoMAE', 'V-JEPA against VideoMAE with few labels')
     f['linear'] = _fact(res, n, 'V-JEPA', 'VideoMAE', 'V-JEPA against VideoMAE', 'linear')
-    if probed(res, 'V-JEPA', n, at=r.looks[0]): f |= dict(sooner=_sooner(res, r, 'VideoMAE'), sooner_plain=_sooner(res, r, 'plain pixels'))
+    if probed(res, 'V-JEPA', n, at=r.looks[0]):
+        f |= dict(sooner=_sooner(res, r, 'VideoMAE'), sooner_plain=_sooner(res, r, 'plain pixels'))
     return f | _collapse(res)
 
 # %% ../../nbs/studies/04_vjepa.ipynb #777d6733
@@ -99,7 +111,8 @@ def _health(res, arm, key): # What the monitor saw, over seeds
 
 def _label_curves(res, r): # {arm: {labels: accuracies}}, attentive
     ns = [(n, 'end') for n in r.labels]+[(n, 'more') for n in r.more]
-    return {a: {n: probed(res, a, n, at=w) for n,w in ns if probed(res, a, n, at=w)} for a in ('V-JEPA', *painters, 'untrained')}
+    return {a: {n: probed(res, a, n, at=w) for n,w in ns if probed(res, a, n, at=w)}
+        for a in ('V-JEPA', *painters, 'untrained')}
 
 def figures_of(res, root, r):
     "The pictures of the study"
@@ -113,21 +126,30 @@ def figures_of(res, root, r):
     health = {k: {a: _health(res, a, k) for a in run} for k in ('feature_std', 'effective_rank')}
     return [save_figure(root, f'{k}.png', fig, caption) for k,fig,caption in (
         ('share', show_curves(share, 'arithmetic, in steps of V-JEPA', 'test accuracy', levels=chance),
-            f'Attentive probe on {n} labels of held-out textures against arithmetic; 0 is the untrained network. Bands are 95 % intervals over seeds.'),
-        ('seconds', show_curves(secs, 'seconds of training', 'test accuracy', levels=chance), 'The same against seconds.'),
-        ('labels', show_curves(lab, 'labelled clips', 'test accuracy', levels=chance, logx=True), 'Attentive probe against the number of labelled clips.'),
-        ('spread', show_curves(health['feature_std'], 'step', 'feature spread', levels={'warning': .05}), 'Spread of the targets over films at the same place.'),
+            f'Attentive probe on {n} labels of held-out textures against arithmetic; 0 is the untrained network. '
+            f'Bands are 95 % intervals over seeds.'),
+        ('seconds', show_curves(secs, 'seconds of training', 'test accuracy', levels=chance),
+        'The same against seconds.'),
+        ('labels', show_curves(lab, 'labelled clips', 'test accuracy', levels=chance, logx=True),
+        'Attentive probe against the number of labelled clips.'),
+        ('spread', show_curves(health['feature_std'], 'step', 'feature spread', levels={'warning': .05}),
+        'Spread of the targets over films at the same place.'),
         ('rank', show_curves(health['effective_rank'], 'step', 'effective rank'), 'Effective rank of the same.'),
-        ('arms', show_curves(slow, 'step', 'test accuracy', levels=chance), f'Linear probe on {n} labels along the training.'))]
+        ('arms', show_curves(slow, 'step', 'test accuracy', levels=chance),
+        f'Linear probe on {n} labels along the training.'))]
 
 # %% ../../nbs/studies/04_vjepa.ipynb #53300636
 def _pairs(table, r):
     "The paired comparisons, the two of the headline first"
     n,lo = r.labels[-1],r.labels[0]
-    rivals = [('attentive', n, b) for b in ('untrained', 'VideoMAE', 'plain pixels')] + [('linear', n, b) for b in ('untrained', 'VideoMAE', 'plain pixels')]
-    rivals += [('attentive', lo, b) for b in ('untrained', 'VideoMAE', 'plain pixels')] + [('attentive', n, b) for b in arms if b!='V-JEPA']
-    out = [compare(table, f'V-JEPA, {p}, {k} labels', f'{b}, {p}, {k} labels', 'test accuracy', span=1.) for p,k,b in rivals if f'{b}, {p}, {k} labels' in table]
-    return out + [compare(table, f'{v}, attentive, {n} labels', f'V-JEPA, attentive, {n} labels', 'test accuracy', span=1.) for v in variants if f'{v}, attentive, {n} labels' in table]
+    rivals = [('attentive', n, b) for b in ('untrained', 'VideoMAE', 'plain pixels')] + [('linear', n, b)
+        for b in ('untrained', 'VideoMAE', 'plain pixels')]
+    rivals += [('attentive', lo, b) for b in ('untrained', 'VideoMAE', 'plain pixels')] + [('attentive', n, b)
+        for b in arms if b!='V-JEPA']
+    out = [compare(table, f'V-JEPA, {p}, {k} labels', f'{b}, {p}, {k} labels', 'test accuracy', span=1.) for p,k,
+        b in rivals if f'{b}, {p}, {k} labels' in table]
+    return out + [compare(table, f'{v}, attentive, {n} labels', f'V-JEPA, attentive, {n} labels', 'test accuracy',
+        span=1.) for v in variants if f'{v}, attentive, {n} labels' in table]
 
 def summary(res:dict, # Results by key
     root:Path,        # Folder of the experiment
@@ -135,10 +157,12 @@ def summary(res:dict, # Results by key
     "What the study found"
     r = setup_of(by_seed(res, 'train/V-JEPA')[0]['setup'])
     names = ['untrained', *arms, *painters, *[v for v in variants if by_seed(res, f'train/{v}')]]
-    table = {f'{a}, {p}, {n} labels': probed(res, a, n, p) for n in reversed(r.labels) for p in ('attentive', 'linear') for a in names if probed(res, a, n, p)}
+    table = {f'{a}, {p}, {n} labels': probed(res, a, n, p) for n in reversed(r.labels)
+        for p in ('attentive', 'linear') for a in names if probed(res, a, n, p)}
     facts = facts_of(res, r)
     told = '; '.join(facts[k]['text'] for k in ('random', 'pixels', 'plain', 'nostop') if k in facts)
-    return dict(rows=arm_rows(table, 'accuracy', tries=r.n_test), paired=_pairs(table, r), figures=figures_of(res, root, r), facts=facts,
+    return dict(rows=arm_rows(table, 'accuracy', tries=r.n_test), paired=_pairs(table, r),
+        figures=figures_of(res, root, r), facts=facts,
         headline=f"Families of held-out textures in films full of noise, chance {100/len(families):.0f} %: {told}.")
 
 # %% ../../nbs/studies/04_vjepa.ipynb #aa6c35d6
@@ -146,5 +170,6 @@ def cost(scale:str # 'toy', 'small' or 'paper'
 )->list:           # A row per method
     "Steps and arithmetic of a scale"
     r = setups[scale]
-    return [dict(scale=scale, method=m, steps=s, batch=r.bs, gflop_per_clip=round(f/1e9, 2), exaflop=f'{s*r.bs*f/1e18:.3g}')
+    return [dict(scale=scale, method=m, steps=s, batch=r.bs, gflop_per_clip=round(f/1e9, 2),
+        exaflop=f'{s*r.bs*f/1e18:.3g}')
         for m,s,f in zip(('V-JEPA', 'VideoMAE'), (r.steps, equal_steps(r)), step_flops(r))]

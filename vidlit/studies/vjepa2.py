@@ -44,47 +44,63 @@ def growth(shapes:dict, # As from `shapes_of`
 )->dict:                # Positions to values by seed; empty when something is missing
     "Error on films of another shape over the error on films as trained"
     same = list(other_shapes)[0]
-    out = {p: [a/b for a,b in zip(shapes.get((p, shape), []), shapes.get((p, same), []))] for p in ('rotation','fixed positions')}
+    out = {p: [a/b for a,b in zip(shapes.get((p, shape), []), shapes.get((p, same), []))]
+        for p in ('rotation','fixed positions')}
     return out if all(out.values()) else {}
 
 # %% ../../nbs/studies/05_vjepa2.ipynb #18bd2589
 _both = 'encoder + predictor'
 _questions = dict( # Arm, the arm it is held against, what is asked
-    anticipation=(f'faithful: {_both}', 'faithful: encoder', 'encoder and predictor tokens against encoder tokens alone'),
+    anticipation=(f'faithful: {_both}', 'faithful: encoder',
+    'encoder and predictor tokens against encoder tokens alone'),
     untrained=(f'faithful: {_both}', f'untrained: {_both}', 'trained against untrained, both with predictor tokens'),
     untrained_encoder=('faithful: encoder', 'untrained: encoder', 'trained against untrained encoder alone'),
-    untrained_anticipation=(f'untrained: {_both}', 'untrained: encoder', 'predictor tokens of an untrained network against none'),
+    untrained_anticipation=(f'untrained: {_both}', 'untrained: encoder',
+    'predictor tokens of an untrained network against none'),
     motion=(f'faithful: {_both}', 'faithful: last frame', 'half a film against its last frame'),
-    ahead_anticipation=(f'past/future: {_both}', 'past/future: encoder', 'trained on past and future masks: with predictor tokens against without'),
-    ahead_untrained=(f'past/future: {_both}', f'untrained: {_both}', 'past and future masks against untrained, both with predictor tokens'))
-def fact_name(what): return what.lower().replace('/', '_').replace('-', '_').replace(' ', '_') # As the claims ledger calls it
+    ahead_anticipation=(f'past/future: {_both}', 'past/future: encoder',
+    'trained on past and future masks: with predictor tokens against without'),
+    ahead_untrained=(f'past/future: {_both}', f'untrained: {_both}',
+    'past and future masks against untrained, both with predictor tokens'))
+# As the claims ledger calls it
+def fact_name(what): return what.lower().replace('/', '_').replace('-', '_').replace(' ', '_')
 
-_questions |= {fact_name(v): (f'{v}: {_both}', f'faithful: {_both}', f'{v} against the faithful training') for v in variants if v}
+_questions |= {fact_name(v): (f'{v}: {_both}', f'faithful: {_both}', f'{v} against the faithful training')
+    for v in variants if v}
 
 def _facts(arms, shapes):
     "What the claims ledger looks up"
     facts = {}
     for k,(a,b,text) in _questions.items():
-        if a in arms and b in arms: facts[k] = fact(compare(arms, a, b), f"{text}: {percent(arms[a])} and {percent(arms[b])}")
+        if a in arms and b in arms:
+            facts[k] = fact(compare(arms, a, b), f"{text}: {percent(arms[a])} and {percent(arms[b])}")
     for shape in list(other_shapes)[1:]:
         pair = growth(shapes, shape)
         if pair:
             mean = [sum(v)/len(v) for v in pair.values()]
-            text = f"rotation against stretched tables, films {shape}: the error of predicted features, over that on films as trained, is {mean[0]:.2f} and {mean[1]:.2f}"
-            facts[f'rope_{shape.split()[-1]}'] = fact(compare(pair, *pair), text, less=True, scale=1, unit=' times', form='.3g')
+            text = (
+                f"rotation against stretched tables, films {shape}: the error of predicted features, over that on "
+                f"films as trained, is {mean[0]:.2f} and {mean[1]:.2f}")
+            facts[f'rope_{shape.split()[-1]}'] = fact(compare(pair, *pair), text, less=True, scale=1, unit=' times',
+                form='.3g')
     return facts
 
 # %% ../../nbs/studies/05_vjepa2.ipynb #d5f4f990
 def _figures(res, root, arms):
     "The pictures of the study"
     named = {k: interval(v) if len(v)>1 else (v[0],)*3 for k,v in arms.items()}
-    figs = [save_figure(root, 'recall.png', show_intervals(named, 'recall of one guess', levels={'chance': 1/len(motions)}),
-        'Mean class recall of one guess on held-out textures, attentive probe on frozen tokens; 95 % intervals over seeds.')]
+    figs = [save_figure(root, 'recall.png',
+        show_intervals(named, 'recall of one guess', levels={'chance': 1/len(motions)}),
+        'Mean class recall of one guess on held-out textures, attentive probe on frozen tokens; 95 % intervals over '
+        'seeds.')]
     runs = {n: by_seed(res, f'pretrain/{n}') for n in ('faithful', *[v for v in variants if v])}
-    figs.append(save_figure(root, 'loss.png', show_curves({n: band_of([r['curve'] for r in rs]) for n,rs in runs.items() if rs}, 'step', 'loss'),
+    figs.append(save_figure(root, 'loss.png',
+        show_curves({n: band_of([r['curve'] for r in rs]) for n,rs in runs.items() if rs}, 'step', 'loss'),
         'Pretraining loss over seeds. A loss of features has no fixed scale; smooth L1 is another distance.'))
-    spread = {n: band_of([([h['step'] for h in r['health']], [h['feature_std'] for h in r['health']]) for r in rs]) for n,rs in runs.items() if rs}
-    figs.append(save_figure(root, 'spread.png', show_curves(spread, 'step', 'spread of the targets'), 'Spread of the targets between films, by place; 0 would be a collapse.'))
+    spread = {n: band_of([([h['step'] for h in r['health']], [h['feature_std'] for h in r['health']]) for r in rs])
+        for n,rs in runs.items() if rs}
+    figs.append(save_figure(root, 'spread.png', show_curves(spread, 'step', 'spread of the targets'),
+        'Spread of the targets between films, by place; 0 would be a collapse.'))
     return figs
 
 # %% ../../nbs/studies/05_vjepa2.ipynb #2775499c
@@ -94,16 +110,22 @@ def summary(res:dict, # Results by key
     "What the study found"
     arms,three,linear,shapes = arms_of(res),arms_of(res, measure='recall@3'),arms_of(res, 'linear'),shapes_of(res)
     tries = 2*setups['toy'].n_test
-    rows = arm_rows(arms, 'recall', tries=tries) + [dict(o, arm=f"{o['arm']}, three guesses") for o in arm_rows(three, 'recall', tries=tries)]
+    rows = arm_rows(arms, 'recall',
+        tries=tries) + [dict(o, arm=f"{o['arm']}, three guesses") for o in arm_rows(three, 'recall', tries=tries)]
     rows += [dict(o, arm=f"{o['arm']}, linear probe") for o in arm_rows(linear, 'recall', tries=tries)]
-    rows += [dict(arm=f"{o['arm'][0]}: films {o['arm'][1]}", **{'relative error': o['relative error'], '95 % interval': o['95 % interval'], 'seeds': o['seeds'], 'scores': o['scores']}) for o in arm_rows(shapes, 'relative error', low=0.)]
-    paired = [compare(arms, a, b, 'recall of one guess', span=1.) for a,b,_ in _questions.values() if a in arms and b in arms]
-    paired += [compare(linear, a, b, 'recall of one guess, linear probe', span=1.) for a,b,_ in _questions.values() if a in arms and b in arms]
+    rows += [dict(arm=f"{o['arm'][0]}: films {o['arm'][1]}",
+        **{'relative error': o['relative error'], '95 % interval': o['95 % interval'], 'seeds': o['seeds'],
+        'scores': o['scores']}) for o in arm_rows(shapes, 'relative error', low=0.)]
+    paired = [compare(arms, a, b, 'recall of one guess', span=1.) for a,b,
+        _ in _questions.values() if a in arms and b in arms]
+    paired += [compare(linear, a, b, 'recall of one guess, linear probe', span=1.) for a,b,
+        _ in _questions.values() if a in arms and b in arms]
     for s in list(other_shapes)[1:]:
         pair = {f'{p}: films {s}': v for p,v in growth(shapes, s).items()}
         if pair: paired.append(compare(pair, *pair, 'relative error over that on films as trained'))
     facts = _facts(arms, shapes)
-    told = '; '.join(facts[k]['text'] for k in ('anticipation', 'untrained_encoder', 'past_future', 'rope_wide') if k in facts)
+    told = '; '.join(facts[k]['text'] for k in ('anticipation', 'untrained_encoder', 'past_future', 'rope_wide')
+        if k in facts)
     return dict(rows=rows, paired=paired, figures=_figures(res, root, arms), facts=facts,
         headline=f"Eight directions, foreseen from half a film, chance {1/len(motions):.1%}: {told}.")
 
@@ -114,6 +136,8 @@ def cost(scale:str # 'toy', 'small' or 'paper'
     import torch
     r = setups[scale]
     with torch.device('meta'): model = VJEPA2(r.model)
-    row = dict(scale=scale, encoder=f'{count_params(model.encoder)/1e6:.1f} M', predictor=f'{count_params(model.predictor)/1e6:.1f} M', tokens=r.grid.n, steps=r.steps, clips=r.steps*r.bs)
+    row = dict(scale=scale, encoder=f'{count_params(model.encoder)/1e6:.1f} M',
+        predictor=f'{count_params(model.predictor)/1e6:.1f} M', tokens=r.grid.n, steps=r.steps, clips=r.steps*r.bs)
     if scale!='paper': return [row]
-    return [dict(row, scale=f'paper, {p.name}', tokens=p.frames//2*(p.size//16)**2, steps=p.steps, clips=p.steps*r.bs) for p in vjepa2_phases]
+    return [dict(row, scale=f'paper, {p.name}', tokens=p.frames//2*(p.size//16)**2, steps=p.steps,
+        clips=p.steps*r.bs) for p in vjepa2_phases]

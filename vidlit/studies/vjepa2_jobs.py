@@ -54,8 +54,10 @@ class Setup:
 
     @property
     def model(self): # Sizes of the networks; a clip length of its own
-        def one(dim, depth, heads): return ViTConfig(dim=dim, depth=depth, heads=heads, patch=(2, self.patch, self.patch), qkv_bias='fused')
-        return VJEPA2Config(one(self.dim, self.depth, self.heads), one(self.pred_dim, self.pred_depth, self.pred_heads), mask_tokens=1)
+        def one(dim, depth, heads):
+            return ViTConfig(dim=dim, depth=depth, heads=heads, patch=(2, self.patch, self.patch), qkv_bias='fused')
+        return VJEPA2Config(one(self.dim, self.depth, self.heads),
+            one(self.pred_dim, self.pred_depth, self.pred_heads), mask_tokens=1)
     @property
     def grid(self): return Grid(self.frames//2, self.size//self.patch, self.size//self.patch)
     @property
@@ -63,7 +65,8 @@ class Setup:
 
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #394a669f
 setups = dict(toy=Setup(), # one core; then one GPU, then the published ViT-L
-    small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, pred_dim=192, pred_depth=6, pred_heads=6, n_obj=3, grain=.5,
+    small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, pred_dim=192, pred_depth=6, pred_heads=6,
+    n_obj=3, grain=.5,
         clips=100_000, steps=40_000, bs=128, lr=5e-4, labels=4096, n_valid=512, n_test=2048, epochs=20),
     paper=Setup(size=256, frames=16, patch=16, dim=1024, depth=24, heads=16, pred_dim=384, pred_depth=12, pred_heads=12,
         clips=22_000_000, steps=252_000, bs=3072, lr=5.25e-4))
@@ -100,9 +103,11 @@ def pretrain(r:Setup, # Setup
     device:str='cpu',  # Where to compute
 )->tuple:              # Model, history, health
     "Train a V-JEPA 2; begun again in the same folder, it goes on"
-    dls = clip_dls(clips, bs=min(r.bs, len(clips)), tfm=coloured, valid_tfm=plain, seed=seed, device=torch.device(device))
+    dls = clip_dls(clips, bs=min(r.bs, len(clips)), tfm=coloured, valid_tfm=plain, seed=seed,
+        device=torch.device(device))
     cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.steps//8), keep=1)]
-    learn = vjepa2_pretrainer(dls, fresh(r, seed, variant).to(device), lr=r.lr, momentum=r.momentum, warmup=.1, decay=.2, gen=seed,
+    learn = vjepa2_pretrainer(dls, fresh(r, seed, variant).to(device), lr=r.lr, momentum=r.momentum, warmup=.1,
+        decay=.2, gen=seed,
         health=max(1, r.steps//20), cbs=cbs + [Progress(report)]*(report is not None), **variants[variant][2])
     fit(learn, steps=r.steps, validate=False)
     return learn.model.eval(), learn.history.rows, learn.health.rows
@@ -117,7 +122,8 @@ def pretrain_job(ctx, setup:dict, seed:int, data:str, variant:str=''):
     loss = torch.tensor([o['loss'] for o in rows])
     k = max(1, len(loss)//40)
     curve = loss[:len(loss)//k*k].view(-1, k).mean(1)
-    return dict(loss=loss[-max(1, len(loss)//20):].mean().item(), curve=[[(i+1)*k for i in range(len(curve))], curve.tolist()],
+    return dict(loss=loss[-max(1, len(loss)//20):].mean().item(),
+        curve=[[(i+1)*k for i in range(len(curve))], curve.tolist()],
         health=[{k: o[k] for k in ('step','feature_std','effective_rank')} for o in health])
 
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #29e6c0c9
@@ -140,7 +146,8 @@ def views_of(model:VJEPA2, # Frozen
 )->dict:                    # Name to function of whole clips: tokens for the probe
     "What each arm's probe sees"
     def both(x): return torch.cat(model.anticipate(x, ahead), 1)
-    return {'encoder': lambda x: model.target_encoder(past_of(x)), 'encoder + predictor': lambda x: both(past_of(x)), 'last frame': lambda x: both(last_frame(x))}
+    return {'encoder': lambda x: model.target_encoder(past_of(x)), 'encoder + predictor': lambda x: both(past_of(x)),
+        'last frame': lambda x: both(last_frame(x))}
 
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #899526cc
 @torch.no_grad()
@@ -149,7 +156,8 @@ def frozen_tokens(view, # Function of whole clips
     device:str='cpu',   # Where the model is
 )->list:                # `Feats` of labelled, validation and test clips, standardised
     "What a probe is given"
-    def of(k): return Feats(torch.cat([view(to_input(c.to(device))).float().cpu() for c in d[k].split(128)]), d[f'{k}_y'])
+    def of(k):
+        return Feats(torch.cat([view(to_input(c.to(device))).float().cpu() for c in d[k].split(128)]), d[f'{k}_y'])
     return standardise(*map(of, ('label','valid','test')))
 
 def probe_job(ctx, setup:dict, seed:int, data:str, views:list, pre:str=None, variant:str=''):
@@ -159,17 +167,20 @@ def probe_job(ctx, setup:dict, seed:int, data:str, views:list, pre:str=None, var
     if pre: model.load_state_dict(load_file(ctx.folder(pre)/'model.safetensors'))
     for i,name in enumerate(views):
         train,valid,test = frozen_tokens(views_of(model, r.ahead)[name], d, ctx.device)
-        fits = dict(attentive=[attentive_probe(train, lr, epochs=r.epochs, heads=r.heads, seed=seed, classes=len(motions)) for lr in r.probe_lrs],
+        fits = dict(attentive=[attentive_probe(train, lr, epochs=r.epochs, heads=r.heads, seed=seed,
+            classes=len(motions)) for lr in r.probe_lrs],
             linear=[linear_probe(train, wd, 'ridge', len(motions)) for wd in (1e-2, 1.)])
         out[name] = {}
         for k,ps in fits.items():
             best = max(ps, key=lambda p: accuracy(p, valid))
-            out[name][k] = {f'recall@{n}': class_recall(best(test.x), test.y, n) for n in (1,3)} | dict(valid=accuracy(best, valid))
+            out[name][k] = {f'recall@{n}': class_recall(best(test.x), test.y, n)
+                for n in (1,3)} | dict(valid=accuracy(best, valid))
         ctx.tick(i+1, len(views), f"{name} {out[name]['attentive']['recall@1']:.0%}")
     return out
 
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #edd7fde2
-other_shapes = {'as trained': (1,1,1), 'twice as long': (2,1,1), 'twice as wide': (1,1,2), 'twice as high': (1,2,1)} # Times frames, height, width
+# Times frames, height, width
+other_shapes = {'as trained': (1,1,1), 'twice as long': (2,1,1), 'twice as wide': (1,1,2), 'twice as high': (1,2,1)}
 
 @torch.no_grad()
 def relative_error(model:VJEPA2, # Frozen
@@ -200,7 +211,8 @@ def shapes_job(ctx, setup:dict, seed:int, pres:dict):
     for variant,pre in pres.items():
         model = fresh(r, seed, variant).to(ctx.device).eval()
         model.load_state_dict(load_file(ctx.folder(pre)/'model.safetensors'))
-        out[variant or 'rotation'] = {k: relative_error(model, c, torch.Generator().manual_seed(0), ctx.device) for k,c in films.items()}
+        out[variant or 'rotation'] = {k: relative_error(model, c, torch.Generator().manual_seed(0), ctx.device) for k,
+            c in films.items()}
     return out
 
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #c0b80621
@@ -209,11 +221,13 @@ seen_by = ['encoder', 'encoder + predictor']
 
 def _train(r, s, variant=''):
     key = f"pretrain/{variant or 'faithful'}/seed{s}"
-    return Job(key, f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data=f'data/seed{s}', variant=variant), (f'data/seed{s}',), weight=r.steps*r.bs)
+    return Job(key, f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data=f'data/seed{s}', variant=variant),
+        (f'data/seed{s}',), weight=r.steps*r.bs)
 
 def _probe(r, s, name, views, pre=None, variant=''):
     args = dict(setup=asdict(r), seed=s, data=f'data/seed{s}', views=views, pre=pre, variant=variant)
-    return Job(f'probe/{name}/seed{s}', f'{here}:probe_job', args, (f'data/seed{s}', *[pre]*(pre is not None)), weight=len(views)*r.epochs*r.labels/8)
+    return Job(f'probe/{name}/seed{s}', f'{here}:probe_job', args, (f'data/seed{s}', *[pre]*(pre is not None)),
+        weight=len(views)*r.epochs*r.labels/8)
 
 def _seed_jobs(r, s, more):
     "Jobs of one seed"
@@ -226,7 +240,8 @@ def _seed_jobs(r, s, more):
     for v in filter(None, variants):
         yield _train(r, s, v)
         yield _probe(r, s, v, seen_by, f'pretrain/{v}/seed{s}', v)
-    yield Job(f'shapes/seed{s}', f'{here}:shapes_job', dict(setup=asdict(r), seed=s, pres={'': pre, 'fixed positions': fixed}), (pre, fixed), weight=500)
+    yield Job(f'shapes/seed{s}', f'{here}:shapes_job',
+        dict(setup=asdict(r), seed=s, pres={'': pre, 'fixed positions': fixed}), (pre, fixed), weight=500)
 
 def study_jobs(scale, seeds, variants=False, data=None):
     "All jobs of `vidlit reproduce vjepa2`"

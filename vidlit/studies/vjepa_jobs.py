@@ -61,7 +61,9 @@ class JepaSetup:
     looks:tuple = (100, 300) # Steps at which the encoder is kept
 
     @property
-    def enc(self): return ViTConfig(dim=self.dim, depth=self.depth, heads=self.heads, patch=(2, self.patch, self.patch), qkv_bias='fused')
+    def enc(self):
+        return ViTConfig(dim=self.dim, depth=self.depth, heads=self.heads, patch=(2, self.patch, self.patch),
+            qkv_bias='fused')
     @property
     def pred(self): return ViTConfig(dim=self.pred_dim, depth=self.pred_depth, heads=self.pred_heads, qkv_bias='fused')
     @property
@@ -75,9 +77,12 @@ def setup_of(d:dict)->JepaSetup:
     return JepaSetup(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})
 
 setups = dict(toy=JepaSetup(), # one core; then one GPU, then the published ViT-L
-    small=JepaSetup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, pred_dim=192, pred_depth=6, pred_heads=6, n_obj=3, clips=100_000,
-        steps=20_000, bs=128, momentum=.998, ratio=.9, labels=(256, 1024), more=(4096,), n_valid=512, n_test=2048, looks=(500, 2000, 10_000)),
-    paper=JepaSetup(size=224, frames=16, patch=16, dim=1024, depth=24, heads=16, pred_dim=384, pred_depth=12, pred_heads=16, clips=2_000_000,
+    small=JepaSetup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, pred_dim=192, pred_depth=6,
+    pred_heads=6, n_obj=3, clips=100_000,
+        steps=20_000, bs=128, momentum=.998, ratio=.9, labels=(256, 1024), more=(4096,), n_valid=512, n_test=2048,
+        looks=(500, 2000, 10_000)),
+    paper=JepaSetup(size=224, frames=16, patch=16, dim=1024, depth=24, heads=16, pred_dim=384, pred_depth=12,
+    pred_heads=16, clips=2_000_000,
         steps=90_000, bs=3072, lr=6.25e-4, momentum=.998, ratio=.9, labels=(1024, 240_436), draws=1))
 
 # %% ../../nbs/studies/vjepa_jobs.ipynb #cfd75e24
@@ -87,7 +92,8 @@ def wall(scene, # `Scene` of test worlds
 )->Tensor:      # int64 [b], index of `families`
     "Which texture the wall has, read off its parameters: dots have an offset, rings a radius"
     tex = scene.tex[:, 0]
-    return torch.where(tex[:, 24]<0, 0, torch.where(tex[:, 26]>0, 1, 2)) # 24: offset, 26: rings, as `draw_textures` lays them out
+    # 24: offset, 26: rings, as `draw_textures` lays them out
+    return torch.where(tex[:, 24]<0, 0, torch.where(tex[:, 26]>0, 1, 2))
 
 def walls(cfg:WorldConfig, # Worlds of the test families
     first:int,             # Seed of the first
@@ -103,9 +109,11 @@ def jepa_data(r:JepaSetup, # Setup
     tick=lambda i: None,   # Called with the number of unlabelled clips done
 )->dict:                   # 'clips'; 'label', 'valid', 'test' and their labels '..._y'
     "All data of one seed"
-    base,(tr,te) = (seed+1)*10**9,(directions(s, r.size, r.frames, r.n_obj, r.grain, noise=r.noise) for s in ('train', 'test'))
+    base,(tr,te) = (seed+1)*10**9,(directions(s, r.size, r.frames, r.n_obj, r.grain, noise=r.noise)
+        for s in ('train', 'test'))
     out = dict(clips=render(tr, base, r.clips, tick)[0])
-    for k,off,n in (('label', 10**8, max((r.pool, *r.more))), ('valid', 2*10**8, r.n_valid), ('test', 3*10**8, r.n_test)):
+    for k,off,n in (('label', 10**8, max((r.pool, *r.more))), ('valid', 2*10**8, r.n_valid),
+        ('test', 3*10**8, r.n_test)):
         out[k],out[f'{k}_y'] = walls(te, base+off, n)
     return out
 
@@ -124,7 +132,9 @@ def step_flops(r:JepaSetup, # Setup
     "What a training step costs (eq. 1)"
     n,gen = r.grid.n,torch.Generator().manual_seed(0)
     F,P = (lambda k: r.depth*block_flops(r.enc, k)), (lambda k: r.pred_depth*block_flops(r.pred, k))
-    each = [sum(F(o.keep.shape[1])+P(o.keep.shape[1]+o.targ.shape[1]) for o in multiblock3d(min(r.bs, 24), r.grid, gen, how='unbiased')) for _ in range(draws)] # 24: a device's batch
+    # 24: a device's batch
+    each = [sum(F(o.keep.shape[1])+P(o.keep.shape[1]+o.targ.shape[1])
+        for o in multiblock3d(min(r.bs, 24), r.grid, gen, how='unbiased')) for _ in range(draws)]
     return F(n)+3*sum(each)/draws, 3*(F(round(n*(1-r.ratio)))+P(n))
 
 def equal_steps(r:JepaSetup)->int:
@@ -133,8 +143,10 @@ def equal_steps(r:JepaSetup)->int:
     return round(r.steps*a/b)
 
 # %% ../../nbs/studies/vjepa_jobs.ipynb #47c67515
-arms = {'V-JEPA': {}, 'own target': dict(cls=OwnTarget, momentum=None), 'frozen target': dict(momentum=None), 'no stop': dict(cls=NoStop, momentum=None)}
-variants = {'smooth L1': dict(loss=smooth_l1), 'document mask': dict(masks=document_blocks), 'faithful cut': dict(how='faithful'),
+arms = {'V-JEPA': {}, 'own target': dict(cls=OwnTarget, momentum=None), 'frozen target': dict(momentum=None),
+    'no stop': dict(cls=NoStop, momentum=None)}
+variants = {'smooth L1': dict(loss=smooth_l1), 'document mask': dict(masks=document_blocks),
+    'faithful cut': dict(how='faithful'),
     'momentum .998': dict(momentum=.998)}
 painters = {'VideoMAE': {}, 'plain pixels': dict(target=target_raw)}
 
@@ -152,7 +164,8 @@ def fresh(r:JepaSetup, # Setup
 
 def fresh_mae(r:JepaSetup, seed:int, **parts)->VideoMAE:
     "The painter of pixels; its encoder starts as V-JEPA's"
-    mae = _start(VideoMAE(VideoMAEConfig(r.enc, r.pred), pos=sincos_3d, gen=torch.Generator().manual_seed(seed), **parts), seed)
+    mae = _start(VideoMAE(VideoMAEConfig(r.enc, r.pred), pos=sincos_3d, gen=torch.Generator().manual_seed(seed),
+        **parts), seed)
     mae.encoder.load_state_dict(fresh(r, seed).encoder.state_dict(), strict=False) # V-JEPA also keeps its positions
     return mae
 
@@ -164,11 +177,13 @@ def asked(arm:str)->str: # Name of an arm
 class Keep(Callback):
     "Keeps a network at some steps, and counts the seconds of all steps"
     order = 95 # before `Checkpoint`, which saves the count
-    def __init__(self, at, folder, part): self.at,self.folder,self.part,self.n,self.seconds = set(at),Path(folder),part,0,0.
+    def __init__(self, at, folder, part):
+        self.at,self.folder,self.part,self.n,self.seconds = set(at),Path(folder),part,0,0.
     def before_batch(self): self.t = time.perf_counter()
     def after_step(self):
         self.n,self.seconds = self.n+1,self.seconds+time.perf_counter()-self.t
-        if self.n in self.at: save_tensors(self.folder/f'look{self.n}.safetensors', getattr(self.learn.model, self.part).state_dict())
+        if self.n in self.at:
+            save_tensors(self.folder/f'look{self.n}.safetensors', getattr(self.learn.model, self.part).state_dict())
     def state_dict(self): return dict(n=self.n, seconds=self.seconds)
     def load_state_dict(self, s): self.n,self.seconds = s['n'],s['seconds']
 
@@ -212,7 +227,8 @@ def train_arm(r:JepaSetup, # Setup
     at = {round(s*steps/r.steps) for s in r.looks}
     keep = Keep(at, folder, asked(arm))
     dls = clip_dls(clips, bs=min(r.bs, len(clips)), tfm=plain, valid_tfm=plain, seed=seed, device=torch.device(device))
-    cbs = [Seeded(seed), keep, Checkpoint(Path(folder)/'ckpt', every=max(50, steps//8), keep=1)] + [Progress(report)]*(report is not None)
+    cbs = [Seeded(seed), keep,
+        Checkpoint(Path(folder)/'ckpt', every=max(50, steps//8), keep=1)] + [Progress(report)]*(report is not None)
     learn = (mae_learner if paint else jepa_learner)(r, dls, seed, arm, cbs)
     learn.model.to(device)
     fit(learn, steps=steps, validate=False)
@@ -222,20 +238,25 @@ def train_job(ctx, setup:dict, seed:int, data:str, arm:str):
     "Pretrain one arm on the worlds of one seed"
     r = setup_of(setup)
     def say(info): ctx.tick(info['done'], info['total'], f"loss {info['loss']:.3f}")
-    learn,keep = train_arm(r, load_file(ctx.folder(data)/'data.safetensors')['clips'], seed, arm, ctx.path, say, ctx.device)
+    learn,keep = train_arm(r, load_file(ctx.folder(data)/'data.safetensors')['clips'], seed, arm, ctx.path, say,
+        ctx.device)
     save_tensors(ctx.path/'encoder.safetensors', getattr(learn.model, asked(arm)).state_dict())
     health = getattr(learn, 'health', None)
-    rows = [] if health is None else [{k: o.get(k) for k in ('step', 'feature_std', 'effective_rank')} for o in health.rows]
-    low = [o['step'] for o in rows if o['feature_std']<health.min_std] # the line that was set before the runs; `fallen` has another
+    rows = ([] if health is None
+        else [{k: o.get(k) for k in ('step', 'feature_std', 'effective_rank')} for o in health.rows])
+    # the line that was set before the runs; `fallen` has another
+    low = [o['step'] for o in rows if o['feature_std']<health.min_std]
     loss = [o['loss'] for o in learn.history.rows]
-    return dict(steps=keep.n, seconds=keep.seconds, looks=sorted(keep.at), curve=curve_of(loss), health=rows, flagged=low[0] if low else None, setup=setup)
+    return dict(steps=keep.n, seconds=keep.seconds, looks=sorted(keep.at), curve=curve_of(loss), health=rows,
+        flagged=low[0] if low else None, setup=setup)
 
 # %% ../../nbs/studies/vjepa_jobs.ipynb #eef440cb
 def _standard(r, d, enc, device):
     "Frozen tokens of the three splits"
     enc = enc.eval()
     def of(k):
-        with torch.no_grad(): return Feats(torch.cat([enc(to_input(c.to(device))).float().cpu() for c in d[k].split(128)]), d[f'{k}_y'])
+        with torch.no_grad():
+            return Feats(torch.cat([enc(to_input(c.to(device))).float().cpu() for c in d[k].split(128)]), d[f'{k}_y'])
     return [of(k) for k in ('label', 'valid', 'test')]
 
 def _linear(tr, r, wd): return linear_probe(tr, wd, 'ridge', len(families))
@@ -243,7 +264,8 @@ def _attentive(tr, r, lr):
     n = len(tr.y)
     return attentive_probe(tr, lr, epochs=max(1, r.probe_steps*min(64, n)//n), heads=r.heads, classes=len(families))
 
-fits = dict(linear=[partial(_linear, wd=o) for o in (1e-3, 1e-2, 1e-1)], attentive=[partial(_attentive, lr=o) for o in (1e-3, 3e-3)])
+fits = dict(linear=[partial(_linear, wd=o) for o in (1e-3, 1e-2, 1e-1)],
+    attentive=[partial(_attentive, lr=o) for o in (1e-3, 3e-3)])
 
 def probe_arm(r:JepaSetup, # Setup
     d:dict,                # Tensors of `jepa_data`
@@ -256,18 +278,22 @@ def probe_arm(r:JepaSetup, # Setup
     pool,valid,test = _standard(r, d, enc, device)
     out = {str(n): {} for n in labels}
     for n in labels:
-        sets = [standardise(Feats(pool.x[i*n:(i+1)*n], pool.y[i*n:(i+1)*n]), valid, test) for i in range(min(r.draws, len(pool.y)//n))]
+        sets = [standardise(Feats(pool.x[i*n:(i+1)*n], pool.y[i*n:(i+1)*n]), valid, test)
+            for i in range(min(r.draws, len(pool.y)//n))]
         for k in which:
             tried = [[(accuracy(p, va), accuracy(p, te)) for tr,va,te in sets for p in [fit(tr, r)]] for fit in fits[k]]
-            best = max(tried, key=lambda t: sum(v for v,_ in t)) # one setting for all sets, by their mean on validation clips
+            # one setting for all sets, by their mean on validation clips
+            best = max(tried, key=lambda t: sum(v for v,_ in t))
             out[str(n)][k] = sum(t for _,t in best)/len(best)
     return out
 
-def probe_job(ctx, setup:dict, seed:int, data:str, labels:list, arm:str=None, pre:str=None, look:int=0, which:tuple=('linear', 'attentive')):
+def probe_job(ctx, setup:dict, seed:int, data:str, labels:list, arm:str=None, pre:str=None, look:int=0,
+    which:tuple=('linear', 'attentive')):
     "Probe a frozen encoder: untrained, at a look, or at the end"
     r,d = setup_of(setup),load_file(ctx.folder(data)/'data.safetensors')
     enc = (fresh_mae(r, seed) if arm in painters else fresh(r, seed)).encoder.to(ctx.device)
-    if pre: enc.load_state_dict(load_file(ctx.folder(pre)/(f'look{look}.safetensors' if look else 'encoder.safetensors')))
+    if pre:
+        enc.load_state_dict(load_file(ctx.folder(pre)/(f'look{look}.safetensors' if look else 'encoder.safetensors')))
     return probe_arm(r, d, enc, tuple(labels), tuple(which), ctx.device)
 
 # %% ../../nbs/studies/vjepa_jobs.ipynb #95efa3e2
@@ -277,13 +303,15 @@ def _probe(r, s, arm=None, look=0, labels=None, which=('linear', 'attentive')):
     "A probing job; without an arm, of the untrained network"
     data,pre = f'data/seed{s}',f'train/{arm}/seed{s}' if arm else None
     at = round(look*equal_steps(r)/r.steps) if arm in painters else look
-    args = dict(setup=asdict(r), seed=s, data=data, labels=list(labels or r.labels), arm=arm, pre=pre, look=at, which=list(which))
+    args = dict(setup=asdict(r), seed=s, data=data, labels=list(labels or r.labels), arm=arm, pre=pre, look=at,
+        which=list(which))
     where = (f'look{look}/' if look else 'end/') + (arm or 'untrained')
     return Job(f'probe/{where}/seed{s}', f'{here}:probe_job', args, (data, *[pre]*bool(pre)), weight=8)
 
 def _train(r, s, arm):
     "A training job"
-    return Job(f'train/{arm}/seed{s}', f'{here}:train_job', dict(setup=asdict(r), seed=s, data=f'data/seed{s}', arm=arm), (f'data/seed{s}',), weight=40)
+    return Job(f'train/{arm}/seed{s}', f'{here}:train_job',
+        dict(setup=asdict(r), seed=s, data=f'data/seed{s}', arm=arm), (f'data/seed{s}',), weight=40)
 
 headline = ('V-JEPA', *painters) # Trained without `--variants`
 
@@ -301,13 +329,15 @@ def _variants(r, s):
         if a not in headline:
             yield _train(r, s, a)
             yield _probe(r, s, a, labels=r.labels[-1:])
-        for look in r.looks: yield _probe(r, s, a, look, r.labels[-1:], ('linear', 'attentive') if a in headline else ('linear',))
+        for look in r.looks:
+            yield _probe(r, s, a, look, r.labels[-1:], ('linear', 'attentive') if a in headline else ('linear',))
     for a in variants:
         yield _train(r, s, a)
         yield _probe(r, s, a, labels=r.labels[-1:])
     yield Job(f'data/fresh{s}', f'{here}:data_job', dict(setup=asdict(r), seed=200+s), weight=25)
     for a in ('V-JEPA', 'own target'): # seeds that the monitor's second line was not drawn on
-        yield Job(f'fresh/{a}/seed{s}', f'{here}:train_job', dict(setup=asdict(r), seed=200+s, data=f'data/fresh{s}', arm=a), (f'data/fresh{s}',), weight=40)
+        yield Job(f'fresh/{a}/seed{s}', f'{here}:train_job',
+            dict(setup=asdict(r), seed=200+s, data=f'data/fresh{s}', arm=a), (f'data/fresh{s}',), weight=40)
     more = replace(r, labels=r.labels+r.more)
     for a in (None, 'V-JEPA', *painters):
         j = _probe(more, s, a, labels=r.more)

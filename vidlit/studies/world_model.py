@@ -27,7 +27,8 @@ def _values(res, what, kind='held', d='2d'): # {arm: numbers over seeds} for one
 
 readings = {'one step ahead, features': lambda o: o['forced']/o['still'],
     'imagined from the first frame, features': lambda o: o['rolled'][-1]/o['still_rolled'][-1],
-    'ball after one imagined step, metres': lambda o: o['where'][0], 'ball after all imagined steps, metres': lambda o: o['where'][-1],
+    'ball after one imagined step, metres': lambda o: o['where'][0],
+    'ball after all imagined steps, metres': lambda o: o['where'][-1],
     'action of least energy, metres from the true one': lambda o: o['action'] and o['action']['chosen']}
 
 # %% ../../nbs/studies/06_world_model.ipynb #ec5a5903
@@ -40,7 +41,8 @@ def _compared(res):
         if 'ball' in name:
             i = 0 if 'one' in name else -1
             arms['nothing changes'] = [v['held']['where_still'][i] for v in by_seed(res, 'score/told/2d')]
-        if 'energy' in name: arms['an action at random'] = [v['held']['action']['random'] for v in by_seed(res, 'score/told/2d')]
+        if 'energy' in name:
+            arms['an action at random'] = [v['held']['action']['random'] for v in by_seed(res, 'score/told/2d')]
         out += [compare(arms, 'told', b, name) for b in arms if b != 'told']
     return out
 
@@ -53,7 +55,8 @@ def _curves(res, key): # Arms over imagined steps
         curves = [v['held'][key] for v in by_seed(res, f'score/{a}/2d')]
         return curves and band_of([(range(1, len(c)+1), c) for c in curves], low=0.)
     out = {a: line(a, key) for a in _arms if key == 'where' or a != 'random eye'}
-    return {k: v for k,v in out.items() if v} | {'nothing changes': line('told', 'still_rolled' if key == 'rolled' else 'where_still')}
+    return {k: v for k,v in out.items()
+        if v} | {'nothing changes': line('told', 'still_rolled' if key == 'rolled' else 'where_still')}
 
 # %% ../../nbs/studies/06_world_model.ipynb #19461fe8
 @torch.no_grad()
@@ -97,14 +100,19 @@ def summary(res:dict, # Results by key
             rows += [{'reading': name} | o for o in arm_rows(arms, 'value', low=0.)]
     figs = [save_figure(root, 'where.png', show_curves(_curves(res, 'where'), 'imagined steps', 'metres off'),
         'How far the ball, read from imagined features, is from where it is; bands are 95 % intervals over seeds.'),
-        save_figure(root, 'rolled.png', show_curves(_curves(res, 'rolled'), 'imagined steps', 'L1 of features'), 'Error of imagined features.')]
+        save_figure(root, 'rolled.png', show_curves(_curves(res, 'rolled'), 'imagined steps', 'L1 of features'),
+        'Error of imagined features.')]
     if (Path(root)/'jobs'/'world'/'told'/'2d'/'seed0'/'world.safetensors').exists():
-        figs.append(save_figure(root, 'imagined.png', _pictures(root, res), 'True films, and the nearest true frames to what was imagined from the first frame and the actions.'))
-    ask = dict(action=('one step ahead, features', 'blind'), still=('one step ahead, features', 'nothing changes'), energy=('action of least energy', 'an action at random'),
-        long=('ball after all imagined', 'blind'), eye=('ball after one imagined', 'random eye'), lstm=('ball after one imagined', 'document'),
+        figs.append(save_figure(root, 'imagined.png', _pictures(root, res),
+            'True films, and the nearest true frames to what was imagined from the first frame and the actions.'))
+    ask = dict(action=('one step ahead, features', 'blind'), still=('one step ahead, features', 'nothing changes'),
+        energy=('action of least energy', 'an action at random'),
+        long=('ball after all imagined', 'blind'), eye=('ball after one imagined', 'random eye'),
+        lstm=('ball after one imagined', 'document'),
         lstm_long=('ball after all imagined', 'document'), rollout=('ball after all imagined', 'no rollout'))
     facts = {k: _fact(c) for k,(m,b) in ask.items() for c in cmp if c['metric'].startswith(m) and c['b'] == b}
-    return dict(rows=rows, paired=cmp, figures=figs, facts=facts, headline=f"Held-out arenas. {facts['action']['text']}; {facts['energy']['text']}.")
+    return dict(rows=rows, paired=cmp, figures=figs, facts=facts,
+        headline=f"Held-out arenas. {facts['action']['text']}; {facts['energy']['text']}.")
 
 # %% ../../nbs/studies/06_world_model.ipynb #421142bd
 def cost(scale:str # 'toy', 'small' or 'paper'
@@ -115,7 +123,8 @@ def cost(scale:str # 'toy', 'small' or 'paper'
     with torch.device('meta'):
         p = ACPredictor(cfg)
         tok,act,state = torch.empty(1, t-1, cfg.n, cfg.dim),torch.empty(1, t-1, cfg.acts),torch.empty(1, t-1, cfg.acts)
-        with FlopCounterMode(display=False) as flops: (p(tok, act, state).sum()+p(tok[:, :2], act[:, :2], state[:, :2], last=True).sum()).backward()
+        with FlopCounterMode(display=False) as flops:
+            (p(tok, act, state).sum()+p(tok[:, :2], act[:, :2], state[:, :2], last=True).sum()).backward()
     one = flops.get_total_flops()
     return [dict(scale=scale, params=round(count_params(p)/1e6, 1), tokens=(t-1)*(cfg.cond+cfg.n), steps=steps,
         gflop=round(one/1e9, 2), exaflop=round(one*bs*steps/1e18, 4))]

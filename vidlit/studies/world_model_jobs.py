@@ -71,7 +71,8 @@ class WorldSetup:
     def hw(self): return (self.size//self.patch,)*2
     @property
     def predictor(self): # Sizes of the predictor
-        return ACConfig(self.dim, self.hw, self.dims, ViTConfig(dim=self.dim, depth=self.depth, heads=self.heads, qkv_bias='fused'))
+        return ACConfig(self.dim, self.hw, self.dims,
+            ViTConfig(dim=self.dim, depth=self.depth, heads=self.heads, qkv_bias='fused'))
     @property
     def mae(self): # Sizes of the encoder's training
         enc = ViTConfig(dim=self.dim, depth=self.eye_depth, heads=self.heads, patch=(2, self.patch, self.patch))
@@ -91,7 +92,8 @@ def trajectories(
 )->tuple: # frames uint8 [n, 3, t, h, w], actions [n, t-1, dims], states [n, t, dims]
     "Random walks in arenas of their own"
     cfg,out = replace(r.world, split=split),[]
-    act = random_actions(n, r.frames-1, r.dims, r.go*(1.4 if r.dims == 6 else 1), torch.Generator().manual_seed(first%2**32))
+    act = random_actions(n, r.frames-1, r.dims, r.go*(1.4 if r.dims == 6 else 1),
+        torch.Generator().manual_seed(first%2**32))
     for i in range(0, n, 256):
         w = Arena(range(first+i, first+min(i+256, n)), cfg, r.dims).rollout(act[i:i+256], truth=False)
         out.append(((w.clip*255).round().byte(), w.action, w.state))
@@ -121,7 +123,9 @@ def new_world(
     "Encoder and predictor of a setup"
     gen = torch.Generator().manual_seed(seed)
     mae = alike(VideoMAE(r.mae, pos=sincos_3d, target=target_raw, gen=gen))
-    if predictor is None: predictor = CrossPredictor(r.predictor, gen) if r.kind == 'document' else still_start(ACPredictor(r.predictor, gen), gen)
+    if predictor is None:
+        predictor = (CrossPredictor(r.predictor, gen) if r.kind == 'document'
+            else still_start(ACPredictor(r.predictor, gen), gen))
     return WorldModel(mae.encoder.eval(), predictor, r.auto_steps)
 
 # %% ../../nbs/studies/world_model_jobs.ipynb #80e7eff1
@@ -137,8 +141,10 @@ def train_eye(
     gen = torch.Generator().manual_seed(seed)
     mae = alike(VideoMAE(r.mae, pos=sincos_3d, target=target_raw, gen=gen)).to(device)
     dls = clip_dls(frames, bs=r.bs, tfm=plain, valid_tfm=plain, seed=seed, device=torch.device(device))
-    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.eye_steps//4), keep=1)] + [Progress(report)]*(report is not None)
-    if r.eye == 'videomae': fit(pretrainer(dls, mae, ratio=.75, lr=1e-3, warmup=.1, gen=seed, cbs=cbs), steps=r.eye_steps, validate=False)
+    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.eye_steps//4), keep=1)] + [
+        Progress(report)]*(report is not None)
+    if r.eye == 'videomae':
+        fit(pretrainer(dls, mae, ratio=.75, lr=1e-3, warmup=.1, gen=seed, cbs=cbs), steps=r.eye_steps, validate=False)
     return mae.encoder.eval()
 
 # %% ../../nbs/studies/world_model_jobs.ipynb #6e396c1c
@@ -154,8 +160,10 @@ def train_predictor(
     frames,act,state = data
     device = next(wm.parameters()).device
     tok = torch.cat([wm.encode(f.to(device)) for f in frames.split(256)]) if frames.ndim == 5 else frames
-    dl = DataLoader(TensorDataset(tok, act.to(device), state.to(device)), r.bs, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed))
-    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.steps//6), keep=1)] + [Progress(report)]*(report is not None)
+    dl = DataLoader(TensorDataset(tok, act.to(device), state.to(device)), r.bs, shuffle=True, drop_last=True,
+        generator=torch.Generator().manual_seed(seed))
+    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.steps//6), keep=1)] + [Progress(report)]*(
+        report is not None)
     learn = world_learner(DataLoaders(dl, dl, device=device), wm, lr=r.lr, warmup=.05, decay=.3, cbs=cbs)
     fit(learn, steps=r.steps, validate=False)
     wm.eval()
@@ -168,7 +176,8 @@ def world_data_job(ctx, setup:dict, seed:int):
     "Trajectories of one seed: to train on, held out, and held out with other textures"
     r,base = WorldSetup(**setup),(seed+1)*10**9+10**6*setup['dims']
     out = {}
-    for k,(off,n,split) in dict(train=(0, r.n_train, 'train'), held=(10**8, r.n_test, 'train'), test=(2*10**8, r.n_test, 'test')).items():
+    for k,(off,n,split) in dict(train=(0, r.n_train, 'train'), held=(10**8, r.n_test, 'train'),
+        test=(2*10**8, r.n_test, 'test')).items():
         got = trajectories(r, base+off, n, split, lambda i, n=n: ctx.tick(i, n, k))
         out.update({f'{k}_{p}': v for p,v in zip(('frames', 'actions', 'states'), got)})
     save_tensors(ctx.path/'data.safetensors', out)
@@ -193,11 +202,13 @@ def world_job(ctx, setup:dict, seed:int, data:str, eye:str=None, arm:str='told')
     wm = new_world(r, seed).to(ctx.device)
     if eye: wm.encoder.load_state_dict(load_file(ctx.folder(eye)/'eye.safetensors'))
     frames,act,state = part(load_file(ctx.folder(data)/'data.safetensors'), 'train')
-    rows = train_predictor(r, wm, (frames, torch.zeros_like(act) if arm == 'blind' else act, state), seed, ctx.path, _say(ctx))
+    rows = train_predictor(r, wm, (frames, torch.zeros_like(act) if arm == 'blind' else act, state), seed, ctx.path,
+        _say(ctx))
     save_tensors(ctx.path/'world.safetensors', {k: v.cpu() for k,v in wm.state_dict().items()})
     loss = torch.tensor([o['loss'] for o in rows])
     k = max(1, len(loss)//40)
-    return dict(curve=[[(i+1)*k for i in range(len(loss)//k)], loss[:len(loss)//k*k].view(-1, k).mean(1).tolist()], setup=setup)
+    return dict(curve=[[(i+1)*k for i in range(len(loss)//k)], loss[:len(loss)//k*k].view(-1, k).mean(1).tolist()],
+        setup=setup)
 
 # %% ../../nbs/studies/world_model_jobs.ipynb #a0caf201
 def load_world(
@@ -234,7 +245,8 @@ class Readout:
         x = tok.flatten(1).double()
         self.mean,self.at = x.mean(0),pos.double().mean(0)
         x = x-self.mean
-        self.w = torch.linalg.solve(x.T@x+wd*len(x)*torch.eye(x.shape[1], dtype=x.dtype, device=x.device), x.T@(pos.double()-self.at))
+        self.w = torch.linalg.solve(x.T@x+wd*len(x)*torch.eye(x.shape[1], dtype=x.dtype, device=x.device),
+            x.T@(pos.double()-self.at))
 
     def __call__(self, tok): return ((tok.flatten(-2).double()-self.mean)@self.w+self.at).float()
 
@@ -258,7 +270,8 @@ def chosen_action(
         c[0] = actions[i, 0]
         far = (c-c[0]).flatten(1).norm(dim=1)
         energy = (wm.rollout(tok[i:i+1, 0], states[i:i+1, 0], c)[:, 0]-tok[i, 1]).abs().mean((1, 2))
-        got.append(torch.stack((far[energy == energy.min()].mean(), far[1:].min(), far[1:].mean())))  # candidates of equal energy count alike
+        # candidates of equal energy count alike
+        got.append(torch.stack((far[energy == energy.min()].mean(), far[1:].min(), far[1:].mean())))
     return dict(zip(('chosen', 'nearest', 'random'), torch.stack(got).mean(0).tolist()))
 
 # %% ../../nbs/studies/world_model_jobs.ipynb #9ee6a0db
@@ -275,15 +288,19 @@ def score_world(
     tok = torch.cat([wm.encode(f) for f in test[0].split(256)])
     act,state = torch.zeros_like(test[1]) if blind else test[1],test[2]
     some = slice(0, 1024)
-    read = Readout(torch.cat([wm.encode(f) for f in train[0][some].split(256)]).flatten(0, 1), place(r, train[2][some]).flatten(0, 1))
-    forced = torch.cat([ac_loss(wm.predictor, *o, wm.auto_steps).forced for o in zip(tok.split(64), act.split(64), state.split(64))])
+    read = Readout(torch.cat([wm.encode(f) for f in train[0][some].split(256)]).flatten(0, 1),
+        place(r, train[2][some]).flatten(0, 1))
+    forced = torch.cat([ac_loss(wm.predictor, *o, wm.auto_steps).forced
+        for o in zip(tok.split(64), act.split(64), state.split(64))])
     told = (lambda s, a: s) if blind else move_by
-    ahead = torch.cat([wm.rollout(z, s, a, told) for z,s,a in zip(tok[:, 0].split(64), state[:, 0].split(64), act.split(64))])
+    ahead = torch.cat([wm.rollout(z, s, a, told) for z,s,
+        a in zip(tok[:, 0].split(64), state[:, 0].split(64), act.split(64))])
     def l1(x, y): return (x-y).abs().mean((0, 2, 3)).tolist()
     def off(x): return (read(x)-place(r, state[:, 1:])).norm(dim=-1).mean(0).tolist()
     first = tok[:, :1].expand(-1, act.shape[1], -1, -1)
     gen = torch.Generator().manual_seed(seed)
-    return dict(forced=(forced-tok[:, 1:]).abs().mean().item(), still=(tok[:, :-1]-tok[:, 1:]).abs().mean().item(), rolled=l1(ahead, tok[:, 1:]),
+    return dict(forced=(forced-tok[:, 1:]).abs().mean().item(), still=(tok[:, :-1]-tok[:, 1:]).abs().mean().item(),
+        rolled=l1(ahead, tok[:, 1:]),
         still_rolled=l1(first, tok[:, 1:]), where=off(ahead), where_still=off(first), where_true=off(tok[:, 1:]),
         action=chosen_action(wm, tok[:64], test[1][:64], state[:64], gen=gen) if not blind else None)
 
@@ -309,5 +326,7 @@ def world_jobs(scale, seeds, variants=False, data=None): # Jobs of the experimen
     for s in seeds:
         out += world_jobs_of(r, s)[:2]
         out += [*_world(r, s, 'told'), *_world(r, s, 'blind')]
-        if variants: out += [*_world(r, s, 'random eye', eye=False), *_world(r, s, 'document', kind='document'), *_world(r, s, 'no rollout', auto_steps=1)]
+        if variants:
+            out += [*_world(r, s, 'random eye', eye=False), *_world(r, s, 'document', kind='document'),
+                *_world(r, s, 'no rollout', auto_steps=1)]
     return out

@@ -164,7 +164,7 @@ def resolve_name(host, port): # Addresses of a name, as text
 # for protocols, tunnels, books
 _inner = [ipaddress.ip_network(o)
     for o in ('192.0.0.0/24', '192.88.99.0/24', '2001::/23', '2001:db8::/32', '2002::/16', '2620:4f:8000::/48',
-    '3fff::/20')]
+        '3fff::/20')]
 # all that is given out; outside lie loopback, local, site-local, mapped and translated (NAT64) forms
 _open6 = ipaddress.ip_network('2000::/3')
 

@@ -80,7 +80,7 @@ def run_stage(
     if not stage.labels: raise ValueError(f"stage {stage.name!r} has no labels: it is a pretraining, see `pretrainer`")
     return finetune(model, dls,
         **{**dict(epochs=None if 'steps' in kw else stage.epochs, lr=stage.lr, wd=stage.wd,
-        layer_decay=stage.layer_decay), **kw})
+            layer_decay=stage.layer_decay), **kw})
 
 # %% ../../nbs/pretrain/videomae_v2_scaling.ipynb #0796fce3
 def narrow(

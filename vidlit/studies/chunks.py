@@ -21,7 +21,8 @@ def _bar(res, m):
     text = (
         f"{m}, by seed: borders aligned and faded step {said('aligned', 'seam')} times as far as the rest of the "
         f"film (the same steps without borders: {said('one go', 'seam')}), discarded {said('discarded', 'seam', 1)}; ")
-    text += f"the worst border against the same steps without it {said('aligned', 'worst')}, discarded {said('discarded', 'worst', 1)}"
+    text += f"the worst border against the same steps without it {said('aligned', 'worst')}, "
+    text += f"discarded {said('discarded', 'worst', 1)}"
     return dict(text=text, supports=True if max(v)<=1.1 else None if max(w)<=1.1 else False)
 
 def _dealt(res, m):
@@ -32,7 +33,9 @@ def _dealt(res, m):
         f"seed: {', '.join(format(o['off'], 'g') for o in got)}; the worst border against the same steps without it "
         f"{', '.join(format(o['worst'], '.2f') for o in got)}; ")
     said = lambda i: ', '.join(format(o['fades'][i], '.2f') for o in got)
-    text += f"step at borders over the rest of the film {', '.join(format(o['seam'], '.2f') for o in got)}, over the other fades between windows {said(0)}, where those fades step {said(1)} times as far as the frames between"
+    text += f"step at borders over the rest of the video {', '.join(format(o['seam'], '.2f') for o in got)}, "
+    text += f"over the other fades between windows {said(0)}, "
+    text += f"where those fades step {said(1)} times as far as the frames between"
     return dict(text=text, supports=max(o['worst'] for o in got)<=1.1)
 
 def facts_of(res)->dict: # Name to text and whether it supports

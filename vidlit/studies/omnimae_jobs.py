@@ -22,7 +22,8 @@ from ..nn.tokens import sincos_3d
 from ..train.callbacks import Accumulate, Progress, fit
 from ..nn.vit import ViTConfig
 from ..worlds.worlds import WorldConfig, make_worlds
-from .pretrain_common import Watch, alike, coloured, directions, motions, probe_frozen, render, right, save_tensors, scores, splits, to_input
+from .pretrain_common import Watch, alike, coloured, directions, motions, probe_frozen, render, right
+from .pretrain_common import save_tensors, scores, splits, to_input
 from ..pretrain.omni_batches import omni_dls, omni_mask, paired_order, shuffled_order
 from ..pretrain.omnimae import OmniMAE, OmniMAEConfig, omni_pretrainer
 from ..pretrain.omnimae_variants import SplitOmniMAE, document_weights, modal_groups
@@ -75,11 +76,11 @@ class Setup:
 # %% ../../nbs/studies/omnimae_jobs.ipynb #aed6692d
 setups = dict(toy=Setup(),
     small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=16,
-    n_obj=3, grain=.5, films=50_000,
+        n_obj=3, grain=.5, films=50_000,
         stills=200_000, steps=40_000, bs=512, video_bs=64, views=4, lr=8e-4, film_ratio=.9, ft_steps=2000, ft_bs=64,
         n_valid=512, n_test=2048),
     paper=Setup(size=224, frames=16, patch=16, dim=768, depth=12, heads=12, dec_dim=384, dec_depth=4, dec_heads=16,
-    films=168_913,
+        films=168_913,
         stills=1_281_167, steps=800*(1_281_167+168_913)//2048, bs=2048, video_bs=2048, views=4, lr=1.6e-3,
         film_ratio=.9))
 
@@ -105,7 +106,7 @@ def placed(cfg:WorldConfig, # Worlds of one frame
 def still_splits(seed:int, # Of the study
     r:Setup,               # Setup
     tick=lambda i: None,   # Called with the number of unlabelled stills done
-)->dict:                   # 'stills'; 'place', 'place_valid', 'place_test' and their labels '..._y'; stills are clips of one frame
+)->dict:                   # 'stills' (clips of one frame); 'place', 'place_valid', 'place_test', labels '..._y'
     "All stills of one seed"
     base,out = (seed+1)*10**9+5*10**8,{}
     tr,te = (directions(s, frames=1, **r.world) for s in ('train', 'test'))

@@ -98,7 +98,7 @@ def _figures(res, root, d):
     if by_seed(res, f'curve/{d}d'):
         figs.append(save_figure(root, f'rollouts{d}.png',
             show_curves(_curves(res, d), 'rollouts a plan', 'success', logx=True),
-        f'Success against rollouts a plan, {d} numbers an action; bands are 95 % intervals over seeds.'))
+            f'Success against rollouts a plan, {d} numbers an action; bands are 95 % intervals over seeds.'))
     t = load_file(Path(root)/'jobs'/f'land/{d}d/seed0'/'land.safetensors')
     figs.append(save_figure(root, f'land{d}.png', show_landscapes(t['energy'], t['x'], t['y'], t['true']),
         'Energy over single actions along the ground (metres): low is dark; cross: the true action; ring: the lowest '

@@ -53,7 +53,7 @@ class PlanSetup:
 
 plan_setups = dict(toy=PlanSetup(),
     small=PlanSetup(dict(eye='random', n_train=40_000, steps=40_000, dim=192, depth=4, heads=6, bs=64), goals=200,
-    samples=400, elites=10, iters=10, budgets=(8, 32, 128, 512, 2048), curve_goals=100, states=500))
+        samples=400, elites=10, iters=10, budgets=(8, 32, 128, 512, 2048), curve_goals=100, states=500))
 
 # %% ../../nbs/studies/planner_jobs.ipynb #aa070f5d
 def arenas(
@@ -121,7 +121,7 @@ def make_tasks(
 
 # %% ../../nbs/studies/planner_jobs.ipynb #70cd0ae0
 class Ride(namedtuple('Ride', 'states actions off turned seconds')):
-    "States (a list), actions `[b, k, da]`, metres from the goal `[b, k+1]`, radians from its rotation `[b, k+1]`, seconds spent in the policy"
+    "States, actions `[b, k, da]`, metres and radians from the goal `[b, k+1]`, seconds spent in the policy"
     __slots__ = ()
 
 def ride(
@@ -160,7 +160,7 @@ def score(
     r:Ride, # A ride
     radius:float=.2, # Arrived: at most so far, metres
 )->dict: # JSON-able
-    "Success (within the radius after the last action), whether it was ever there, final distance, steps until first there"
+    "Success (in the radius after the last action), ever there?, final distance, steps until first there"
     there = r.off <= radius
     first = torch.where(there.any(1), there.float().argmax(1), r.off.shape[1])
     return dict(success=there[:, -1].float().mean().item(), hits=[int(there[:, -1].sum()), len(there)],

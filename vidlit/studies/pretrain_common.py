@@ -195,6 +195,6 @@ def probe_frozen(train, # `Feats` of the labelled clips, tokens standardised
     epochs = epochs or max(1, round(300*64/max(64, len(train.y))))
     fits = dict(linear=lambda: [linear_probe(train, wd, classes=classes) for wd in wds],
         attentive=lambda: [attentive_probe(train, lr, epochs=epochs, heads=heads, seed=seed, classes=classes)
-        for lr in lrs])
+            for lr in lrs])
     best = {k: max(fits[k](), key=lambda p: accuracy(p, valid)) for k in which}
     return {k: dict(valid=accuracy(p, valid), test=accuracy(p, test)) for k,p in best.items()}

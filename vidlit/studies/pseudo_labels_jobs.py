@@ -29,7 +29,8 @@ from .depth_common import curve_of, going, keep_tensors, loaders, run_training
 from ..depth.measure import accuracy, align, frame_errors
 from ..depth.images import Rules
 from ..depth.pseudo_labels import LabelSet, Labels, Teacher, consistency, document_confidence, label_images
-from ..depth.student import Mirror, document_colour, document_labelled, document_loss, student_from, student_learner
+from ..depth.student import Mirror, document_colour, document_labelled, document_loss, student_from
+from ..depth.student import student_learner
 
 # %% ../../nbs/studies/pseudo_labels_jobs.ipynb #76698351
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def network(r:PseudoSetup, wide:bool=False)->DepthAnythingConfig: # The teacher'
 
 setups = dict(toy=PseudoSetup(), # one core; then one GPU
     small=PseudoSetup(size=224, patch=14, dim=384, wide=768, depth=12, heads=6, features=64, out=(48,96,192,384),
-    labelled=5000, pool=100_000, n_test=2000,
+        labelled=5000, pool=100_000, n_test=2000,
         prior_steps=20_000, prior_bs=256, steps=20_000, bs=16, lr=2e-4, enc_ratio=.1))
 
 # %% ../../nbs/studies/pseudo_labels_jobs.ipynb #4435e3ad

@@ -31,12 +31,12 @@ questions = dict( # arm, the arm it is held against, what is asked
     pixels_random=('student from pixels', 'random student', 'the student from pixels against an untrained one'),
     labels=('student', 'student, pretrained teacher', 'a fine-tuned against a pretrained-only teacher'),
     unlabelled=('student, pretrained teacher', 'random student',
-    'a student of the pretrained-only teacher against an untrained one'),
+        'a student of the pretrained-only teacher against an untrained one'),
     projection=('student', 'student, orthogonal', 'PCA against random orthogonal axes'),
     row0=('student', 'student, row 0 dropped', 'targets in place against targets shifted by one'),
     late=('student, late mask tokens', 'student', 'mask tokens after the factorised blocks against before'),
     patience=('student', 'student from pixels, 2 x steps',
-    'targets from the cache against pixels with twice the steps'))
+        'targets from the cache against pixels with twice the steps'))
 
 # %% ../../nbs/studies/08_stjepa.ipynb #41dd7345
 def _compare(res, probe='linear'): # All questions that the results can answer
@@ -56,8 +56,8 @@ def _facts(res, cmp, got):
     "What the claims ledger looks up"
     facts = {
         q: fact(c,
-        f"{text}: {percent(got[c['a']])} and {percent(got[c['b']])} of test clips, linear probe, chance "
-        f"{1/len(motions):.1%}") for q,(c,text) in cmp.items()}
+            f"{text}: {percent(got[c['a']])} and {percent(got[c['b']])} of test clips, linear probe, chance "
+            f"{1/len(motions):.1%}") for q,(c,text) in cmp.items()}
     clock,spent,steps = _costs(res)
     facts['time'] = dict(
         text=f"a training step with the teacher in the loop takes {clock['ratio']:.2f} times the processor time of "

@@ -24,9 +24,11 @@ from ..floor.store import TokenCache
 from ..nn.tokens import grid_of, split_mask, take
 from ..train.callbacks import Progress, fit
 from ..nn.vit import ViTConfig
-from .pretrain_common import alike, coloured, frozen, plain, probe_frozen, right, save_tensors, scores, splits, to_input
+from .pretrain_common import alike, coloured, frozen, plain, probe_frozen, right, save_tensors, scores
+from .pretrain_common import splits, to_input
 from ..pretrain.stjepa import STJEPA, STJEPAConfig, HiddenTargets, cosine_loss, pretrainer
-from ..pretrain.token_targets import Projection, Teacher, drop_first, kept_variance, orthogonal_projection, pca_projection, teacher_id
+from ..pretrain.token_targets import Projection, Teacher, drop_first, kept_variance, orthogonal_projection
+from ..pretrain.token_targets import pca_projection, teacher_id
 from ..pretrain.tube_masking import tube_mask
 from ..pretrain.videomae import target
 from .videomae_jobs import Setup as MAESetup, arm_model, finetune_once, fresh, pretrain
@@ -57,7 +59,7 @@ _toy = replace(mae_setups['toy'], clips=2048, steps=800, labels=(256, 256), more
 _huge = replace(mae_setups['paper'], dim=1280, depth=32, heads=16, dec_dim=640, dec_heads=8, clips=168_913, looks=())
 setups = dict(toy=Setup(_toy), # one core; then one GPU, then the document's run
     small=Setup(replace(mae_setups['small'], looks=()), ViTConfig(), 8, 384, steps=20_000, bs=128, lr=1e-3, ratio=.9,
-    ft_lr=1e-3),
+        ft_lr=1e-3),
     paper=Setup(_huge, ViTConfig(), 8, 384, steps=4*168_913//256, bs=256, lr=1e-3, ratio=.9, ft_lr=1e-3))
 
 def as_setup(d:dict # `asdict` of a `Setup`, as jobs carry it

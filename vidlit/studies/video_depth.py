@@ -76,7 +76,7 @@ _pairs = dict( # Arm, rival, what is asked
     stream_stills=('stream', 'stills', 'stream against the model of stills'),
     smoothed=('smoothed', 'stills', "the document's smoothing against no smoothing"),
     fair=('video', 'head alone',
-    'temporal head against a model of stills whose head had the same films, loss and steps'),
+        'temporal head against a model of stills whose head had the same films, loss and steps'),
     modules=('modules alone', 'stills', 'modules trained alone against the model of stills'),
     head=('video', 'modules alone', 'head and modules trained against modules alone'),
     tgm=('video', 'no TGM', 'with the loss over time against without'),
@@ -126,11 +126,12 @@ def figures_of(res, root):
     for name,key in dict(loss_stills='stills', loss='train/video').items():
         got = [o['loss'] for o in by_seed(res, key)]
         curve = band({x: [o[1][i] for o in got] for i,x in enumerate(got[0][0])}, 0.)
-        shown[name] = show_curves({'loss': curve}, 'step', 'loss',
-            marks=False), f"Loss of the {'model of stills' if key=='stills' else 'modules'}, mean and 95 % interval over seeds."
+        what = 'model of images' if key=='stills' else 'modules'
+        picture = show_curves({'loss': curve}, 'step', 'loss', marks=False)
+        shown[name] = picture, f"Loss of the {what}, mean and 95 % interval over seeds."
     if slices := next((o['slices'] for o in by_seed(res, 'test') if o.get('slices')), None):
-        shown['slices'] = slices_figure(
-            slices), 'One row of pixels of a film from the tripod, time downwards: what stands still is a straight stripe, flicker is its fringe.'
+        words = 'what stands still is a straight stripe, flicker is its fringe.'
+        shown['slices'] = slices_figure(slices), f'A row of pixels of a video from the tripod, time downwards: {words}'
     return [save_figure(root, f'{k}.png', *v) for k,v in shown.items()]
 
 # %% ../../nbs/studies/10_video_depth.ipynb #de2f455a
@@ -154,6 +155,6 @@ def summary(res:dict, # Results by key
             and not b.startswith(('average', 'no noise'))]
     told = '; '.join(facts[k]['text']
         for k in ('stills_flicker', 'stills_tae', 'stills_abs_rel', 'fair_flicker', 'fair_tae', 'average_flicker',
-        'average_tae') if k in facts)
+            'average_tae') if k in facts)
     return dict(rows=rows, paired=pairs, figures=figures_of(res, root), facts=facts,
         headline=f'A cheap camera in the mist: {told}.')

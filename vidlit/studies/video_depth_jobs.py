@@ -74,7 +74,7 @@ def network(r:VideoSetup, **kw)->VideoDepthConfig: # `kw`: further fields of it
 
 setups = dict(toy=VideoSetup(), # one core; then one GPU
     small=VideoSetup(size=224, patch=14, dim=384, depth=12, heads=8, features=64, out=(48,96,192,384), groups=32,
-    stills=50_000, films=2000, n_test=100,
+        stills=50_000, films=2000, n_test=100,
         still_steps=20_000, still_bs=64, still_lr=2e-4, time_steps=20_000, time_bs=4, time_lr=1e-4))
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #8846aec8

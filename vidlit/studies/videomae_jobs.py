@@ -25,7 +25,8 @@ from ..video.transforms import colour_jitter, flip, grayscale, random_resized_cr
 from ..video.reader import VideoReader
 from ..nn.vit import ViTConfig, flat_pos
 from ..worlds.worlds import WorldConfig
-from .pretrain_common import Snapshots, Watch, alike, coloured, directions, frozen, motions, pair_right, plain, probe_frozen
+from .pretrain_common import Snapshots, Watch, alike, coloured, directions, frozen, motions
+from .pretrain_common import pair_right, plain, probe_frozen
 from .pretrain_common import right, save_tensors, scores, splits, through, to_input, unit
 from ..pretrain.tube_masking import document_mask, tube_mask
 from ..pretrain.videomae import VideoMAE, pretrainer, target_raw
@@ -69,7 +70,7 @@ class Setup:
 # %% ../../nbs/studies/videomae_jobs.ipynb #966f1813
 setups = dict(toy=Setup(), # one core; then one GPU, then the published ViT-B
     small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=3,
-    n_obj=3, grain=.5,
+        n_obj=3, grain=.5,
         clips=100_000, steps=40_000, bs=128, lr=6e-4, ratio=.9, labels=(256, 1024), more=(4096,), ft_steps=2000,
         ft_bs=64,
         ft_lrs=(3e-4, 1e-3), n_valid=512, n_test=2048, looks=(2000, 10_000)),

@@ -37,7 +37,7 @@ def _facts(res, acc, cmp):
     out = {
         k: fact(cmp[i], f"{text}: fine-tuned V2 {percent(acc['V2, fine-tuned'])}, {b} {percent(acc[b+', fine-tuned'])}")
         for i,(k,b,text) in enumerate((('equal', 'VideoMAE', 'equal pretraining time'),
-        ('scratch', 'scratch', 'pretrained against not')))}
+            ('scratch', 'scratch', 'pretrained against not')))}
     saved = (
         f"a toy step of V2 takes {clock['time']['V2']:.2f} of VideoMAE's time and keeps {clock['kept']['V2']:.2f} of "
         f"its bytes for the backward pass")

@@ -20,7 +20,8 @@ from ..nn.tokens import Grid, sincos_3d
 from ..train.callbacks import Progress, fit
 from ..nn.vit import ViTConfig
 from ..pretrain.dual_masking import document_dual, dual_mask
-from .pretrain_common import Watch, alike, coloured, frozen, plain, probe_frozen, right, save_tensors, scores, splits
+from .pretrain_common import Watch, alike, coloured, frozen, plain, probe_frozen, right, save_tensors
+from .pretrain_common import scores, splits
 from ..pretrain.tube_masking import random_mask, time_mask
 from ..pretrain.videomae import VideoMAEConfig, kept_bytes, pretrainer
 from .videomae_jobs import held_loss
@@ -64,11 +65,11 @@ class Setup2:
 # %% ../../nbs/studies/videomae_v2_jobs.ipynb #7ce48dde
 setups2 = dict(toy=Setup2(),
     small=Setup2(size=112, frames=16, patch=14, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=3,
-    clips=100_000, steps=40_000, bs=128,
+        clips=100_000, steps=40_000, bs=128,
         lr=6e-4, ratio=.9, labels=1024, n_valid=512, n_test=2048, ft_steps=2000, ft_bs=64, ft_lr=1e-3,
         windows=((8,7,7),)),
     paper=Setup2(size=224, frames=16, patch=14, dim=1408, depth=40, heads=16, dec_dim=512, dec_depth=4, dec_heads=8,
-    clips=1_350_000,
+        clips=1_350_000,
         steps=1200*1_350_000//8192, bs=8192, lr=1.5e-4*8192/256, ratio=.9, windows=((8,7,7),)))
 
 # %% ../../nbs/studies/videomae_v2_jobs.ipynb #5f0a40b8
@@ -149,7 +150,7 @@ def data2_job(ctx, setup:dict, seed:int):
     return {k: list(v.shape) for k,v in out.items()}
 
 def pretrain2_job(ctx, setup:dict, seed:int, name:str, data:str, pace:float=1., clock:str=None):
-    "Pretrain an arm for the time that VideoMAE's steps take, when one of its own takes `pace` of theirs, or what a clock says"
+    "Pretrain for the time that VideoMAE's steps take; one step takes `pace` of theirs, or what a clock says"
     r,d = Setup2(**setup),load_file(ctx.folder(data)/'data.safetensors')
     steps = round(r.steps/(ctx.result(clock)['time'][name] if clock else pace))
     def say(info): ctx.tick(info['done'], info['total'], f"loss {info['loss']:.3f}")

@@ -57,7 +57,7 @@ def _collapse(res):
     last = lambda a: ', '.join(f"{v['health'][-1]['feature_std']:.2f}" for v in by_seed(res, f'train/{a}'))
     facts = {
         k: dict(text=f"{a}: flagged as collapsed {said(a)}; spread of the targets at the end {last(a)} (by seed)",
-        supports=None)
+            supports=None)
         for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop'))
         if _flags(res, a)}
     facts['quarter'] = dict(text=_told({a: _sunk(res, f'train/{a}') for a in arms if _flags(res, a)}), supports=None)
@@ -129,14 +129,14 @@ def figures_of(res, root, r):
             f'Attentive probe on {n} labels of held-out textures against arithmetic; 0 is the untrained network. '
             f'Bands are 95 % intervals over seeds.'),
         ('seconds', show_curves(secs, 'seconds of training', 'test accuracy', levels=chance),
-        'The same against seconds.'),
+            'The same against seconds.'),
         ('labels', show_curves(lab, 'labelled clips', 'test accuracy', levels=chance, logx=True),
-        'Attentive probe against the number of labelled clips.'),
+            'Attentive probe against the number of labelled clips.'),
         ('spread', show_curves(health['feature_std'], 'step', 'feature spread', levels={'warning': .05}),
-        'Spread of the targets over films at the same place.'),
+            'Spread of the targets over films at the same place.'),
         ('rank', show_curves(health['effective_rank'], 'step', 'effective rank'), 'Effective rank of the same.'),
         ('arms', show_curves(slow, 'step', 'test accuracy', levels=chance),
-        f'Linear probe on {n} labels along the training.'))]
+            f'Linear probe on {n} labels along the training.'))]
 
 # %% ../../nbs/studies/04_vjepa.ipynb #53300636
 def _pairs(table, r):

@@ -52,16 +52,16 @@ def growth(shapes:dict, # As from `shapes_of`
 _both = 'encoder + predictor'
 _questions = dict( # Arm, the arm it is held against, what is asked
     anticipation=(f'faithful: {_both}', 'faithful: encoder',
-    'encoder and predictor tokens against encoder tokens alone'),
+        'encoder and predictor tokens against encoder tokens alone'),
     untrained=(f'faithful: {_both}', f'untrained: {_both}', 'trained against untrained, both with predictor tokens'),
     untrained_encoder=('faithful: encoder', 'untrained: encoder', 'trained against untrained encoder alone'),
     untrained_anticipation=(f'untrained: {_both}', 'untrained: encoder',
-    'predictor tokens of an untrained network against none'),
+        'predictor tokens of an untrained network against none'),
     motion=(f'faithful: {_both}', 'faithful: last frame', 'half a film against its last frame'),
     ahead_anticipation=(f'past/future: {_both}', 'past/future: encoder',
-    'trained on past and future masks: with predictor tokens against without'),
+        'trained on past and future masks: with predictor tokens against without'),
     ahead_untrained=(f'past/future: {_both}', f'untrained: {_both}',
-    'past and future masks against untrained, both with predictor tokens'))
+        'past and future masks against untrained, both with predictor tokens'))
 # As the claims ledger calls it
 def fact_name(what): return what.lower().replace('/', '_').replace('-', '_').replace(' ', '_')
 
@@ -115,7 +115,7 @@ def summary(res:dict, # Results by key
     rows += [dict(o, arm=f"{o['arm']}, linear probe") for o in arm_rows(linear, 'recall', tries=tries)]
     rows += [dict(arm=f"{o['arm'][0]}: films {o['arm'][1]}",
         **{'relative error': o['relative error'], '95 % interval': o['95 % interval'], 'seeds': o['seeds'],
-        'scores': o['scores']}) for o in arm_rows(shapes, 'relative error', low=0.)]
+            'scores': o['scores']}) for o in arm_rows(shapes, 'relative error', low=0.)]
     paired = [compare(arms, a, b, 'recall of one guess', span=1.) for a,b,
         _ in _questions.values() if a in arms and b in arms]
     paired += [compare(linear, a, b, 'recall of one guess, linear probe', span=1.) for a,b,

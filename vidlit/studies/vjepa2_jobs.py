@@ -22,7 +22,8 @@ from ..nn.tokens import Grid, grid_of, take
 from ..train.callbacks import Progress, fit
 from ..nn.vit import ViTConfig
 from ..pretrain.block_masking import multiblock
-from .pretrain_common import alike, coloured, directions, motions, plain, render, save_tensors, splits, to_input
+from .pretrain_common import alike, coloured, directions, motions, plain, render, save_tensors, splits
+from .pretrain_common import to_input
 from ..pretrain.vjepa2 import VJEPA2, VJEPA2Config, vjepa2_pretrainer
 from ..pretrain.vjepa2_variants import fixed_positions, variants
 
@@ -66,7 +67,7 @@ class Setup:
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #394a669f
 setups = dict(toy=Setup(), # one core; then one GPU, then the published ViT-L
     small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, pred_dim=192, pred_depth=6, pred_heads=6,
-    n_obj=3, grain=.5,
+        n_obj=3, grain=.5,
         clips=100_000, steps=40_000, bs=128, lr=5e-4, labels=4096, n_valid=512, n_test=2048, epochs=20),
     paper=Setup(size=256, frames=16, patch=16, dim=1024, depth=24, heads=16, pred_dim=384, pred_depth=12, pred_heads=12,
         clips=22_000_000, steps=252_000, bs=3072, lr=5.25e-4))

@@ -78,11 +78,11 @@ def setup_of(d:dict)->JepaSetup:
 
 setups = dict(toy=JepaSetup(), # one core; then one GPU, then the published ViT-L
     small=JepaSetup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, pred_dim=192, pred_depth=6,
-    pred_heads=6, n_obj=3, clips=100_000,
+        pred_heads=6, n_obj=3, clips=100_000,
         steps=20_000, bs=128, momentum=.998, ratio=.9, labels=(256, 1024), more=(4096,), n_valid=512, n_test=2048,
         looks=(500, 2000, 10_000)),
     paper=JepaSetup(size=224, frames=16, patch=16, dim=1024, depth=24, heads=16, pred_dim=384, pred_depth=12,
-    pred_heads=16, clips=2_000_000,
+        pred_heads=16, clips=2_000_000,
         steps=90_000, bs=3072, lr=6.25e-4, momentum=.998, ratio=.9, labels=(1024, 240_436), draws=1))
 
 # %% ../../nbs/studies/vjepa_jobs.ipynb #cfd75e24

@@ -101,7 +101,7 @@ def summary(res:dict, # Results by key
     figs = [save_figure(root, 'where.png', show_curves(_curves(res, 'where'), 'imagined steps', 'metres off'),
         'How far the ball, read from imagined features, is from where it is; bands are 95 % intervals over seeds.'),
         save_figure(root, 'rolled.png', show_curves(_curves(res, 'rolled'), 'imagined steps', 'L1 of features'),
-        'Error of imagined features.')]
+            'Error of imagined features.')]
     if (Path(root)/'jobs'/'world'/'told'/'2d'/'seed0'/'world.safetensors').exists():
         figs.append(save_figure(root, 'imagined.png', _pictures(root, res),
             'True films, and the nearest true frames to what was imagined from the first frame and the actions.'))

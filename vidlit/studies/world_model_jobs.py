@@ -262,7 +262,7 @@ def chosen_action(
     m:int=100, # Candidates, the true one among them
     gen:torch.Generator=None, # Draws the others
     size:float=.3, # Deviation of the others
-)->dict: # Mean distance from the true action to the one of least energy, to the nearest other candidate, and that of a random one
+)->dict: # Mean distance from the true action to that of least energy, to the nearest other, to a random one
     "Is the energy least at what was really done?"
     got = []
     for i in range(len(tok)):

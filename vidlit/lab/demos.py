@@ -22,6 +22,7 @@ class Demo:
     fn:str            # 'package.module:function': (ctx, **args) -> dict with 'text', 'supports', 'figures'
     seconds:float     # Rough, on one core
     record:str=''     # 'experiment:fact' beside which it is shown
+    same:bool=True    # Does that fact answer the same question?
     args:dict = field(default_factory=dict)  # JSON-able keyword arguments
 
     @property
@@ -79,9 +80,10 @@ def recorded_fact(record:str, # 'experiment:fact'
     f = m.get('facts', {}).get(fact)
     return {} if f is None else {'supports': None, **f, 'experiment': name, 'seeds': m['seeds']}
 
-def agreement(here, there:dict)->str: # In words
+def agreement(here, there:dict, same:bool=True)->str: # In words
     "How a demonstration stands to the recorded fact"
     if not there: return 'nothing recorded'
+    if not same: return 'another question'
     if here is None or there['supports'] is None: return 'undecided'
     return 'agrees in direction' if here==there['supports'] else 'differs'
 
@@ -96,4 +98,4 @@ def demo_metrics(d:Demo, # The demonstration
     return dict(experiment=f'tour/{d.name}', title=d.title, section=d.section, scale='demonstration', seeds=1,
         seconds=seconds, job_seconds=seconds, vidlit=code_version(), machine=machine(), headline=result['text'],
         rows=result.get('rows', []), paired=[], figures=result.get('figures', []), facts={}, folder=folder,
-        recorded=there, agrees=agreement(result.get('supports'), there))
+        recorded=there, agrees=agreement(result.get('supports'), there, d.same))

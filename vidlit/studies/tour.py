@@ -15,14 +15,14 @@ from ..lab.demos import Demo, Steps, picture
 # %% ../../nbs/studies/tour.ipynb #a976f187
 here,demonstrations = 'vidlit.studies.tour',[]
 
-def _add(fn, seconds, record, section, title):
-    demonstrations.append(Demo(record.split(':')[0], section, title, f'{here}:{fn}', seconds, record))
+def _add(fn, seconds, record, section, title, same=True):
+    demonstrations.append(Demo(record.split(':')[0], section, title, f'{here}:{fn}', seconds, record, same=same))
 
 _add('masked_pixels', 60, 'videomae:labels', 'Masked pixels', 'A VideoMAE fills in what is hidden; it needs few labels')
 _add('predicted_features', 45, 'vjepa:nostop', 'Predicted features', 'V-JEPA learns; without the stop it collapses')
 _add('drive', 60, 'planner:reach2', 'World model and planner', 'A planner drives to goals in a world it has learnt')
 _add('cached_student', 60, 'stjepa:learns', 'Features of a teacher', 'A student learns from tokens written down once')
-_add('image_depth', 45, 'depth_anything:home', 'Depth of images', 'Depth of single images of new worlds')
+_add('image_depth', 45, 'depth_anything:home', 'Depth of images', 'Depth of single images of new worlds', False)
 _add('video_flicker', 30, 'video_depth:modules_flicker', 'Depth of videos', 'With and without modules along time')
 _add('whole_video', 60, 'chunks:dealt_toy', 'Depth of whole videos', 'A video in one go and in chunks: the same depth')
 

@@ -104,7 +104,7 @@ def weights(self:Attention,
     tok:Tensor, # `[b, n, dim]`
     rope:tuple=None, # cos and sin from `Rope3D`
 )->Tensor: # `[b, heads, n, n]`, rows add up to 1
-    "Who looks at whom, for pictures"
+    "Which token attends to which, for pictures"
     return attend_ref(*self.project(tok, rope), self.factor)[1]
 
 # %% ../../nbs/nn/02_vit.ipynb #43ba3548

@@ -137,7 +137,7 @@ def _rgb(self:VideoReader, f):
     "A decoded frame as uint8 [h, w, 3], turned as it is shown"
     a,i = np.rot90(f.to_ndarray(format='rgb24', threads=self.threads), -self.info.rotation//90),self.info
     if a.shape[:2] != (i.height, i.width): raise CorruptVideoError(self.path,
-        f"a frame of {a.shape[0]}x{a.shape[1]} in a film of {i.height}x{i.width}")
+        f"a frame of {a.shape[0]}x{a.shape[1]} in a video of {i.height}x{i.width}")
     return torch.from_numpy(np.ascontiguousarray(a[:,::-1] if i.mirrored else a))
 
 @patch
@@ -237,10 +237,10 @@ def _check_decord(self:VideoReader):
     i,use = self.info,"use backend='pyav'"
     if self.partial: raise ValueError(f"partial=True reads with PyAV only: {use}")
     if i.open_gop: raise BackendError(self.path,
-        f"an open-GOP film: decord silently returns other frames after a seek; {use}")
+        f"an open-GOP video: decord silently returns other frames after a seek; {use}")
     if not _decord_reads & set(i.container.split(',')): raise BackendError(self.path,
         f"decord misses frames in {i.container} files; {use}")
-    if i.mirrored: raise BackendError(self.path, f"a mirrored film, which decord does not turn; {use}")
+    if i.mirrored: raise BackendError(self.path, f"a mirrored video, which decord does not turn; {use}")
     if (n := len(self._mine())) != len(self): raise BackendError(self.path,
         f"decord counts {n} frames, there are {len(self)}; {use}")
 

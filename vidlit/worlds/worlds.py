@@ -72,7 +72,7 @@ def _check(cfg):
     for m in cfg.motion:
         if m not in MOTIONS: raise ValueError(f"unknown motion {m!r}: choose from {', '.join(MOTIONS)}")
         if REVERSED[m] not in cfg.motion: raise ValueError(
-            f"motion {m!r} needs its time-reversed twin {REVERSED[m]!r} beside it")
+            f"motion {m!r} needs its time-reversal {REVERSED[m]!r} beside it")
         if m in ('push', 'pass') and cfg.n_obj < 2: raise ValueError(
             f"motion {m!r} needs n_obj of at least 2, not {cfg.n_obj}")
 
@@ -170,7 +170,7 @@ def reverse(
     world:World, # Made with `cfg`
     cfg:WorldConfig, # Its configuration
 )->World: # The same worlds run backwards: label, flow and occlusion too
-    "The time-reversed reversed pairs."
+    "The same worlds, time-reversed."
     s = world.scene
     s = replace(s, pos=s.pos.flip(2), rot=s.rot.flip(2), pose=s.pose.flip(1))
     w = replace(shoot(s, cfg, world.flow is not None, world.clip.dtype), clip=world.clip.flip(2))

@@ -15,7 +15,7 @@ from .chunks_jobs import models, ways
 def values(res, model, way, metric): return [o['ways'][way][metric] for o in by_seed(res, model)]
 
 def _bar(res, m):
-    "Is a border as still as the film?"
+    "Is a border as still as the video?"
     def said(way, metric, p=2): return ', '.join(f'{o:.{p}f}' for o in values(res, m, way, metric))
     v,w = values(res, m, 'aligned', 'seam'),values(res, m, 'aligned', 'worst')
     text = (

@@ -18,7 +18,7 @@ from ..depth.stability import static_pixels
 from ..depth.windows import STEP, apply_fit, frame_parts, infer_windows, n_windows, run_window, window_frames
 
 # %% ../../nbs/studies/chunks_jobs.ipynb #0e2f7e2b
-def static_video(seed, n, side): # `World` of one film of `n` frames
+def static_video(seed, n, side): # `World` of one video of `n` frames
     return make_worlds([seed+7000], WorldConfig(t=n, h=side, w=side, camera='still', grain=.5))
 
 class ScaleDrift:
@@ -42,7 +42,7 @@ def frames_and_model(name, world, seed): # Frames, model, what prepares a frame
 ways = dict(aligned='align', faded='blend', discarded='discard')
 
 def dealt(frames, model, prep, chunks): # Disparity [n, h, w]
-    "Windows of the film, piece by piece from the last to the first, fitted when all are there"
+    "Windows of the video, piece by piece from the last to the first, fitted when all are there"
     n,raws,prep = len(frames),{},prep or (lambda f: f)
     first = first_windows(n, chunks)
     for a,b in reversed([*zip(first, first[1:])]):
@@ -53,7 +53,7 @@ def dealt(frames, model, prep, chunks): # Disparity [n, h, w]
         for p in map(frame_parts, range(n))])
 
 def in_ways(frames, model, prep, chunks, overlap): # Disparity [n, h, w] by way
-    "One film of disparity in one go, and from pieces"
+    "One video of disparity in one go, and from pieces"
     n = len(frames)
     ranges = split(n, chunks, overlap)
     pieces = [list(infer_windows(frames[a:b], model, prep)) for a,b in ranges]
@@ -101,7 +101,7 @@ def fades(
     return level(at)/level(other),level(other)/level(set(range(1, n))-at-other)
 
 def measure_video(ctx, model:str, seed:int, n:int, chunks:int, overlap:int, side:int)->dict:
-    "A film in one go and in pieces"
+    "A video in one go and in pieces"
     w = static_video(seed, n, side)
     got,ranges = in_ways(*frames_and_model(model, w, seed), chunks, overlap)
     static,truth = static_pixels(w.flow, w.occ)[0],w.depth[0]

@@ -41,7 +41,7 @@ def by_arm(res:dict, # Results by key
 def held(res:dict, # Results by key
     kind:str,      # 'image' or 'video'
 )->dict:           # Name of the arm to losses over seeds
-    "Loss on held-out stills or films, of every arm that was pretrained with the same target"
+    "Loss on held-out images or videos, of every arm that was pretrained with the same target"
     named = {**{k: v for k,v in arms.items() if k!='untrained'},
         **{v: v for v in variants if v and v!="document's recipe"}}
     return {n: got for a,n in named.items()
@@ -87,7 +87,7 @@ def facts(res:dict # Results by key
 
 # %% ../../nbs/studies/03_omnimae.ipynb #36c56cb5
 def _paint(root, s=0):
-    "Films (first and last frame) and stills of test worlds under the joint model"
+    "Videos (first and last frame) and images of test worlds under the joint model"
     jobs = Path(root)/'jobs'
     d,w = load_file(jobs/f'data/seed{s}'/'data.safetensors'),jobs/f'pretrain/joint/seed{s}'/'model.safetensors'
     r = Setup(**read_json(w.parent/'result.json', {'result':dict, str:object})['result']['setup'])
@@ -141,7 +141,7 @@ def summary(res:dict, # Results by key
     said = '; '.join(f[k]['text']
         for k in ('place_specialist', 'motion_specialist', 'place_pretrained', 'motion_pretrained'))
     return dict(rows=rows, paired=cmp, figures=figures(res, root), facts=f,
-        headline=f"Where is it in a still (chance {1/tasks['place']:.0%}), where does it go in a film (chance "
+        headline=f"Where is it in an image (chance {1/tasks['place']:.0%}), where does it go in a video (chance "
         f"{1/len(motions):.1%}), on held-out textures: {said}.")
 
 # %% ../../nbs/studies/03_omnimae.ipynb #7b424d5b

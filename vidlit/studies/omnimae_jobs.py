@@ -34,7 +34,7 @@ from ..pretrain.videomae import target_raw
 class Setup:
     "What is trained on what, and for how long"
     size:int = 24          # Side of a frame, pixels
-    frames:int = 4         # Frames of a film
+    frames:int = 4         # Frames of a video
     patch:int = 4          # Side of a patch; two frames make a tubelet
     dim:int = 64           # Encoder width; depth and heads follow
     depth:int = 2
@@ -44,21 +44,21 @@ class Setup:
     dec_heads:int = 4
     n_obj:int = 1          # Objects in a world
     grain:float = .35      # Texture frequency: 1 is as fine as pixels can show
-    films:int = 2048       # Unlabelled films
-    stills:int = 8192      # Unlabelled stills
+    films:int = 2048       # Unlabelled videos
+    stills:int = 8192      # Unlabelled images
     steps:int = 3200       # Batches of pretraining, of whatever kind
-    bs:int = 32            # Stills in a batch
-    video_bs:int = 16      # Views of films in a batch
-    views:int = 1          # Views of a decoded film: here nothing is decoded
+    bs:int = 32            # Images in a batch
+    video_bs:int = 16      # Views of videos in a batch
+    views:int = 1          # Views of a decoded video: here nothing is decoded
     lr:float = 1e-3        # Peak of the warm-up cosine
-    still_ratio:float = .75 # Fraction hidden of stills
-    film_ratio:float = .75 # Fraction hidden of films
-    labels:int = 1024      # Labelled stills, and labelled films
+    still_ratio:float = .75 # Fraction hidden of images
+    film_ratio:float = .75 # Fraction hidden of videos
+    labels:int = 1024      # Labelled images, and labelled videos
     probe_steps:int = 300  # Of the attentive probe, in batches of 64
     ft_steps:int = 400     # Of fine-tuning
     ft_bs:int = 16
     ft_lr:float = 1e-3
-    n_valid:int = 192      # Validation items; films also with their twins
+    n_valid:int = 192      # Validation items; videos also with their reversed copies
     n_test:int = 512       # Test items, likewise
 
     @property
@@ -85,7 +85,7 @@ setups = dict(toy=Setup(),
         film_ratio=.9))
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #622667a2
-tasks = dict(place=4, motion=len(motions)) # a question about stills, one about films; classes
+tasks = dict(place=4, motion=len(motions)) # a question about images, one about videos; classes
 quarters = ('above left', 'above right', 'below left', 'below right')
 
 def quarter(seg:Tensor, # int [b, h, w], 1 on the object
@@ -97,17 +97,17 @@ def quarter(seg:Tensor, # int [b, h, w], 1 on the object
 
 def placed(cfg:WorldConfig, # Worlds of one frame
     first:int,              # Seed of the first; the others follow
-    n:int,                  # Stills
+    n:int,                  # Images
 )->tuple:                   # uint8 [n, 3, 1, h, w], quarters [n]
-    "Stills as bytes, and where their object is"
+    "Images as bytes, and where their object is"
     w = make_worlds(range(first, first+n), cfg, truth=False)
     return (w.clip*255).round().byte(), quarter(w.seg.flatten(1, -3)[:, 0])
 
 def still_splits(seed:int, # Of the study
     r:Setup,               # Setup
-    tick=lambda i: None,   # Called with the number of unlabelled stills done
+    tick=lambda i: None,   # Called with the number of unlabelled images done
 )->dict:                   # 'stills' (clips of one frame); 'place', 'place_valid', 'place_test', labels '..._y'
-    "All stills of one seed"
+    "All images of one seed"
     base,out = (seed+1)*10**9+5*10**8,{}
     tr,te = (directions(s, frames=1, **r.world) for s in ('train', 'test'))
     out['stills'] = render(tr, base, r.stills, tick)[0]
@@ -216,7 +216,7 @@ def held_loss(model, # A masked autoencoder
     d:dict,          # 'place_test' and 'motion_test'
     r:Setup,         # Setup: ratios
     device:str='cpu', # Where the model is
-)->dict:             # Loss on stills and on films, with the same masks every time
+)->dict:             # Loss on images and on videos, with the same masks every time
     "Loss on test worlds, of both kinds whatever the arm was pretrained on"
     model.eval()
     def one(c):

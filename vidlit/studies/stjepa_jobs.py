@@ -298,6 +298,6 @@ def study_jobs(scale, seeds, variants=False, data=None):
     "All jobs of `vidlit reproduce stjepa`"
     if data is not None:
         raise ValueError(
-            "the ST-JEPA study trains on worlds: for films there are `vidlit targets build` and `vidlit pretrain "
+            "the ST-JEPA study trains on worlds: for videos there are `vidlit targets build` and `vidlit pretrain "
             "stjepa`")
     return [j for s in seeds for f in (_headline, *[_variants]*variants) for j in f(_Jobs(setups[scale], s))]

@@ -20,9 +20,9 @@ from ..floor.reading import read_json
 def three_ways(
     model:VideoDepth, # In eval mode
     film:Tensor, # [3, t, h, w], normalised, sides multiples of the patch
-    still=None, # The model of stills [n, 3, h, w] -> [n, h, w]; that inside of `model` when missing
-)->dict: # stills, windows, stream: [t, h, w] each
-    "Depth of a film frame by frame, in windows and as a stream"
+    still=None, # The model of images [n, 3, h, w] -> [n, h, w]; that inside of `model` when missing
+)->dict: # 'stills' (frame by frame), 'windows', 'stream': [t, h, w] each
+    "Depth of a video frame by frame, in windows and as a stream"
     frames,state,past = film.unbind(1),model.init_state(),[]
     for f in frames:
         d,state = model.step(f, state)
@@ -34,10 +34,10 @@ def three_ways(
 # %% ../../nbs/studies/streaming.ipynb #59bf860b
 def quality(
     depth:dict, # Way -> relative disparity [b, t, h, w]
-    world, # `World` of the films, with its truth
+    world, # `World` of the videos, with its truth
     max_depth:float=9., # Metres
 )->dict: # Way -> numbers of `temporal_report`
-    "Accuracy and stability of each way, every film fitted to its truth once"
+    "Accuracy and stability of each way, every video fitted to its truth once"
     return {k: temporal_report(align(d[:,:,None], world.depth, max_depth=max_depth), world) for k,d in depth.items()}
 
 # %% ../../nbs/studies/streaming.ipynb #3bf30ae9

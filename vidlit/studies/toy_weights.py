@@ -124,10 +124,10 @@ _about = (
 def make_toy(
     out:Path, # Folder of the model
     seed:int=0, # Of everything
-    steps:tuple=(900,300), # Of the model of stills, of the modules
+    steps:tuple=(900,300), # Of the model of images, of the modules
     work:Path=None, # Where checkpoints lie while it trains; in `out` when missing, and removed at the end
     report=print_progress, # Told how far it is
-    test=toy_results, # (model, model of stills, seed) -> what the recipe says of it
+    test=toy_results, # (model, model of images, seed) -> what the recipe says of it
     **kw, # For `train_toy`
 )->dict: # The recipe
     "Train the model that is kept, measure it and write it with its recipe"

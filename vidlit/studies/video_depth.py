@@ -112,7 +112,7 @@ def trade(res, metric): # A curve for `show_curves`: AbsRel against a measure of
     return {k: tuple(map(list, at(v))) for k,v in lines.items()} | {a: tuple(map(list, at([a]))) for a in points}
 
 def slices_figure(s): # Rows of pixels over time as pictures
-    "One row of a film from the tripod, frame by frame"
+    "One row of a video from the tripod, frame by frame"
     pic = lambda d: depth_rgb(torch.tensor(d)[None,None], 1.5, 8.)[0].permute(1, 2, 0).repeat_interleave(4,
         0).repeat_interleave(4, 1).numpy()
     return sheet([[pic(d) for d in s.values()]], heads=list(s), width=140)

@@ -46,11 +46,11 @@ class VideoSetup:
     groups:int = 8          # Of the norms in front of the modules
     haze:float = .3         # Share of the light lost to the mist in a metre
     noise:tuple = (.015,.08,.05) # Of the camera: pixels, blotches, exposure; standard deviations
-    length:int = 46         # Frames of a film: two windows
+    length:int = 46         # Frames of a video: two windows
     window:int = 32         # Frames of a training clip, as many as there are slots
     stills:int = 4096       # Worlds of one frame
     films:int = 512         # Worlds to train the modules on
-    n_test:int = 18         # Test films for each kind of camera
+    n_test:int = 18         # Test videos for each kind of camera
     still_steps:int = 1200
     still_bs:int = 32
     still_lr:float = 2e-3
@@ -80,7 +80,7 @@ setups = dict(toy=VideoSetup(), # one core; then one GPU
 # %% ../../nbs/studies/video_depth_jobs.ipynb #8846aec8
 motions = ('right','left','down','up','down-right','up-left','down-left','up-right','cw','ccw','approach','recede',
     'oscillate')
-cameras = dict(still=('still',), moving=('pan','orbit','hand')) # Two kinds of test films
+cameras = dict(still=('still',), moving=('pan','orbit','hand')) # Two kinds of test videos
 
 def world_config(r:VideoSetup, t:int, camera:str='any')->WorldConfig:
     return WorldConfig(t=t, h=r.size, w=r.size, motion=motions, camera=camera)
@@ -121,7 +121,7 @@ def cheap_camera(
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #2cfdd50e
 class Sensor(Callback):
-    "Bytes of misty films as a cheap camera gives them; `learn.filmed` is the clip in [0, 1]"
+    "Bytes of misty videos as a cheap camera gives them; `learn.filmed` is the clip in [0, 1]"
     order,run_valid = 1,False
     def __init__(self, noise:tuple, window:int=1, gen=0): self.noise,self.window,self.gen = noise,window,as_gen(gen)
 
@@ -175,7 +175,7 @@ def image_model(r:VideoSetup, folder)->DepthAnything: # As it was kept
 
 def train_time(ctx, r, seed, d, still, head=True, silent=False, stable=10., pos='sincos', motion=0.,
     loss=None)->tuple: # What was said, and the model
-    "Put modules on a model of stills and let them learn"
+    "Put modules on a model of images and let them learn"
     model = add_time(still, torch.Generator().manual_seed(seed+20), heads=r.heads, groups=r.groups,
         pos=pos).to(ctx.device)
     cbs = [Sensor(r.noise, r.window, 1000*seed+2), *[Calm(motion)]*(motion>0), *going(ctx, seed+1, r.time_steps)]
@@ -190,7 +190,7 @@ def train_time(ctx, r, seed, d, still, head=True, silent=False, stable=10., pos=
 # %% ../../nbs/studies/video_depth_jobs.ipynb #ec1b6063
 def test_videos(r:VideoSetup,
     seed:int)->dict: # Kind of camera to (world, clip `[n, 3, t, h, w]` as the sensor gives it)
-    "Films nobody trained on"
+    "Videos nobody trained on"
     out,base = {},(seed+1)*10**9
     for i,(kind,cams) in enumerate(cameras.items()):
         first,gen = base+(2+i)*10**8,torch.Generator().manual_seed(first_noise(seed, i))
@@ -203,8 +203,8 @@ def first_noise(seed, i): return 10*seed+i+5
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #e106fbcf
 @torch.no_grad()
-def one_by_one(image, film): # Film `[b, 3, t, h, w]` normalised -> `[b, t, h, w]`, for this and the two below
-    "A model of stills on each frame"
+def one_by_one(image, film): # Video `[b, 3, t, h, w]` normalised -> `[b, t, h, w]`, for this and the two below
+    "A model of images on each frame"
     return torch.stack([image(f) for f in film.unbind(2)], 1).cpu()
 
 def offline(model, film):
@@ -236,10 +236,10 @@ def average(
     return torch.stack(out, 1)
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #124efcc0
-def metres_of(maps, world): # Disparity `[b, t, h, w]` -> metres `[b, t, 1, h, w]`, one fit a film
+def metres_of(maps, world): # Disparity `[b, t, h, w]` -> metres `[b, t, 1, h, w]`, one fit a video
     return align(maps[:,:,None], world.depth, max_depth=9.)
 
-def document_smooth(depth, film): # Metres `[b, t, 1, h, w]`; film in [0, 1] -> metres
+def document_smooth(depth, film): # Metres `[b, t, 1, h, w]`; video in [0, 1] -> metres
     "The document's smoothing (07a) along a film"
     out,before = [],None
     for i,d in enumerate(depth[:,:,0].unbind(1)):
@@ -272,7 +272,7 @@ def judge_video(films, model, device): # Offline and as a stream
 
 # %% ../../nbs/studies/video_depth_jobs.ipynb #61625d10
 def slice_of(films, how)->dict: # Name to `[t][w]` metres
-    "One row of pixels through a film from the tripod"
+    "One row of pixels through a video from the tripod"
     w,c = films['still'][0]
     maps = {'truth': w.depth[:1], **{k: metres_of(f(c[:1]), replace_depth(w)) for k,f in how.items()}}
     return {k: [[round(v, 3) for v in row] for row in d[0,:,0,d.shape[-2]//2].tolist()] for k,d in maps.items()}
@@ -280,7 +280,7 @@ def slice_of(films, how)->dict: # Name to `[t][w]` metres
 def replace_depth(w): return SimpleNamespace(depth=w.depth[:1])
 
 def test_job(ctx, setup:dict, seed:int, stills:str, video:str):
-    "Judge the model of stills, its averages, the document's smoothing and the video model"
+    "Judge the model of images, its averages, the document's smoothing and the video model"
     r = setup_of(setup)
     image,model = image_model(r, ctx.folder(stills)).to(ctx.device),video_model(r, ctx.folder(video)).to(ctx.device)
     films = test_videos(r, seed)

@@ -231,12 +231,12 @@ def probe_job(ctx, setup:dict, seed:int, labels:int, data:str, pre:str=None, loo
     return probe_frozen(*tokens_of(mae, d, labels, ctx.device), classes=len(motions), heads=r.heads, seed=seed)
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #188d360e
-def video_clips(path, # A film
+def video_clips(path, # A video
     r:Setup,        # Setup: size and frames
     stride:int=2,    # Frames from one frame of a clip to the next
     most:int=64,     # Clips at most
 )->tuple:            # uint8 clips [n, 3, t, size, size], whether each is a held-out moment [n]
-    "Clips of a film in order; those of its last fifth are held out, and none straddles the border"
+    "Clips of a video in order; those of its last fifth are held out, and none straddles the border"
     with VideoReader(path) as film:
         n,span = len(film),(r.frames-1)*stride+1
         cut = n-max(span, n//5)
@@ -250,7 +250,7 @@ def video_clips(path, # A film
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #372dd415
 def videos_job(ctx, setup:dict, folder:str, limit:float=.25):
-    "Read a folder of films into clips; list what cannot be read"
+    "Read a folder of videos into clips; list what cannot be read"
     r,got,bad = Setup(**setup),[],{}
     files = list_folder(folder).paths
     for i,f in enumerate(files):
@@ -258,11 +258,11 @@ def videos_job(ctx, setup:dict, folder:str, limit:float=.25):
         except VideoError as e: bad[f.name] = str(e).replace(str(f), f.name)
         ctx.tick(i+1, len(files), f.name)
     if len(bad)>limit*len(files):
-        raise VideoError(f"{len(bad)} of {len(files)} films in {folder} cannot be read: {'; '.join(bad.values())}")
+        raise VideoError(f"{len(bad)} of {len(files)} videos in {folder} cannot be read: {'; '.join(bad.values())}")
     clips,held = torch.cat([g[1] for g in got]), torch.cat([g[2] for g in got])
     if not held.any() or held.all():
         raise ValueError(
-            f"the films in {folder} are too short for clips of {r.frames} frames to train on and to hold out")
+            f"the videos in {folder} are too short for clips of {r.frames} frames to train on and to hold out")
     save_tensors(ctx.path/'data.safetensors', dict(clips=clips[~held], held=clips[held]))
     return dict(films={n: len(c) for n,c,_ in got}, bad=bad, train=int((~held).sum()), held=int(held.sum()))
 

@@ -163,7 +163,7 @@ def summary(res:dict, # Results by key
     told = '; '.join(facts[k]['text'] for k in ('random', 'pixels', 'plain', 'nostop') if k in facts)
     return dict(rows=arm_rows(table, 'accuracy', tries=r.n_test), paired=_pairs(table, r),
         figures=figures_of(res, root, r), facts=facts,
-        headline=f"Families of held-out textures in films full of noise, chance {100/len(families):.0f} %: {told}.")
+        headline=f"Families of held-out textures in videos full of noise, chance {100/len(families):.0f} %: {told}.")
 
 # %% ../../nbs/studies/04_vjepa.ipynb #aa6c35d6
 def cost(scale:str # 'toy', 'small' or 'paper'

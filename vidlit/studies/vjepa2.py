@@ -32,7 +32,7 @@ def arms_of(res:dict, # Results by key
 # %% ../../nbs/studies/05_vjepa2.ipynb #fe501a0f
 def shapes_of(res:dict # Results by key
 )->dict:               # (positions, shape) to relative errors by seed
-    "Relative error of prediction on films of other shapes"
+    "Relative error of prediction on videos of other shapes"
     out = {}
     for r in by_seed(res, 'shapes'):
         for pos,errors in r.items():
@@ -42,7 +42,7 @@ def shapes_of(res:dict # Results by key
 def growth(shapes:dict, # As from `shapes_of`
     shape:str,          # A key of `other_shapes`
 )->dict:                # Positions to values by seed; empty when something is missing
-    "Error on films of another shape over the error on films as trained"
+    "Error on videos of another shape over the error on videos as trained"
     same = list(other_shapes)[0]
     out = {p: [a/b for a,b in zip(shapes.get((p, shape), []), shapes.get((p, same), []))]
         for p in ('rotation','fixed positions')}
@@ -127,7 +127,7 @@ def summary(res:dict, # Results by key
     told = '; '.join(facts[k]['text'] for k in ('anticipation', 'untrained_encoder', 'past_future', 'rope_wide')
         if k in facts)
     return dict(rows=rows, paired=paired, figures=_figures(res, root, arms), facts=facts,
-        headline=f"Eight directions, foreseen from half a film, chance {1/len(motions):.1%}: {told}.")
+        headline=f"Eight directions, foreseen from half a video, chance {1/len(motions):.1%}: {told}.")
 
 # %% ../../nbs/studies/05_vjepa2.ipynb #9a3d8d57
 def cost(scale:str # 'toy', 'small' or 'paper'

@@ -199,14 +199,14 @@ def relative_error(model:VJEPA2, # Frozen
 def films_of(r:Setup, # Setup
     shape:str,        # A key of `other_shapes`
     first:int,        # Seed of the first world
-    n:int=64,         # Films
+    n:int=64,         # Videos
 )->Tensor:            # uint8 [n, 3, t, h, w], of the test families
-    "Held-out films of another shape"
+    "Held-out videos of another shape"
     t,h,w = (a*b for a,b in zip(other_shapes[shape], (r.frames, r.size, r.size)))
     return render(replace(directions('test', **worlds(r)), t=t, h=h, w=w), first, n)[0]
 
 def shapes_job(ctx, setup:dict, seed:int, pres:dict):
-    "Relative error on films of other shapes, for each variant's network"
+    "Relative error on videos of other shapes, for each variant's network"
     r,out = Setup(**setup),{}
     films = {k: films_of(r, k, (seed+1)*10**9+5*10**8) for k in other_shapes}
     for variant,pre in pres.items():

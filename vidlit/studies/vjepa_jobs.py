@@ -50,7 +50,7 @@ class JepaSetup:
     steps:int = 600        # Of V-JEPA; VideoMAE gets as many as cost the same
     bs:int = 16            # Clips in a batch
     lr:float = 1e-3        # Peak rate
-    momentum:float = .99   # Of the slow copy, at the start; 1 at the end
+    momentum:float = .99   # Of the EMA target encoder, at the start; 1 at the end
     ratio:float = .75      # Fraction that VideoMAE hides
     labels:tuple = (64, 256) # Numbers of labelled clips; arms are compared at the last
     more:tuple = (1024,)   # Further numbers with `--variants`
@@ -156,7 +156,7 @@ def fresh(r:JepaSetup, # Setup
     seed:int,          # Of the weights
     cls=VJEPA,         # `VJEPA`, `OwnTarget` or `NoStop`
     **parts,           # Parts of it
-)->VJEPA:              # Untrained; the slow copy equals the encoder
+)->VJEPA:              # Untrained; the EMA target encoder equals the encoder
     "The predictor of features"
     model = _start(cls(VJEPAConfig(r.enc, r.pred, r.grid, uniform_power=False), **parts), seed)
     model.target_encoder.load_state_dict(model.encoder.state_dict())

@@ -73,7 +73,7 @@ def imagined(
     return torch.cat((test[0][:, :, :1], pick), 2).float()/255
 
 def _pictures(root, res, s=0, n=3):
-    "True films and what the model imagines, by nearest frames"
+    "True videos and what the model imagines, by nearest frames"
     from vidlit.worlds.control import random_actions
     from vidlit.studies.world_model_jobs import Arena
     jobs,tag = Path(root)/'jobs',f'2d/seed{s}'

@@ -55,7 +55,7 @@ class WorldSetup:
     heads:int = 4
     eye_depth:int = 2      # Blocks of the encoder
     depth:int = 2          # Blocks of the predictor
-    eye:str = 'videomae'   # Encoder: 'videomae', trained on the same films, or 'random'
+    eye:str = 'videomae'   # Encoder: 'videomae', trained on the same videos, or 'random'
     eye_steps:int = 500
     n_train:int = 4096     # Trajectories
     n_test:int = 256       # Held-out ones with training textures, and as many with others

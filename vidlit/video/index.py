@@ -25,7 +25,7 @@ def open_video(
     if not p.stat().st_size: raise EmptyVideoError(path, 'the file is empty', 0)
     try: c = av.open(str(p), metadata_errors='replace')
     except (av.FFmpegError, OSError) as e: raise UnreadableVideoError(path,
-        f"cannot be opened as a film ({av_reason(e)})", 0) from e
+        f"cannot be opened as a video ({av_reason(e)})", 0) from e
     covers = type(c.streams.video[0].disposition).attached_pic if c.streams.video else 0
     vs = [s for s in c.streams.video if not s.disposition & covers and s.codec_context is not None]
     if c.format.name=='tty' or not vs:  # FFmpeg shows any text as a video of a terminal

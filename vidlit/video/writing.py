@@ -29,10 +29,10 @@ class VideoError(ValueError):
 
 # %% ../../nbs/video/01_writing.ipynb #d893a6ae
 class MissingVideoError(VideoError): "There is no such file"
-class UnreadableVideoError(VideoError): "Not a film, or one that no decoder here understands"
+class UnreadableVideoError(VideoError): "Not a video, or one that no decoder here understands"
 class NoVideoStreamError(VideoError): "A file with sound or subtitles only"
-class EmptyVideoError(VideoError): "An empty file, or a film of no frames"
-class TruncatedVideoError(VideoError): "The file ends before its film does"
+class EmptyVideoError(VideoError): "An empty file, or a video of no frames"
+class TruncatedVideoError(VideoError): "The file ends before its video does"
 class CorruptVideoError(VideoError): "A frame cannot be decoded, or comes out damaged"
 class BackendError(VideoError): "The decord backend would misread this file, or cannot read it"
 

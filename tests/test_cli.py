@@ -39,7 +39,7 @@ def test_every_lazy_name_is_there():
 def test_help_teaches_and_is_quick():
     t = time.perf_counter()
     out = run('reproduce', '--help').stdout
-    assert 'headline' in out and '--dry-run' in out and 'Folder of videos' in out
+    assert 'tour' in out and '--dry-run' in out and 'Folder of videos' in out
     assert 'video' in run('--help').stdout
     assert time.perf_counter()-t < 20
 

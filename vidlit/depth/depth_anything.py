@@ -124,7 +124,7 @@ def poly(step, total, base=1., power=.9):
 def thaw(
     frozen:float=.25, # Share of the steps in which the part does not learn
     part:str='encoder', # Name of a submodule
-)->'Callback':
+): # A fastai Callback
     "A callback that leaves a part of the model as it is for the first share of the steps"
     from vidlit.train.callbacks import Stepped, bare
     if not 0<=frozen<=1: raise ValueError(f"frozen must lie in [0, 1], got {frozen}")
@@ -148,7 +148,7 @@ def depth_learner(
     wd:float=.01, # Weight decay, of everything
     power:float=.9, # The rate falls along this power
     cbs=(), # Further callbacks
-)->'Learner': # Train it with `train.callbacks.fit`
+): # A fastai Learner; train it with `train.callbacks.fit`
     "A Learner that trains as Depth Anything V2 trains its metric models"
     from fastai.learner import Learner
     from vidlit.train.callbacks import History, ParamSchedule

@@ -236,7 +236,7 @@ def video_learner(
     wd:float=.01, # Weight decay of matrices
     stable:float=10., # Weight of the part over time
     cbs=(), # Further callbacks
-)->'Learner': # Train it with `train.callbacks.fit`
+): # A fastai Learner; train it with `train.callbacks.fit`
     "A Learner that trains the temporal modules"
     from fastai.learner import Learner
     from vidlit.train.callbacks import GradClip, History, ParamSchedule

@@ -20,10 +20,10 @@ def _same(pred, targ):
 
 # %% ../../nbs/floor/04_metrics.ipynb #ca7cac81
 def psnr(
-    pred:Tensor, # Prediction [b, ...], in [0, top]
-    targ:Tensor, # Target, same shape
+    pred, # Tensor: Prediction [b, ...], in [0, top]
+    targ, # Tensor: Target, same shape
     top:float=1. # Largest value a pixel can have
-)->Tensor: # Decibels [b]; infinite where the two are equal
+): # Tensor: Decibels [b]; infinite where the two are equal
     "Peak signal-to-noise ratio of each sample (eq. 1)"
     import torch
     _same(pred, targ)
@@ -42,12 +42,12 @@ def _blur(x, win):
 
 # %% ../../nbs/floor/04_metrics.ipynb #5c64206b
 def ssim(
-    pred:Tensor, # Prediction [b, c, h, w] or clip [b, c, t, h, w]
-    targ:Tensor, # Target, same shape
+    pred, # Tensor: Prediction [b, c, h, w] or clip [b, c, t, h, w]
+    targ, # Tensor: Target, same shape
     top:float=1., # Largest value a pixel can have
     n:int=11, # Window, pixels
     sigma:float=1.5 # Width of the window's Gaussian, pixels
-)->Tensor: # Similarity [b], at most 1
+): # Tensor: Similarity [b], at most 1
     "Structural similarity of each sample, averaged over channels and frames (eq. 2, Wang et al. 2004)"
     _same(pred, targ)
     h, w = pred.shape[-2:]
@@ -60,10 +60,10 @@ def ssim(
 
 # %% ../../nbs/floor/04_metrics.ipynb #b8546d4a
 def top_k(
-    logit:Tensor, # Scores [b, classes]
-    label:Tensor, # True classes, int64 [b]
+    logit, # Tensor: Scores [b, classes]
+    label, # Tensor: True classes, int64 [b]
     k:int=1 # How many guesses are allowed
-)->Tensor: # Fraction right, a scalar in [0, 1]
+): # Tensor: Fraction right, a scalar in [0, 1]
     "Share of samples whose label is among the k best guesses; ties count against the model"
     shapes = tuple(logit.shape),tuple(label.shape)
     if logit.ndim!=2 or len(logit)!=len(label): raise ValueError('scores {} do not fit labels {}'.format(*shapes))
@@ -73,10 +73,10 @@ def top_k(
 
 # %% ../../nbs/floor/04_metrics.ipynb #7d004aba
 def confusion(
-    pred:Tensor, # Guessed classes [b], or scores [b, classes]
-    label:Tensor, # True classes, int64 [b]
+    pred, # Tensor: Guessed classes [b], or scores [b, classes]
+    label, # Tensor: True classes, int64 [b]
     n:int=None # Number of classes; by default that of the scores, or the largest class plus one
-)->Tensor: # Counts, int64 [n, n]: row the truth, column the guess
+): # Tensor: Counts, int64 [n, n]: row the truth, column the guess
     "Confusion matrix"
     import torch
     if pred.ndim==2: pred, n = pred.argmax(1), n or pred.shape[1]

@@ -239,7 +239,7 @@ def missing(self:TokenCache)->list: # Indices, ascending
 @patch
 def put(self:TokenCache,
     i:int, # Item
-    tok:Tensor # Its features, of the cache's shape; rounded to float16
+    tok # Tensor: Its features, of the cache's shape; rounded to float16
 )->bool: # False when it was there already
     "Write one item; the same again is ignored, something else is an error"
     a = self._half(i, tok)
@@ -253,7 +253,7 @@ def put(self:TokenCache,
 @patch
 def __getitem__(self:TokenCache,
     i # Item, or a list of items
-)->Tensor: # float16, of the cache's shape, or [k, *shape] for a list
+): # Tensor: float16, of the cache's shape, or [k, *shape] for a list
     "Read items; a missing one is a `StoreError`"
     import torch
     if isinstance(i, (list, tuple, torch.Tensor)): return torch.stack([self[int(o)] for o in i])

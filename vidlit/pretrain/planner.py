@@ -321,7 +321,7 @@ def show_landscapes(
     y:Tensor, # `[b, m]`, second number
     true:Tensor=None, # `[b, 2]`, the action that leads to the goal
     size:float=2.2, # Inches a panel
-)->'Picture':
+): # A picture
     "Energy over the plane of actions: a cross at the true action, a ring at the lowest point"
     from vidlit.floor.charts import Picture
     fig = Picture(figsize=(size*len(energy), size+.2), layout='constrained')

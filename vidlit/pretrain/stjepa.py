@@ -171,7 +171,7 @@ def pretrainer(
     loss=cosine_loss, # `(pred, targ) -> scalar`
     gen=0, # Seed of masks and flips
     cbs=(), # Further callbacks
-)->'Learner': # Train it with `train.callbacks.fit`
+): # A fastai Learner; train it with `train.callbacks.fit`
     "A Learner that trains the student from cached targets"
     from fastai.learner import Learner
     from vidlit.train.callbacks import History, MaskSampler, ParamSchedule

@@ -200,7 +200,7 @@ def pair_dls(
     valid:float=.05, # Part of the videos held out, evenly spread; at least one
     workers:int=0, # Processes that decode
     device=None, # Where batches go
-)->'DataLoaders':
+): # A fastai DataLoaders
     "Loaders of (clip, targets) to train from and to look at"
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader

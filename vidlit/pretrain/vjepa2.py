@@ -172,7 +172,7 @@ def vjepa2_pretrainer(
     health=10, # Steps between checks of the features, or a `Health`
     cbs=(), # Further callbacks
     **kw, # For the mask function, such as `how` and `specs`
-)->'Learner': # Train it with `train.callbacks.fit`
+): # A fastai Learner; train it with `train.callbacks.fit`
     "A Learner that pretrains as V-JEPA 2 does"
     from fastai.learner import Learner
     from vidlit.train.callbacks import EMA, History, ModelLoss, ParamSchedule

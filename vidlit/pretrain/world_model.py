@@ -246,7 +246,7 @@ def world_learner(
     decay:float=15/315, # Part of the steps
     wd:float=.04, # Weight decay; none on biases and norms
     cbs=(), # Further callbacks
-)->'Learner': # Train it with `train.callbacks.fit`
+): # A fastai Learner; train it with `train.callbacks.fit`
     "A Learner with the official recipe"
     from fastai.learner import Learner
     from vidlit.train.callbacks import History, ModelLoss, ParamSchedule

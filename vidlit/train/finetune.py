@@ -51,7 +51,7 @@ def classifier_learner(
     groups:list=None, # Dicts of params, lr_scale, wd_scale; None is `param_groups(model)`
     loss=None, # None is cross-entropy
     cbs=(), # More callbacks
-)->'Learner': # fastai's
+): # A fastai Learner
     "AdamW, warm-up cosine, cross-entropy"
     from fastai.learner import Learner
     from vidlit.train.callbacks import ParamSchedule
@@ -109,7 +109,7 @@ def finetune(
     loss=None, # None is cross-entropy
     seed:int=0, # Of dropped paths; the global state is left as it was
     cbs=(), # More callbacks
-)->'Learner': # Trained
+): # A trained fastai Learner
     "Train a network on labels with warm-up, cosine and layer decay"
     from vidlit.train.callbacks import fit
     learn = classifier_learner(model, dls, lr, wd, warmup, decay_groups(model, layer_decay), loss, cbs)

@@ -40,7 +40,7 @@ def test_links_lead_to_pages():
 
 def result(at, **fact):
     (at/'demo').mkdir()
-    (at/'demo'/'metrics.json').write_text(json.dumps(dict(facts=dict(x=dict(text='it is', **fact)))))
+    (at/'demo'/'metrics.json').write_text(json.dumps(dict(seeds=3, facts=dict(x=dict(text='it is', **fact)))))
 
 
 def claim(verdict, note=''): return Claim('a', 'S', 'c', '', '', '', 'demo:x', verdict, '', note)

@@ -30,7 +30,8 @@ _where = {
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
 }
-_folders = ('floor', 'worlds', 'video', 'nn', 'train', 'lab', 'pretrain', 'depth', 'pipeline', 'studies', 'cli')
+_folders = ('floor', 'worlds', 'video', 'nn', 'train', 'lab', 'pretrain', 'depth', 'refiner', 'splat', 'pyramid',
+    'pipeline', 'studies', 'cli')
 __all__ = [*_where, *_folders]
 
 # Modules by the name they had in 0.0.1: they work for one more version, with a warning that names the new one

@@ -12,7 +12,8 @@ LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'nn.ssm', 'nn.mamba', 'nn.temporal_
         'pretrain.vjepa',
     'pretrain.vjepa2', 'pretrain.world_model', 'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses',
         'depth.dpt', 'depth.dinov2',
-    'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models']
+    'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
+    'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled']
 
 
 @pytest.mark.parametrize('mod', LEAN)

@@ -29,6 +29,7 @@ _where = {
     'Grid': 'nn.tokens', 'patchify': 'nn.tokens', 'unpatchify': 'nn.tokens', 'ViT': 'nn.vit', 'ViTConfig': 'nn.vit',
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
+    'lucas_kanade': 'pyramid.flow', 'farneback': 'pyramid.flow', 'block_matching': 'pyramid.flow',
 }
 _folders = ('floor', 'worlds', 'video', 'nn', 'train', 'lab', 'pretrain', 'depth', 'refiner', 'splat', 'pyramid',
     'pipeline', 'studies', 'cli')

@@ -4,16 +4,13 @@ import sys
 import pytest
 
 HEAVY = 'fastai', 'torchvision', 'transformers', 'timm', 'pandas', 'matplotlib', 'zarr'
-LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'nn.ssm', 'nn.mamba', 'nn.temporal_cores',
-    'worlds.worlds', 'video.reader',
-    'video.writing', 'train.schedules',
-    'lab.experiment',
-    'pretrain.tube_masking', 'pretrain.videomae', 'pretrain.videomae_v2', 'pretrain.block_masking',
-        'pretrain.vjepa',
-    'pretrain.vjepa2', 'pretrain.world_model', 'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses',
-        'depth.dpt', 'depth.dinov2',
+LEAN = [
+    'nn.tokens', 'nn.vit', 'nn.weights', 'nn.ssm', 'nn.mamba', 'nn.temporal_cores', 'worlds.worlds', 'video.reader',
+    'video.writing', 'train.schedules', 'lab.experiment', 'pretrain.tube_masking', 'pretrain.videomae',
+    'pretrain.videomae_v2', 'pretrain.block_masking', 'pretrain.vjepa', 'pretrain.vjepa2', 'pretrain.world_model',
+    'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses', 'depth.dpt', 'depth.dinov2',
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
-    'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled']
+    'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'pyramid.flow']
 
 
 @pytest.mark.parametrize('mod', LEAN)

@@ -330,6 +330,7 @@ def VideoFolder(
     short:int=None, # Shrink frames to this short side while they are bytes
     views:int=None, # Draws of `tfm` per decoded clip
     seed:int=0, # Of samplers and transforms
+    split:str=None, # 'train', 'valid' or 'test' of a folder with such folders
 )->ClipSet:
     "All videos below a folder as a data set"
-    return ClipSet(VideoSource(list_folder(path), sampler, short), tfm, views, seed)
+    return ClipSet(VideoSource(list_folder(path, split=split), sampler, short), tfm, views, seed)

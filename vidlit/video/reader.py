@@ -10,6 +10,7 @@ __all__ = ['VideoReader', 'VideoError', 'MissingVideoError', 'UnreadableVideoErr
 # %% ../../nbs/video/03_reader.ipynb #0f461da6
 import itertools, os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 import av, numpy as np, torch
 from fastcore.basics import patch
@@ -28,14 +29,23 @@ class VideoReader:
     def __init__(self,
         path, # A video
         backend:str='pyav', # 'pyav' (exact on every file) or 'decord' (refuses the files it would misread)
-        partial:bool=False, # Read a damaged or cut-off video as far as it is good?
-        threads:int=1 # Threads for decoding and conversion; more than one does not go well with forked workers
+        partial=False, # Of a damaged or cut-off video: True takes the frames before the damage, 'skip' all good ones
+        threads:int=1, # Threads for decoding and conversion; more than one does not go well with forked workers
+        stream:int=None, # Which of its streams of pictures; None: the one that FFmpeg itself takes
+        square:bool=False, # Stretch frames whose pixels are not square, so that they are?
+        dtype:torch.dtype=torch.uint8 # Or torch.uint16: the full depth of 10 to 16 bit videos, scaled to 0..65535
     ):
         if backend not in ('pyav','decord'): raise ValueError(f"backend must be 'pyav' or 'decord', got {backend!r}")
+        if dtype not in (torch.uint8, torch.uint16): raise ValueError(
+            f"dtype must be torch.uint8 or uint16, got {dtype}")
         self.path,self.backend,self.partial,self.threads = str(path),backend,partial,threads
-        self.index = make_index(path, partial)
-        self.info = video_info(path, self.index)
-        self.keys = np.flatnonzero(self.index.key)
+        self.stream_number,self.dtype,self.square = stream,dtype,square
+        with _door(path):
+            self.index = make_index(path, partial, stream)
+            self.info = video_info(path, self.index, stream)
+        self.height,self.width = _shown_size(self.info, square)
+        self.keys = np.unique(np.searchsorted(self.index.pts, self.index.roots))
+        self.waits = _waits(self.index)
         self._forget()
         if backend=='decord': self._check_decord()
 
@@ -45,8 +55,35 @@ class VideoReader:
     def __exit__(self, *args): self.close()
     def __repr__(self):
         i = self.info
-        size = f"{len(self)} frames {i.height}x{i.width} at {i.fps} fps"
+        size = f"{len(self)} frames {self.height}x{self.width} at {i.fps} fps"
         return f"VideoReader({Path(self.path).name}: {size}, {i.codec}, {self.backend})"
+
+# %% ../../nbs/video/03_reader.ipynb #e1a5c001
+@contextmanager
+def _door(path):
+    "Whatever a file can raise becomes a `VideoError` that names it"
+    try: yield
+    except (VideoError, MemoryError, KeyboardInterrupt, ImportError): raise
+    except ValueError as e:
+        if 'must be' in str(e): raise # an argument
+        raise UnreadableVideoError(path, f"cannot be read ({type(e).__name__}: {e})") from e
+    except Exception as e: raise UnreadableVideoError(path, f"cannot be read ({type(e).__name__}: {e})") from e
+
+def _shown_size(info, square): # (height, width) of the frames handed out
+    h,w,a = info.height,info.width,info.pixel_aspect
+    if not square or a==1: return h,w
+    return (h,round(w*a)) if a > 1 else (round(h/a),w)
+
+def _waits(index):
+    "Of each frame: the last frame, in the order shown, that is decoded before it (or itself)"
+    o = np.argsort(index.rank, kind='stable')
+    out = np.empty(len(o), int)
+    out[o] = np.maximum.accumulate(o)
+    return out
+
+def _good(path, stream): # How many frames at the start are good
+    try: return len(make_index(path, True, stream).pts)
+    except VideoError: return 0
 
 # %% ../../nbs/video/03_reader.ipynb #5aade57f
 _inherited = [] # what was open before a fork, never touched again
@@ -57,7 +94,8 @@ def _mine(self:VideoReader):
     if self._pid != os.getpid():
         if self._file is not None: _inherited.append((self._file, self._run))
         self._forget()
-        self._file = open_video(self.path, self.threads) if self.backend=='pyav' else _decord(self.path, self.threads)
+        self._file = (open_video(self.path, self.threads, self.stream_number) if self.backend=='pyav'
+            else _decord(self.path, self.threads))
         self._pid = os.getpid()
     return self._file
 
@@ -79,36 +117,75 @@ def __setstate__(self:VideoReader, state):
 
 # %% ../../nbs/video/03_reader.ipynb #b0d7d9da
 @patch
-def _seek(self:VideoReader, k):
-    "Packets from a key frame at or before frame number `k`, and that key frame's stamp (None: from the beginning)"
+def _seek(self:VideoReader, i):
+    "Packets from a key packet shown at or before frame `i`, and that packet's stamp (None: from the beginning)"
     x,(c,s) = self.index,self._mine()
-    for to in (x.pts[k], x.dts[k], x.pts[0]) if x.seekable else ():
+    for to in (x.pts[i], x.dts[i], x.pts[0]) if x.seekable else ():
         c.seek(int(to), stream=s)
         it = c.demux(s)
         p = next((p for p in it if p.is_keyframe or not p.size), None)
-        if p is not None and p.size and p.pts is not None and p.pts <= x.pts[k]: return itertools.chain([p], it),p.pts
+        if p is not None and p.size and p.pts is not None and p.pts <= x.pts[i]: return itertools.chain([p], it),p.pts
     c.close()
-    self._file = c,s = open_video(self.path, self.threads)
+    self._file = c,s = open_video(self.path, self.threads, self.stream_number)
     return c.demux(s),None
 
 @patch
-def _decode(self:VideoReader, k):
-    "Decoded frames in the order shown, from key frame number `k` (or one before it) on"
-    packets,first = self._seek(k)
-    for p in packets:
-        # leading frames are left out: their references are not here
-        if first is None or p.pts is None or p.pts >= first: yield from p.decode()
+def _decode(self:VideoReader, i):
+    "`(number, frame, what is wrong with it)` in the order shown, from a key packet at or before frame `i` on"
+    packets,first = self._seek(i)
+    if not self.index.seekable: return self._count(packets)
+    # leading frames are left out: their references are not here
+    return self._watch((p for p in packets if first is None or p.pts is None or p.pts >= first), first)
+
+@patch
+def _count(self:VideoReader, packets):
+    "As `_decode`, where frames can only be counted"
+    for n,f in enumerate(f for p in packets for f in p.decode()):
+        yield n,f,'the decoder calls it damaged' if f.is_corrupt else None
 
 # %% ../../nbs/video/03_reader.ipynb #d4324666
 @patch
+def _watch(self:VideoReader, packets, first):
+    "Decoded frames, each held back until all that it may lean on has come out"
+    x,hurt,wait = self.index,{},[]
+    due = 0 if first is None else int(np.searchsorted(x.pts, first))
+    for p in packets:
+        try: frames = p.decode()
+        except av.FFmpegError as e:
+            if (j := self._number(p.pts)) is not None: hurt.setdefault(int(x.rank[j]), av_reason(e))
+            continue
+        for f in frames:
+            if (n := self._number(f.pts)) is None: continue
+            hurt |= {int(x.rank[j]): 'the decoder left it out' for j in range(due, n) if int(x.rank[j]) not in hurt}
+            if f.is_corrupt: hurt[int(x.rank[n])] = 'the decoder calls it damaged'
+            wait,due = [*wait, (n, f)],n+1
+            while wait and self.waits[wait[0][0]] <= n: yield self._judged(*wait.pop(0), hurt)
+    for n,f in wait: yield self._judged(n, f, hurt)
+
+@patch
+def _number(self:VideoReader, pts):
+    "The number of the frame with this stamp, or None"
+    if pts is None: return None
+    n = int(np.searchsorted(self.index.pts, pts))
+    return n if n < len(self.index.pts) and self.index.pts[n]==pts else None
+
+@patch
+def _judged(self:VideoReader, n, f, hurt):
+    "`(number, frame, what is wrong)`: damage before it in its group, or before a leading frame's key frame (eq. 3)"
+    if not hurt: return n,f,None
+    x = self.index
+    r,g,b = (int(o[n]) for o in (x.rank, x.group, x.before))
+    own = [(d, why) for d,why in hurt.items() if g <= d <= r or x.lead[n] and b <= d < g]
+    return n,f,None if not own else dict(own).get(r, f"it leans on a frame that is damaged: {own[0][1]}")
+
+@patch
 def _until(self:VideoReader, i):
     "Decode on to frame number `i`"
-    x = self.index
-    for f in self._run:
-        self._at = self._at+1 if not x.seekable else -1 if f.pts is None else int(np.searchsorted(x.pts, f.pts))
-        if self._at < i: continue
-        if self._at > i or x.seekable and f.pts != x.pts[i]: break
-        if f.is_corrupt: raise self._bad(i, 'the decoder calls it damaged')
+    for n,f,why in self._run:
+        self._at = n
+        if n < i: continue
+        if n > i: break
+        if why: raise self._bad(i, why)
         return f
     raise self._bad(i, 'the decoder left it out')
 
@@ -117,43 +194,49 @@ def _bad(self:VideoReader, i, why):
     "The error for frame number `i`, with the count of frames that are good"
     self.close()
     return CorruptVideoError(self.path, f"frame {i} cannot be decoded ({why})",
-        len(good_frames(self.path)[0]), len(self))
+        _good(self.path, self.stream_number), len(self))
 
 # %% ../../nbs/video/03_reader.ipynb #d4521a92
 @patch
 def _get(self:VideoReader, i):
     "The decoded frame number `i`, whichever way is shorter"
-    k = int(self.keys[np.searchsorted(self.keys, i, side='right')-1]) if self.index.seekable else 0
+    k = int(self.keys[max(np.searchsorted(self.keys, i, side='right')-1, 0)]) if self.index.seekable else 0
     self._mine()
     if not (self._at < i and k <= self._at+4): self._run = None
     try:
-        if self._run is None: self._run,self._at = self._decode(k),-1
+        if self._run is None: self._run,self._at = self._decode(i),-1
         return self._until(i)
     except av.FFmpegError as e: raise self._bad(i, av_reason(e)) from e
 
 # %% ../../nbs/video/03_reader.ipynb #b059fbe6
 @patch
 def _rgb(self:VideoReader, f):
-    "A decoded frame as uint8 [h, w, 3], turned as it is shown"
-    a,i = np.rot90(f.to_ndarray(format='rgb24', threads=self.threads), -self.info.rotation//90),self.info
-    if a.shape[:2] != (i.height, i.width): raise CorruptVideoError(self.path,
-        f"a frame of {a.shape[0]}x{a.shape[1]} in a video of {i.height}x{i.width}")
+    "A decoded frame as [h, w, 3], turned as it is shown"
+    i,kw = self.info,{}
+    if (f.width, f.height) != ((i.height, i.width) if i.rotation%180 else (i.width, i.height)): raise CorruptVideoError(
+        self.path, f"a frame of {f.height}x{f.width} in a video of {i.height}x{i.width}")
+    h,w = (self.width,self.height) if i.rotation%180 else (self.height,self.width)
+    if (h, w) != (f.height, f.width): kw = dict(width=w, height=h)
+    wide = self.dtype==torch.uint16
+    a = f.to_ndarray(format='rgb48le' if wide else 'rgb24', threads=self.threads, **kw)
+    a = np.rot90(a, -i.rotation//90)
     return torch.from_numpy(np.ascontiguousarray(a[:,::-1] if i.mirrored else a))
 
 @patch
 def frames(self:VideoReader,
     idx # Frame numbers in any order, repeats allowed, negative from the end
-)->Tensor: # uint8 [t, h, w, 3], in the order asked
+)->Tensor: # `dtype` [t, h, w, 3], in the order asked
     "The frames with these numbers"
     n,idx = len(self),[int(i) for i in (idx.tolist() if hasattr(idx, 'tolist') else idx)]
     if wrong := [i for i in idx if not
         -n <= i < n]: raise IndexError(f"no frame {wrong[0]} in {self.path}, which has {n}")
     where = {}
     for j,i in enumerate(idx): where.setdefault(i%n, []).append(j)
-    out = torch.empty(len(idx), self.info.height, self.info.width, 3, dtype=torch.uint8)
+    out = torch.empty(len(idx), self.height, self.width, 3, dtype=self.dtype)
     got = self._by_decord(sorted(where)) if self.backend=='decord' else ((i, self._rgb(self._get(i)))
         for i in sorted(where))
-    for i,f in got: out[where[i]] = f
+    for i,f in got:
+        for j in where[i]: out[j].copy_(f)
     return out
 
 # %% ../../nbs/video/03_reader.ipynb #85596e1d
@@ -240,6 +323,8 @@ def _check_decord(self:VideoReader):
         f"an open-GOP video: decord silently returns other frames after a seek; {use}")
     if not _decord_reads & set(i.container.split(',')): raise BackendError(self.path,
         f"decord misses frames in {i.container} files; {use}")
+    if self.square and i.pixel_aspect!=1 or self.dtype!=torch.uint8 or self.stream_number is not None: raise ValueError(
+        f"square=, dtype= and stream= read with PyAV only: {use}")
     if i.mirrored: raise BackendError(self.path, f"a mirrored video, which decord does not turn; {use}")
     if (n := len(self._mine())) != len(self): raise BackendError(self.path,
         f"decord counts {n} frames, there are {len(self)}; {use}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['video_exts', 'ssv2_form', 'uniform', 'strided', 'by_rate', 'dense', 'strided_views', 'uniform_views', 'sliding',
-           'VideoList', 'list_folder', 'list_csv', 'list_ssv2', 'list_ucf']
+           'VideoList', 'folder_splits', 'list_folder', 'list_csv', 'list_ssv2', 'list_ucf']
 
 # %% ../../nbs/video/04_sampling.ipynb #add73303
 import re
@@ -144,18 +144,59 @@ def _some(videos, where):
     return videos
 
 # %% ../../nbs/video/04_sampling.ipynb #6cab7543
+_splits = dict(train=('train', 'training'), valid=('val', 'valid', 'validation'), test=('test', 'testing'))
+
+def _shown(o, root): # Not a hidden file, nor one that a Mac left
+    return not any(p.startswith('.') or p=='__MACOSX' for p in o.relative_to(root).parts)
+
+def _split_of(o, root): # 'train', 'valid' or 'test' where the first folder below the root says so
+    return next((k for k,v in _splits.items() if o.relative_to(root).parts[0].lower() in v), None)
+
+def folder_splits(
+    path # Folder
+)->list: # Of 'train', 'valid', 'test'
+    "Which splits a folder names by subfolders: train/, val/ (valid/, validation/), test/"
+    there = {o.name.lower() for o in Path(path).iterdir() if o.is_dir()}
+    return [k for k,v in _splits.items() if there & {*v}]
+
+def _classes(files, root):
+    "The class of each file: the name of its folder; where one name stands in several places, the first folder's"
+    where = [o.relative_to(root).parent.parts for o in files]
+    own = {p[-1]: {q[:-1] for q in where if q and q[-1]==p[-1]} for p in where if p}
+    if all(len(v)==1 for v in own.values()): return [p[-1] if p else None for p in where]
+    if len({p[0] for p in where if p}) > 1: return [p[0] if p else None for p in where]
+    twice = next(k for k,v in own.items() if len(v) > 1)
+    raise ValueError(f"{root}: {twice!r} is a folder in several places, which leaves the classes open")
+
 def list_folder(
     path, # Folder
     exts:list=video_exts, # Endings that count as videos, lower case
+    split:str=None, # 'train', 'valid' or 'test', for a folder with such folders (train/, val/, test/); None takes all
 )->VideoList: # Sorted by path; label -1 for files directly in the folder
-    "All videos below a folder, labelled by their own folder's name"
+    "All videos below a folder, labelled by their own folder's name; one vocabulary for all splits"
     path = Path(path)
     if not path.is_dir(): raise ValueError(f"{path} is not a folder")
-    files = sorted(o for o in path.rglob('*') if o.suffix.lower() in exts and o.is_file())
-    vocab = sorted({o.parent.name for o in files if o.parent!=path})
-    return _some(VideoList(files, [vocab.index(o.parent.name) if o.parent!=path else -1 for o in files], vocab), path)
+    if split not in (None, *_splits): raise ValueError(f"split must be 'train', 'valid' or 'test', not {split!r}")
+    files = sorted(o for o in path.rglob('*') if o.suffix.lower() in exts and o.is_file() and _shown(o, path))
+    kinds = [_split_of(o, path) for o in files]
+    if 'train' not in kinds and split: raise ValueError(f"{path} has no folder 'train', so no split {split!r}")
+    if 'train' in kinds:
+        files,kinds = zip(*[(o, k) for o,k in zip(files, kinds) if k])
+        of = {k: [o for o,q in zip(files, kinds) if q==k] for k in dict.fromkeys(kinds)}
+        names = {o: n for k,v in of.items() for o,n in zip(v, _classes(v, path/v[0].relative_to(path).parts[0]))}
+        new = {names[o] for o,k in zip(files, kinds) if k!='train'}-{names[o] for o in of['train']}
+        if new: raise ValueError(f"{path}: class {sorted(map(str, new))[0]!r} is not among those of train/")
+        if split and split not in of: raise ValueError(f"{path} has no folder for split {split!r}")
+        if split: files = of[split]
+    else: names = dict(zip(files, _classes(files, path)))
+    vocab = sorted({n for n in names.values() if n is not None})
+    return _some(VideoList(list(files), [vocab.index(names[o]) if names[o] is not None else -1 for o in files], vocab),
+        path)
 
 # %% ../../nbs/video/04_sampling.ipynb #dda9470e
+def _lines(path): # Of a text file, whatever editor wrote it
+    return Path(path).read_text(encoding='utf-8-sig').splitlines()
+
 def list_csv(
     path, # File of lines `path label`, or `path,label`
     root=None, # What relative paths are relative to; None is the file's own folder
@@ -164,10 +205,15 @@ def list_csv(
     "The lists that Kinetics is trained from: a path and a number on every line"
     path = Path(path)
     root,paths,labels = Path(root or path.parent),[],[]
-    for i,line in enumerate(path.read_text().splitlines(), 1):
+    for i,line in enumerate(_lines(path), 1):
         if not line.strip(): continue
         m = re.fullmatch(r'"?(.+?)"?\s*[\s,;]\s*(-?\d+)\s*', line)
         if not m: raise ValueError(f"{path}, line {i}: expected 'path label', found {line!r}")
+        three = re.search(r'[\s,;]-?\d+$', m[1])
+        short = m[1][:three.start()].strip('"') if three else ''
+        if short and not (root/m[1]).exists() and (root/short).exists(): raise ValueError(
+            f"{path}, line {i}: three columns, {line!r}; expected 'path label' (a list of 'path frames label' names "
+            'folders of images)')
         paths.append(root/m[1])
         labels.append(int(m[2]))
     return _some(VideoList(paths, labels, list(vocab or [])), path)
@@ -202,9 +248,9 @@ def list_ucf(
     "One of UCF-101's three official splits"
     splits = Path(splits)
     if split not in (1,2,3): raise ValueError(f"UCF-101 has splits 1, 2 and 3, not {split}")
-    vocab = [o.split()[1] for o in (splits/'classInd.txt').read_text().splitlines() if o.strip()]
+    vocab = [o.strip().split(None, 1)[1] for o in _lines(splits/'classInd.txt') if o.strip()]
     name = splits/f"{'train' if train else 'test'}list{split:02}.txt"
-    files = [o.split()[0] for o in name.read_text().splitlines() if o.strip()]
+    files = [re.sub(r'\s+\d+$', '', o.strip()) for o in _lines(name) if o.strip()]
     for o in files:
         if not plain_name(o): raise ValueError(f"{name}: {o!r} leads out of the folder")
         if o.split('/')[0] not in vocab: raise ValueError(f"{name}: class of {o!r} is not in classInd.txt")

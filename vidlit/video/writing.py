@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VideoError', 'MissingVideoError', 'UnreadableVideoError', 'NoVideoStreamError', 'EmptyVideoError',
            'TruncatedVideoError', 'CorruptVideoError', 'BackendError', 'numbered_frame', 'read_number', 'as_fps',
-           'write_video']
+           'as_url', 'write_video']
 
 # %% ../../nbs/video/01_writing.ipynb #565a98a3
 import itertools, os
@@ -69,6 +69,12 @@ def as_fps(
     if r <= 0: raise ValueError(f"fps must be a positive number, got {fps!r}")
     return r
 
+def as_url(
+    path # A file
+)->str: # What FFmpeg takes for this file, whatever its name holds
+    "The address of a plain file: a colon or a leading dash in its name is part of the name"
+    return f'file:{path}'
+
 # %% ../../nbs/video/01_writing.ipynb #8435aad5
 def _frame(f, odd, pix_fmt):
     "A frame as contiguous uint8 numpy [h, w, 3] that `pix_fmt` can hold, or a ValueError that says what it is"
@@ -100,7 +106,7 @@ def _stream(c, codec, fps, shape, pix_fmt, opts, rotation):
 # %% ../../nbs/video/01_writing.ipynb #6dd7fe94
 def _encode(path, frames, fps, codec, opts, pix_fmt, odd, rotation):
     "Encode `frames` into `path`, one at a time"
-    with av.open(str(path), 'w') as c:
+    with av.open(as_url(path), 'w') as c:
         for i,f in enumerate(frames):
             f = _frame(f, odd, pix_fmt)
             if not i: s,shape = _stream(c, codec, fps, f.shape, pix_fmt, opts, rotation),f.shape

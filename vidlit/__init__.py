@@ -32,6 +32,9 @@ _where = {
     'hide': 'floor.show',
     'lucas_kanade': 'pyramid.flow', 'farneback': 'pyramid.flow', 'block_matching': 'pyramid.flow',
 }
+# Pages that put more doors on a class (weights of others' layouts, streaming)
+_doors = {'VJEPA2': ('pretrain.vjepa2_weights',), 'DepthAnything': ('depth.depth_anything_weights',),
+    'VideoDepth': ('depth.video_depth_weights', 'depth.streaming')}
 _folders = ('floor', 'worlds', 'video', 'nn', 'train', 'lab', 'pretrain', 'depth', 'refiner', 'splat', 'pyramid',
     'pipeline', 'studies', 'cli')
 __all__ = [*_where, *_folders]
@@ -105,7 +108,9 @@ sys.meta_path.append(_Moved)
 
 
 def __getattr__(name):
-    if name in _where: return getattr(importlib.import_module(f'vidlit.{_where[name]}'), name)
+    if name in _where:
+        for page in _doors.get(name, ()): importlib.import_module(f'vidlit.{page}')
+        return getattr(importlib.import_module(f'vidlit.{_where[name]}'), name)
     if name in _folders or name in ('core', 'claims', 'reproduce'): return importlib.import_module(f'vidlit.{name}')
     raise AttributeError(f"module 'vidlit' has no attribute {name!r}")
 

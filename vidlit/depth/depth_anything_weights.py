@@ -11,7 +11,7 @@ from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
 from ..nn.vit import ViTConfig
-from ..nn.weights import WeightsError, load_strict, read_hub, read_weights, save_hub
+from ..nn.weights import WeightsError, load_strict, read_hub, peel, read_weights, save_hub
 from .depth_anything import DepthAnything, DepthAnythingConfig, first_version
 from .dinov2 import dinov2_sizes, hf_dinov2, official_dinov2
 from .dpt import DPTConfig, hf_dpt, official_dpt
@@ -37,6 +37,7 @@ def whose(
 
 def _ours(state, keymap, want):
     "Our names, or an error that says whose weights these are"
+    state = peel(state)
     try: return keymap.to_ours(state)
     except WeightsError as e:
         raise WeightsError(f"not the weights of {want}, they look like {whose(state)}: {e}") from e

@@ -7,14 +7,15 @@ __all__ = ['published', 'shorter_side', 'DepthModel', 'wrap', 'licence', 'cached
            'load_depth_model', 'pick']
 
 # %% ../../nbs/depth/models.ipynb #904883fb
-import math, torch
+import math, re, torch
 from dataclasses import dataclass
 from fastcore.basics import patch
 from pathlib import Path
+from types import MethodType
 from torch import Tensor
 from ..floor.fingerprint import fingerprint
 from ..floor.reading import Text, read_json
-from ..nn.weights import WeightsError, read_weights
+from ..nn.weights import WeightsError, peel, read_weights
 from .depth_anything_weights import DepthAnything, whose # with its files
 from .dpt import lower_bound, to_input, to_source
 from .measure import Kind
@@ -116,11 +117,9 @@ def infer(self:DepthModel,
     "Depth of a clip, as `infer_windows` asks for it"
     with self.auto(): return self.model(x.transpose(1, 2)).float().cpu()
 
-def _exact(f):
+def _in_float32(head, path, grid):
     "The last convolutions in float32, whatever surrounds them"
-    def in_float32(path, grid):
-        with torch.autocast(path.device.type, enabled=False): return f(path.float(), grid)
-    return in_float32
+    with torch.autocast(path.device.type, enabled=False): return type(head).to_depth(head, path.float(), grid)
 
 def wrap(
     model:VideoDepth, # Any
@@ -133,9 +132,8 @@ def wrap(
     "A network of yours, ready to be used"
     img,mark = model.cfg.image,fingerprint(model)
     model = model.eval().requires_grad_(False).to(device)
-    if not hasattr(model.image.head.to_depth, '__wrapped__'):
-        model.image.head.to_depth = _exact(model.image.head.to_depth)
-        model.image.head.to_depth.__wrapped__ = True
+    head = model.image.head
+    head.to_depth = MethodType(_in_float32, head) # a bound method: a copy of the model gets its own
     return DepthModel(model, name, f"{name}: {about or _sizes(model)}", mark, size or img.side*img.head.patch, **kw)
 
 def _sizes(model): return f"{sum(p.numel() for p in model.parameters())/1e6:.3g} M parameters, {_says[model.kind]}"
@@ -204,19 +202,32 @@ def _recipe(p):
 # %% ../../nbs/depth/models.ipynb #8aa855ec
 _ranges = dict(hypersim=20., vkitti=80.) # metres, of the metric image models
 
-def _file(p, **kw):
+_names = (r'depth_anything_v1|depth_anything_vit[sblg]', r'v2') # of the two versions, in names of files
+
+def _said(name, *patterns): # The patterns that stand in a name as words of their own
+    return [bool(re.search(f'(?<![a-z])(?:{p})(?![a-z])', name)) for p in patterns]
+
+def _file(p, version=None, metric=None, max_depth=None, **kw):
     "Model and remark for a file of official weights"
-    state,name = read_weights(p),p.name.lower()
+    state,name = peel(read_weights(p)),p.name.lower()
+    says_metric,says_video = _said(name, 'metric', r'video_depth_anything_vit[sblg]')
     if any('motion_modules' in k for k in state):
-        return VideoDepth.from_official(state, metric='metric' in name, **kw),None
+        if metric is None and not (says_metric or says_video): raise WeightsError(
+            f"{p}: metres or relative? Neither the weights nor the name tell: say metric=True or metric=False")
+        return VideoDepth.from_official(state, metric=says_metric if metric is None else metric, **kw),None
     if not any(k.startswith('depth_head.') for k in state):
         raise WeightsError(f"{p} holds no depth model but {whose(state)}: {choices()}")
-    top = next((v for k,v in _ranges.items() if k in name), None)
-    if 'metric' in name and top is None:
-        raise WeightsError(f"{p} is metric, but up to how many metres? Its name should say {' or '.join(_ranges)}")
-    version = 2 if 'v2' in name else 1
-    return per_frame(DepthAnything.from_official(state, version, top,
-        **kw)),f'version {version} by its name; frame by frame, nothing along time'
+    top = max_depth or next((v for k,v in _ranges.items() if k in name), None)
+    if (metric or metric is None and says_metric) and top is None: raise WeightsError(
+        f"{p} is metric, but up to how many metres? Say max_depth=, or let the name say {' or '.join(_ranges)}")
+    first,second = (bool(re.search(o, name)) for o in _names)
+    if version is None and not (first or second): raise WeightsError(
+        f"{p}: which version of Depth Anything? The two read other blocks, and the weights do not tell: say version=1 "
+        "or version=2")
+    how = 'as said' if version else 'by its name'
+    version = version or (2 if second else 1)
+    return per_frame(DepthAnything.from_official(state, version, None if metric is False else top,
+        **kw)),f'version {version} {how}; frame by frame, nothing along time'
 
 # %% ../../nbs/depth/models.ipynb #db71f57a
 def load_depth_model(
@@ -224,6 +235,9 @@ def load_depth_model(
     device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
     precision:str='fp32', # 'fp32', 'bf16' or 'fp16'
     max_res:int=None, # Longer side inside, at most
+    version:int=None, # 1 or 2, of a Depth Anything file whose name does not say it
+    metric:bool=None, # Metres, or relative? Of a file whose name does not say it
+    max_depth:float=None, # Of a metric file of Depth Anything, metres: 20 indoors, 80 outdoors
 )->DepthModel: # ValueError says what could have been asked for
     "A depth model by name; nothing is downloaded"
     if precision not in _dtypes: raise ValueError(f"precision must be one of {', '.join(_dtypes)}, got {precision!r}")
@@ -234,7 +248,7 @@ def load_depth_model(
         if not got: raise ValueError(f"{name} is not on this machine. With a network: {_fetch(name)}. Or {choices()}")
         p = got[0] if len(got)==1 else got[0].parent
     if not p.exists(): raise ValueError(f"no model {name!r}: {choices()}")
-    model,remark = _folder(p) if p.is_dir() else _file(p)
+    model,remark = _folder(p) if p.is_dir() else _file(p, version, metric, max_depth)
     about = f"{_sizes(model)}{'; '+remark if remark else ''}{'; '+licence(name) if name in published else ''}"
     return wrap(model, name, about, device, precision=precision, max_res=max_res)
 

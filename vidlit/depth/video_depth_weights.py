@@ -11,7 +11,7 @@ from dataclasses import asdict
 from fastcore.basics import patch
 from pathlib import Path
 from ..nn.vit import ViTConfig
-from ..nn.weights import KeyMap, WeightsError, load_strict, read_hub, read_weights, save_hub
+from ..nn.weights import KeyMap, WeightsError, load_strict, read_hub, peel, read_weights, save_hub
 from .depth_anything import DepthAnythingConfig
 from .depth_anything_weights import official_config, whose
 from .dinov2 import official_dinov2
@@ -51,6 +51,7 @@ def official_video_config(
 # %% ../../nbs/depth/video_depth_weights.ipynb #6fd093a0
 def _ours(state):
     "Our names, or an error that says whose weights these are"
+    state = peel(state)
     try: return official_video_depth.to_ours(state)
     except (WeightsError, RuntimeError) as e:
         # RuntimeError: pieces that cannot be joined

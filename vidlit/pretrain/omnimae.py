@@ -20,7 +20,7 @@ from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import Grid, denorm_patches, grid_of, patchify, put, split_mask, take_patches, unpatchify
 from ..train.callbacks import History, ModelLoss, ParamSchedule
 from ..nn.vit import Block, PatchEmbed, ViT, ViTConfig, flat_pos, init_vit, run_blocks, vit_b, vit_h, vit_l
-from ..nn.weights import WeightsError, load_strict, read_hub, read_weights, save_hub
+from ..nn.weights import WeightsError, load_strict, peel, read_hub, read_weights, save_hub
 from .omni_batches import OmniMasks, as_clip, modality
 from .videomae import MAEOut, target_ref
 from .videomae_weights import vit_sizes
@@ -291,7 +291,7 @@ def omni_sizes(
     return OmniMAEConfig(enc, dec, (frames, h*size[1], round(h/ratio)*size[2]))
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #ff50fc22
-def _state(state): return read_weights(state) if isinstance(state, (str, Path)) else state
+def _state(state): return peel(read_weights(state) if isinstance(state, (str, Path)) else state)
 
 @patch(cls_method=True)
 def from_official(cls:OmniMAE,

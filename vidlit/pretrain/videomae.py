@@ -210,10 +210,13 @@ class VideoMAEClassifier(ViT):
         init_scale:float=.001, # Factor on the head's first weights
         head_eps:float=1e-6, # Constant of `fc_norm`
         gen:torch.Generator=None, # Randomness of the initialisation
+        pool:str='mean', # 'mean' of all tokens, then `fc_norm`; 'first': a norm after the blocks, then the first token
         **kw, # Further parts of `ViT`
     ):
-        super().__init__(cfg, norm=False, **kw)
-        self.fc_norm,self.dropout = nn.LayerNorm(cfg.dim, head_eps),nn.Dropout(dropout)
+        if pool not in ('mean', 'first'): raise ValueError(f"pool must be 'mean' or 'first', not {pool!r}")
+        super().__init__(cfg, norm=pool=='first', **kw)
+        self.pool,self.dropout = pool,nn.Dropout(dropout)
+        self.fc_norm = nn.LayerNorm(cfg.dim, head_eps) if pool=='mean' else nn.Identity()
         self.head = nn.Linear(cfg.dim, n_classes)
         init_vit(self, 'trunc', gen, conv=False)
         self.head.weight.data.mul_(init_scale)
@@ -221,7 +224,8 @@ class VideoMAEClassifier(ViT):
     def forward(self,
         clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
     )->Tensor: # Logits `[b, n_classes]`
-        return self.head(self.dropout(self.fc_norm(super().forward(clip).mean(1))))
+        tok = super().forward(clip)
+        return self.head(self.dropout(self.fc_norm(tok.mean(1) if self.pool=='mean' else tok[:,0])))
 
 # %% ../../nbs/pretrain/02_videomae.ipynb #aa393303
 @patch
@@ -283,8 +287,10 @@ def save_pretrained(self:VideoMAE,
 )->Path: # The folder
     "Write the model as transformers would"
     both = isinstance(self, VideoMAE)  # encoder and decoder; else a classifier
-    c = (hf_config(self.cfg.enc, size, self.cfg.dec, head_eps=self.cfg.head_eps) if both else
-        hf_config(self.cfg, size, n_classes=self.head.out_features, head_eps=self.fc_norm.eps))
+    if both: c = hf_config(self.cfg.enc, size, self.cfg.dec, head_eps=self.cfg.head_eps,
+        mean_pool=isinstance(self.encoder.norm, nn.Identity))
+    else: c = hf_config(self.cfg, size, n_classes=self.head.out_features,
+        head_eps=getattr(self.fc_norm, 'eps', 1e-5), mean_pool=self.pool=='mean')
     return save_hub((hf_pretraining if both else hf_classifier).to_theirs(self.state_dict()), path, c)
 
 VideoMAEClassifier.save_pretrained = VideoMAE.save_pretrained
@@ -297,6 +303,8 @@ def from_pretrained(cls:VideoMAE,
 )->VideoMAE:
     "The pretraining model in the layout of transformers, strictly"
     c,state = read_hub(name)
+    bare = c.get('use_mean_pooling', True) and 'videomae.layernorm.weight' not in state # no norm after the encoder
+    if bare: kw = dict(encoder=partial(ViT, norm=False)) | kw
     res = cls(from_hf_config(c), **kw)
     load_strict(res, state, hf_pretraining)
     return res
@@ -310,6 +318,7 @@ def from_pretrained(cls:VideoMAEClassifier,
     c,state = read_hub(name)
     if 'classifier.weight' not in state: raise ValueError(f"{name}: no classifier.weight, not a fine-tuned model")
     sizes = from_hf_config(c)
-    res = cls(sizes.enc, len(state['classifier.weight']), head_eps=sizes.head_eps, **kw)
+    pool = 'mean' if c.get('use_mean_pooling', True) else 'first'
+    res = cls(sizes.enc, len(state['classifier.weight']), head_eps=sizes.head_eps, pool=pool, **kw)
     load_strict(res, state, hf_classifier)
     return res

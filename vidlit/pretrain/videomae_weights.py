@@ -10,7 +10,7 @@ __all__ = ['videomae_s', 'videomae_b', 'videomae_l', 'videomae_h', 'hf_pretraini
 from dataclasses import dataclass
 from pathlib import Path
 from ..nn.vit import ViTConfig, vit_s, vit_b, vit_l, vit_h
-from ..nn.weights import KeyMap, hf_videomae, read_weights
+from ..nn.weights import KeyMap, hf_videomae, peel, read_weights
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #e90693ac
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def unpack(
     state, # A state dict, a checkpoint holding one under 'model' or 'module', or a file of either
 )->dict: # The state dict
     "The weights inside an official checkpoint; files are read weights-only"
-    if isinstance(state, (str, Path)): return read_weights(state)
-    return next((state[k] for k in ('model','module') if isinstance(state.get(k), dict)), state)
+    if isinstance(state, (str, Path)): return peel(read_weights(state))
+    return peel(next((state[k] for k in ('model','module') if isinstance(state.get(k), dict)), state))
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #2e8c5e9e
 def _heads(dim): return {1280: 16, 640: 8}.get(dim, max(1, dim//64))
@@ -78,6 +78,7 @@ def hf_config(
     dec:ViTConfig=None, # Decoder, of a pretraining model
     n_classes:int=None, # Of a classifier
     head_eps:float=1e-6, # Kept for ourselves; transformers has its own constant
+    mean_pool:bool=None, # No norm after the blocks, mean of the tokens before the head; what is usual when missing
 )->dict: # config.json
     "Our sizes as a configuration of transformers"
     if enc.qkv_bias=='fused': raise ValueError("qkv_bias='fused': transformers' VideoMAE has no key bias")
@@ -87,7 +88,8 @@ def hf_config(
     res |= dict(image_size=size[1] if square else list(size[1:]), tubelet_size=enc.patch[0], patch_size=enc.patch[1])
     res |= dict(num_channels=enc.chans, hidden_size=enc.dim, num_hidden_layers=enc.depth, num_attention_heads=enc.heads)
     res |= dict(intermediate_size=enc.hidden, layer_norm_eps=enc.eps, qkv_bias=enc.qkv_bias=='qv')
-    res |= dict(use_mean_pooling=not dec, norm_pix_loss=True, vidlit_head_eps=head_eps)
+    mean_pool = not dec if mean_pool is None else mean_pool
+    res |= dict(use_mean_pooling=mean_pool, norm_pix_loss=True, vidlit_head_eps=head_eps)
     if dec:
         res |= dict(decoder_hidden_size=dec.dim, decoder_num_hidden_layers=dec.depth)
         res |= dict(decoder_num_attention_heads=dec.heads, decoder_intermediate_size=dec.hidden)

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..train.probe import CrossAttention
 from ..nn.vit import Block, Mlp, ViTConfig, init_vit, run_blocks
-from ..nn.weights import KeyMap, WeightsError, _torch_file, load_strict, read_hub, save_hub
+from ..nn.weights import KeyMap, WeightsError, _torch_file, load_strict, peel, read_hub, save_hub
 from .videomae_weights import vit_sizes
 from .vjepa2 import RopePredictor, VJEPA2, VJEPA2Config, rope_encoder, vjepa2_l
 
@@ -46,7 +46,8 @@ def _official_parts(ckpt, drop_pos):
     ckpt = _torch_file(Path(ckpt)) if isinstance(ckpt, (str,Path)) else ckpt
     gone = [k for k in ('encoder','predictor') if k not in ckpt]
     if gone: raise WeightsError(f"no part {', '.join(gone)}; it has {', '.join(map(str, ckpt))}")
-    parts = {k: official_map(drop_pos).to_ours(ckpt[k]) for k in ('encoder','target_encoder','predictor') if k in ckpt}
+    parts = {k: official_map(drop_pos).to_ours(peel(ckpt[k])) for k in ('encoder','target_encoder','predictor')
+        if k in ckpt}
     tables = [f'{k}.{n}' for k,s in parts.items() for n in s if n.endswith('pos_embed')]
     if tables:
         raise WeightsError(f"{', '.join(tables)}: a table of positions. V-JEPA 2 has none; "

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from ..nn.tokens import Grid, sincos_3d
 from ..nn.vit import StoredPos, ViTConfig, vit_h, vit_l
-from ..nn.weights import KeyMap, WeightsError, read_weights
+from ..nn.weights import KeyMap, WeightsError, peel, read_weights
 from .videomae_weights import vit_sizes
 
 # %% ../../nbs/pretrain/vjepa_weights.ipynb #ba489382
@@ -58,6 +58,7 @@ def unpack_jepa(
     if gone:
         have = ', '.join(map(str, state))
         raise WeightsError(f"no {', '.join(gone)}: not an official V-JEPA checkpoint, it has {have}")
+    state = {k: {f'module.backbone.{n}': v for n,v in peel(state[k]).items()} for k in parts}
     return {k: m.to_ours(state[k]) for k,m in parts.items()}
 
 # %% ../../nbs/pretrain/vjepa_weights.ipynb #bc28c7ae

@@ -270,7 +270,7 @@ def compare(
     rows = {n: evaluate(p, world, teacher, conf) for n,p in preds.items()}
     return table([dict(video=n) | {k: r[k] for k in keys if k in r} for n,r in rows.items()])
 
-# %% ../../nbs/refiner/08_evaluation.ipynb #62d8b08a
+# %% ../../nbs/refiner/08_evaluation.ipynb #b55ed27b
 class VideoMeter:
     "Flicker, jumps and scale of a depth video, frame by frame, without truth"
     def __init__(self,
@@ -284,8 +284,8 @@ class VideoMeter:
         other:Tensor|None=None, # [1, h, w] what the depth was made from
     ):
         "Look at the next frame"
-        if depth.shape[-2:]!=rgb.shape[-2:]:
-            raise ValueError(f"depth {list(depth.shape)} and rgb {list(rgb.shape)} differ")
+        if depth.shape[-2:]!=rgb.shape[-2:]: raise ValueError(
+            f"depth {list(depth.shape)} and rgb {list(rgb.shape)} differ")
         d = torch.where(depth>0, depth, math.nan).log()[0]
         soft = F.avg_pool2d(rgb[None], self.blur, 1, self.blur//2, count_include_pad=False)[0]
         row = [math.nan]*4

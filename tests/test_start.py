@@ -5,7 +5,7 @@ import pytest
 
 HEAVY = 'fastai', 'torchvision', 'transformers', 'timm', 'pandas', 'matplotlib', 'zarr'
 LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'nn.ssm', 'nn.mamba', 'nn.temporal_cores',
-    'worlds.worlds', 'video.reader',
+    'refiner.model', 'worlds.worlds', 'video.reader',
     'video.writing', 'train.schedules',
     'lab.experiment',
     'pretrain.tube_masking', 'pretrain.videomae', 'pretrain.videomae_v2', 'pretrain.block_masking',

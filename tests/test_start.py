@@ -10,7 +10,8 @@ LEAN = [
     'pretrain.videomae_v2', 'pretrain.block_masking', 'pretrain.vjepa', 'pretrain.vjepa2', 'pretrain.world_model',
     'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses', 'depth.dpt', 'depth.dinov2',
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
-    'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'pyramid.flow', 'refiner.model']
+    'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'pyramid.flow', 'refiner.model',
+    'refiner.teachers', 'refiner.baselines', 'refiner.windows', 'refiner.losses']
 
 
 @pytest.mark.parametrize('mod', LEAN)

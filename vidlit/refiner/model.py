@@ -339,11 +339,11 @@ class Refiner(nn.Module):
         self.fuse = nn.Parameter(torch.ones(2)) if cfg.mid else None
         self.high = HighRes(cfg) if cfg.high else None
         self.memory = Memory(cfg) if cfg.memory else None
-        self.reset(gen)
+        self.first_values(gen)
 
     @torch.no_grad()
-    def reset(self, gen=None):
-        "First values out of a generator; last layers are zero"
+    def first_values(self, gen=None):
+        "Out of a generator, last layers zero (not called reset: fastai calls that before every fit)"
         for m in self.modules():
             if isinstance(m, nn.Conv2d) and m.weight.any() or m is getattr(self.glob, 'into', None):
                 bound = m.weight[0].numel()**-.5

@@ -6,8 +6,8 @@
 __all__ = ['default_method', 'slug', 'methods', 'load_op', 'pack_state', 'unpack_state', 'RefineRun', 'refine_video',
            'Confidences']
 
-# %% ../../nbs/pipeline/13_refine.ipynb #9933a506
-import json, math, numpy as np, re, torch
+# %% ../../nbs/pipeline/13_refine.ipynb #3c7510c0
+import math, numpy as np, re, torch
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from fastcore.basics import patch
@@ -29,8 +29,8 @@ from .preview import _panel, colour_depth, colour_range
 from .video_depth import _Clock, _explain_full_disk, read_video
 from .depth_source import DepthSource
 
-# %% ../../nbs/pipeline/13_refine.ipynb #c2bc417b
-default_method = 'scale-bilateral'
+# %% ../../nbs/pipeline/13_refine.ipynb #2ad27920
+default_method = 'bilateral'
 
 def slug(name): return re.sub(r'[^a-z0-9.]+', '-', name.lower())
 
@@ -99,7 +99,7 @@ def unpack_state(
         return known[o['n']](**{k: walk(v) for k,v in o['f']})
     return walk(plan)
 
-# %% ../../nbs/pipeline/13_refine.ipynb #e2673d00
+# %% ../../nbs/pipeline/13_refine.ipynb #2ef67d54
 @dataclass
 class RefineRun:
     "A depth video on its way to a calmer one"
@@ -116,6 +116,7 @@ class RefineRun:
     device:str='cpu' # Where the op runs
     report:Callable=None # Gets a dict: stage, done, frames, rate, left; or note
     every:int=48 # Frames between two points from which a killed run goes on
+    warm:int=48 # Frames at the start that a stream sees backwards first
     alerts:list=field(default_factory=list) # Of the drift monitor
 
     @property
@@ -126,16 +127,17 @@ class RefineRun:
     def made(self):
         set_ = {k: v for k,v in vars(self.run).items() if k not in ('op', 'lo', 'hi')}
         set_ = {k: list(v) if isinstance(v, tuple) else v for k,v in set_.items()}
-        return dict(refined=self.name, fingerprint=self.mark, mode='stream' if self.streamed else 'windows', settings=set_,
-            depth=self.depth.ident(), conf=None if self.conf is None else self.conf.ident())
+        mode, conf = 'stream' if self.streamed else 'windows', None if self.conf is None else self.conf.ident()
+        if self.streamed: set_['warm'] = self.warm
+        return dict(refined=self.name, fingerprint=self.mark, mode=mode, settings=set_, depth=self.depth.ident(),
+            conf=conf)
 
     def sink(self):
         kw = dict(units='m', source=self.video.path, frames=self.stop, made=self.made())
-        if (self.dtype or 'uint16' if self.storage=='png16' else self.dtype)=='uint16':
-            kw |= dict(lo=self.run.lo, hi=self.run.hi)
+        if self.storage=='png16' or self.dtype=='uint16': kw |= dict(lo=self.run.lo, hi=self.run.hi)
         return DepthWriter(self.out, 'depth', self.depth.size, self.video.info.fps, self.storage, self.dtype, **kw)
 
-# %% ../../nbs/pipeline/13_refine.ipynb #e17fedba
+# %% ../../nbs/pipeline/13_refine.ipynb #d6f77be5
 @patch
 def frame(self:RefineRun,
     i, # Number
@@ -168,9 +170,10 @@ def load(self:RefineRun, like):
     if not f.exists(): return 0,0,None,{}
     row = read_json(f, {'n':Num(0, 2**31), 'at':Num(0, 2**31), 'file':str, 'plan':dict, 'alerts':[str], str:object})
     self.alerts = row['alerts']
-    return row['n'],row['at'],unpack_state(read_weights(inside(self.work, row['file'])), row['plan'], like, self.device),row
+    got = read_weights(inside(self.work, row['file']))
+    return row['n'],row['at'],unpack_state(got, row['plan'], like, self.device),row
 
-# %% ../../nbs/pipeline/13_refine.ipynb #1571f982
+# %% ../../nbs/pipeline/13_refine.ipynb #a9cf7739
 @patch
 def advance(self:RefineRun):
     "Do what is left"
@@ -183,7 +186,7 @@ def _stream(self:RefineRun, clock):
     n,_,state,row = self.load(fresh)
     mon.levels.extend(row.get('levels', ()))
     mon.n = n
-    state = fresh if state is None else state
+    state = self.warmed(fresh) if state is None else state
     clock.begin(n)
     for i in range(n, self.stop):
         d,c,rgb = (None if o is None else o[None] for o in self.frame(i))
@@ -192,6 +195,13 @@ def _stream(self:RefineRun, clock):
         self.told(mon.update(out, d))
         if (i+1)%self.every==0: self.save(i+1, i+1, state, levels=list(mon.levels))
         clock(i+1)
+
+@patch
+def warmed(self:RefineRun, state):
+    "The state after the first frames, seen backwards"
+    for i in reversed(range(min(self.warm, self.stop))):
+        _,state = self.run.step(*(None if o is None else o[None] for o in self.frame(i)), state)
+    return state
 
 @patch
 def _windows(self:RefineRun, clock):
@@ -218,7 +228,7 @@ def told(self:RefineRun, said):
         self.alerts.append(said)
         if self.report: self.report(dict(note=said))
 
-# %% ../../nbs/pipeline/13_refine.ipynb #f66315a1
+# %% ../../nbs/pipeline/13_refine.ipynb #b90dd0d3
 def refine_video(
     video, # Path of a video
     depth, # Folder or file of its depth, see `DepthSource`
@@ -238,6 +248,7 @@ def refine_video(
     device:str='cpu', # Where the op runs
     report:Callable=None, # Gets a dict: stage, done, frames, rate, left; or note
     every:int=48, # Frames between two points from which a killed run goes on
+    warm:int=48, # Frames at the start that a stream sees backwards first; 0: nothing of the future
     **kw, # Of `DepthSource`: kind, scale, near, far, fov
 )->dict: # What came out, for people and programs
     "Refine the depth of a video, in constant memory"
@@ -254,14 +265,16 @@ def refine_video(
         lo,hi = d.range()
         keep = dict(fast=fast, lo=lo/1.1, hi=hi*1.1)
         how = Stream(op, tau=tau, **keep) if stream else Windows(op, **keep)
-        run = RefineRun(v, d, stop, Path(out), how, name, mark, c, storage, dtype, device, report, every)
+        run = RefineRun(v, d, stop, Path(out), how, name, mark, c, storage, dtype, device, report, every,
+            warm)
         with _explain_full_disk(run), writer(run.out):
             run.finish()
             return run.summary(preview, measure)
 
 def _mark_of(op):
     "What identifies an op of the user's"
-    return fingerprint(op) if isinstance(op, nn.Module) else f'{type(op).__name__} {sorted(getattr(op, "__dict__", {}).items())}'
+    if isinstance(op, nn.Module): return fingerprint(op)
+    return f'{type(op).__name__} {sorted(getattr(op, "__dict__", {}).items())}'
 
 @patch
 def finish(self:RefineRun):
@@ -269,10 +282,11 @@ def finish(self:RefineRun):
     w = self.sink() # refuses a folder of something else
     sweep(self.out)
     if w.missing() or (self.work/'point.json').exists() and not self.closed(): self.advance()
-    self.alerts = self.alerts or read_json(self.out/'alerts.json', dict(alerts=[str]))['alerts'] if self.closed() else self.alerts
-    if not self.closed():
-        if self.video.info.vfr: write_json(self.out/'times.json', [round(float(t), 6) for t in self.video.times[:self.stop]])
-        write_json(self.out/'alerts.json', dict(alerts=self.alerts))
+    if self.closed(): self.alerts = read_json(self.out/'alerts.json', dict(alerts=[str]))['alerts']
+    else:
+        times = self.video.times[:self.stop] if self.video.info.vfr else []
+        if len(times): write_json(self.out/'times.json', [round(float(t), 6) for t in times])
+        write_json(self.out/'alerts.json', dict(alerts=self.alerts)) # from here on the video is done
     clear(self.work, *_ours)
 
 @patch
@@ -304,7 +318,7 @@ def summary(self:RefineRun, preview, measure):
     if preview: row['preview'] = str(self.preview(r))
     return row
 
-# %% ../../nbs/pipeline/13_refine.ipynb #0517e905
+# %% ../../nbs/pipeline/13_refine.ipynb #a5eb90c3
 @patch
 def measured(self:RefineRun, r):
     "Flicker, jumps, scale and drift before and after; report.json and report.html"
@@ -325,8 +339,9 @@ def measured(self:RefineRun, r):
     jumps = {n: [100*o[1] for o in m.rows] for n,m in zip(('before', 'after'), meters)}
     page = _page(self, row, before, after, jumps, [torch.stack(o, 1) for o in cuts])
     with atomic_path(self.out/'report.html') as p: p.write_text(page)
-    write_json(path, dict(numbers=row, before=_plain(before), after=_plain(after), method=self.name, alerts=self.alerts))
-    return row
+    about = dict(numbers=row, before=_plain(before), after=_plain(after), method=self.name, alerts=self.alerts)
+    write_json(path, about)
+    return dict(sorted(row.items()))
 
 def _plain(d): return {k: v if math.isfinite(v) else None for k,v in d.items()}
 
@@ -334,11 +349,13 @@ def _said(a, b):
     "The numbers that count"
     def pair(k, unit=100): return f'{unit*a[k]:.3g} % before, {unit*b[k]:.3g} % after'
     def less(k): return f' ({100*(b[k]/a[k]-1):+.0f} %)' if a[k]>0 else ''
+    drift = f"{b['drift']:+.1e}, standard error {b['drift_error']:.1e}"
     return {'flicker a frame': pair('flicker')+less('flicker'), 'jumps of scale': pair('jumps')+less('jumps'),
-        'scale kept': f"{b['scale']:.4f}", 'drift a frame': f"{b['drift']:+.1e}"}
+        'scale kept': f"{b['scale']:.4f}", 'drift a frame': drift}
 
-# %% ../../nbs/pipeline/13_refine.ipynb #2358a512
-_style = 'body{font:16px/1.5 sans-serif;max-width:46em;margin:2em auto;color:#30343b}td,th{padding:.2em .8em}img{max-width:100%}'
+# %% ../../nbs/pipeline/13_refine.ipynb #fc4551a5
+_style = ('body{font:16px/1.5 sans-serif;max-width:46em;margin:2em auto;color:#30343b}'
+    'td,th{padding:.2em .8em}img{max-width:100%}')
 
 def _page(run, row, before, after, jumps, cuts):
     "The report as one file"
@@ -347,16 +364,16 @@ def _page(run, row, before, after, jumps, cuts):
     from vidlit.floor.show import sheet
     picture = sheet([[t] for t in tall], titles=['before', 'after'], width=min(900, max(tall[0].shape[1], 240)))
     curve = show_curves(jumps, 'frame', 'step of the median, percent', size=(8, 2.6), marks=False)
-    rows = table([dict(video=n, **{'flicker, %': 100*o['flicker'], 'jumps, %': 100*o['jumps'], 'scale': o['scale'],
-        'drift a frame': o['drift'], 'quiet pixels, %': 100*o['quiet']}) for n,o in (('before', before), ('after', after))])
+    rows = table([dict(video=n, flicker_percent=100*o['flicker'], jumps_percent=100*o['jumps'], scale=o['scale'],
+        drift_a_frame=o['drift'], quiet_percent=100*o['quiet']) for n,o in (('before', before), ('after', after))])
     alerts = ''.join(f'<p>Alert: {a}</p>' for a in run.alerts)
     lines = ''.join(f'<li>{k}: {v}</li>' for k,v in row.items())
     return (f'<!doctype html><meta charset="utf-8"><title>vidlit refine</title><style>{_style}</style>'
         f'<h1>{Path(run.video.path).name}, refined by {run.name}</h1><ul>{lines}</ul>{alerts}'
         f'<h2>One column of pixels over time</h2>{img_tag(picture, "depth of one column over time, before and after")}'
         f'<h2>Jumps of the whole scale</h2>{img_tag(curve, "step of the median depth from frame to frame")}'
-        f'<h2>Numbers</h2>{rows._repr_html_()}<p>Flicker: mean step of log depth on pixels whose colour is quiet. Jumps: standard '
-        'deviation of the median step. Scale and drift: against the depth that came in.</p>')
+        f'<h2>Numbers</h2>{rows._repr_html_()}<p>Flicker: mean step of log depth on pixels whose colour is quiet. '
+        'Jumps: standard deviation of the median step. Scale and drift: against the depth that came in.</p>')
 
 @patch
 def preview(self:RefineRun, r, side=480):
@@ -371,5 +388,6 @@ def preview(self:RefineRun, r, side=480):
     def frames():
         for i,f in zip(range(len(r)), self.video.stream(0, len(r))):
             clock(i+1)
-            yield torch.cat([_panel(o, hw) for o in (f, colour_depth(self.depth[i], lo, hi), colour_depth(r[i], lo, hi))], 1)
+            depths = (colour_depth(d[i], lo, hi) for d in (self.depth, r))
+            yield torch.cat([_panel(o, hw) for o in (f, *depths)], 1)
     return write_video(path, frames(), r.meta.fps, odd='pad')

@@ -4,7 +4,9 @@ import sys
 import pytest
 
 HEAVY = 'fastai', 'torchvision', 'transformers', 'timm', 'pandas', 'matplotlib', 'zarr'
-LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'video.writing', 'train.schedules',
+LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'nn.ssm', 'nn.mamba', 'nn.temporal_cores',
+    'refiner.model', 'worlds.worlds', 'video.reader',
+    'video.writing', 'train.schedules',
     'lab.experiment',
     'pretrain.tube_masking', 'pretrain.videomae', 'pretrain.videomae_v2', 'pretrain.block_masking',
         'pretrain.vjepa',

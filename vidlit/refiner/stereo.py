@@ -143,7 +143,7 @@ class Comfort:
         d = self.reach*(inverse-state[1])/(state[2]-state[0]).clamp(min=1e-9)
         return d.clamp(-self.reach, self.reach).nan_to_num(0), state
 
-# %% ../../nbs/refiner/09_stereo.ipynb #990bc8a6
+# %% ../../nbs/refiner/09_stereo.ipynb #78ecac4e
 def eyes(
     rgb:Tensor, # [..., 3, h, w]
     disparity:Tensor, # [..., 1, h, w] pixels
@@ -157,7 +157,7 @@ def eyes(
     holes = sum(o[2].float().mean().item() for o in made)/len(made)
     return (*out, holes) if both else (rgb, out[0], holes)
 
-def side_by_side(left, right, half=False): # [..., 3, h, w] each -> [..., 3, h, 2w], or [..., 3, h, w] with half the columns
+def side_by_side(left, right, half=False): # [..., 3, h, w] each -> [..., 3, h, 2w], or w with half the columns
     "Both eyes in one frame"
     x = torch.cat([left, right], -1)
     return x if not half else (x[..., 0::2]+x[..., 1::2])/2
@@ -166,5 +166,5 @@ def anaglyph(left, right): # [..., 3, h, w] each -> [..., 3, h, w]
     "For red-cyan glasses"
     return torch.cat([left[..., :1, :, :], right[..., 1:, :, :]], -3)
 
-layouts = {'side': side_by_side, 'half': lambda l, r: side_by_side(l, r, True), 'anaglyph': anaglyph,
-    'right': lambda l, r: r} # name -> (left, right) -> frame
+# name -> (left, right) -> frame
+layouts = dict(side=side_by_side, half=lambda l, r: side_by_side(l, r, True), anaglyph=anaglyph, right=lambda l, r: r)

@@ -12,7 +12,8 @@ GROUND = 'floor', 'worlds', 'video', 'nn', 'train', 'lab'
 BELOW = dict(floor=(), worlds=('floor',), video=('floor',), nn=('floor',), train=('floor', 'video', 'nn'),
     lab=GROUND[:-1],
     pretrain=GROUND, depth=GROUND, refiner=(*GROUND, 'depth'), splat=GROUND, pyramid=GROUND,
-    pipeline=(*GROUND, 'depth'), studies=(*GROUND, 'pretrain', 'depth', 'refiner', 'splat', 'pyramid', 'pipeline'))
+    pipeline=(*GROUND, 'depth', 'refiner'),
+    studies=(*GROUND, 'pretrain', 'depth', 'refiner', 'splat', 'pyramid', 'pipeline'))
 BELOW['cli'] = *BELOW['studies'], 'studies'
 
 

@@ -296,7 +296,7 @@ class VideoMeter:
         self.last = d, soft
         self.rows.append(row)
 
-# %% ../../nbs/refiner/08_evaluation.ipynb #44951193
+# %% ../../nbs/refiner/08_evaluation.ipynb #889b1b96
 def _slope(y):
     "Slope over the index, nan left out"
     ok = ~y.isnan()
@@ -306,11 +306,12 @@ def _slope(y):
 
 @patch
 def numbers(self:VideoMeter)->dict:
-    "flicker (mean |step| of log depth on quiet pixels), jumps (std of the median step), quiet (share), scale, drift"
+    "flicker (|step| of log depth, quiet pixels), jumps (std of the median step), quiet, scale, drift, its error"
     r = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, 4)
     jumps = r[:, 1][~r[:, 1].isnan()]
     ratio = r[:, 3][~r[:, 3].isnan()]
     jump = jumps.std(correction=0).item() if len(jumps) else math.nan
     size = ratio.median().exp().item() if len(ratio) else math.nan
+    blur = (ratio.std()*(12/len(ratio)**3)**.5).item() if len(ratio)>2 else math.nan # of the slope, if nothing drifts
     return dict(frames=len(r), flicker=r[:, 0].nanmean().item(), jumps=jump, quiet=r[:, 2].nanmean().item(), scale=size,
-        drift=_slope(r[:, 3]))
+        drift=_slope(r[:, 3]), drift_error=blur)

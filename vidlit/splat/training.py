@@ -201,11 +201,11 @@ class CpuBudget(Callback):
         self.steps += self.training
         if self.spent>=self.seconds: raise CancelFitException
 
-# %% ../../nbs/splat/06_training.ipynb #06b47aad
+# %% ../../nbs/splat/06_training.ipynb #0c03320a
 class SplatSchedule(Stepped):
     "Rates fall exponentially, harmonics join one degree at a time"
     order = 60
-    def __init__(self, cfg): self.cfg = cfg
+    def __init__(self, cfg, first=0): self.cfg,self.first = cfg,first # Steps of the stage before
     def progress(self):
         budget = [o for o in self.learn.cbs if isinstance(o, CpuBudget)]
         return budget[0].progress if budget else min(1., self.clock.done/max(self.clock.total, 1))
@@ -213,7 +213,7 @@ class SplatSchedule(Stepped):
         if not self.training: return
         u,m = self.progress(),self.learn.model
         for g in self.learn.opt.opt.param_groups: g['lr'] = g['lr0']*(g['lr1']/g['lr0'])**u
-        m.degree = min(m.gaussians.sh_degree, self.clock.done//self.cfg.degree_every)
+        m.degree = min(m.gaussians.sh_degree, (self.first+self.clock.done)//self.cfg.degree_every)
 
 # %% ../../nbs/splat/06_training.ipynb #f1b5468f
 class Densify(Stepped):
@@ -278,7 +278,7 @@ class PsnrProgress(Stepped):
     def state_dict(self): return dict(mean=self.mean)
     def load_state_dict(self, s): self.mean = s['mean']
 
-# %% ../../nbs/splat/06_training.ipynb #a5b33c06
+# %% ../../nbs/splat/06_training.ipynb #9dd8684d
 def splat_learner(
     model:SplatModel, # Trained in place
     scene:Scene, # Images
@@ -298,7 +298,8 @@ def splat_learner(
     dls = DataLoaders(DataLoader(data, cfg.bs, shuffle=True, drop_last=len(data)>=cfg.bs, generator=gen))
     def opt(params, lr, **kw):
         return OptimWrapper(opt=torch.optim.Adam(splat_groups(model, cfg, extent), eps=1e-15))
-    cbs = [Seeded(seed), SplatSchedule(cfg), Densify(cfg, extent, seed), History(), *cbs]
+    first = cfg.coarse if model.moving and model.deform is not None else 0
+    cbs = [Seeded(seed), SplatSchedule(cfg, first), Densify(cfg, extent, seed), History(), *cbs]
     return Learner(dls, model, loss_func=SplatLoss(model, cfg), opt_func=opt, lr=1., cbs=cbs)
 
 def stages(model, cfg): # [(name, steps, moving?)] of a model: one that never deforms has one stage

@@ -111,7 +111,7 @@ def project_gaussians(
         opac = opac*shrink
     with torch.no_grad():
         boxes,radii = _boxes(means2d, (a, xy, c), opac, width, height, rules)
-        drawn &= (opac>=rules.floor) & (radii>radius_clip).any(-1) & (det>0)
+        drawn = drawn & (opac>=rules.floor) & (radii>radius_clip).any(-1) & (det>0)
         radii *= drawn[...,None]
     return Projected(means2d, torch.where(drawn, z, 0), torch.stack((c/det, -xy/det, a/det), -1), opac, boxes, radii)
 

@@ -12,7 +12,7 @@ LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'v
         'depth.dpt', 'depth.dinov2',
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
     'splat.gaussians', 'splat.rasterizer',
-    'pyramid.flow']
+    'splat.viewer', 'pyramid.flow', 'pyramid.realtime']
 
 
 @pytest.mark.parametrize('mod', LEAN)

@@ -11,7 +11,8 @@ LEAN = [
     'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses', 'depth.dpt', 'depth.dinov2',
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
     'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'pyramid.flow', 'refiner.model',
-    'refiner.teachers', 'refiner.baselines', 'refiner.windows', 'refiner.losses', 'splat.rasterizer_compiled']
+    'refiner.teachers', 'refiner.baselines', 'refiner.windows', 'refiner.losses', 'splat.rasterizer_compiled',
+    'splat.viewer', 'pyramid.realtime']
 
 
 @pytest.mark.parametrize('mod', LEAN)

@@ -30,6 +30,7 @@ _where = {
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
     'lucas_kanade': 'pyramid.flow', 'farneback': 'pyramid.flow', 'block_matching': 'pyramid.flow',
+    'frame_table': 'pyramid.codec_frames', 'decode_some': 'pyramid.codec_frames',
 }
 _folders = ('floor', 'worlds', 'video', 'nn', 'train', 'lab', 'pretrain', 'depth', 'refiner', 'splat', 'pyramid',
     'pipeline', 'studies', 'cli')

@@ -11,7 +11,7 @@ LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'v
     'pretrain.vjepa2', 'pretrain.world_model', 'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses',
         'depth.dpt', 'depth.dinov2',
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
-    'pyramid.flow', 'pyramid.codec_frames']
+    'pyramid.flow', 'pyramid.raft', 'pyramid.codec_frames', 'pyramid.pyramid', 'pyramid.mipmap', 'pyramid.sampling']
 
 
 @pytest.mark.parametrize('mod', LEAN)

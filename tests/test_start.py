@@ -12,7 +12,8 @@ LEAN = [
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
     'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'pyramid.flow', 'refiner.model',
     'refiner.teachers', 'refiner.baselines', 'refiner.windows', 'refiner.losses', 'splat.rasterizer_compiled',
-    'splat.viewer', 'pyramid.realtime']
+    'splat.viewer', 'pyramid.realtime', 'pyramid.raft', 'pyramid.codec_frames', 'pyramid.pyramid', 'pyramid.mipmap',
+    'pyramid.sampling']
 
 
 @pytest.mark.parametrize('mod', LEAN)

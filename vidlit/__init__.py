@@ -31,6 +31,10 @@ _where = {
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
     'lucas_kanade': 'pyramid.flow', 'farneback': 'pyramid.flow', 'block_matching': 'pyramid.flow',
+    'RAFT': 'pyramid.raft', 'PyramidRAFT': 'pyramid.raft', 'RaftConfig': 'pyramid.raft',
+    'frame_table': 'pyramid.codec_frames', 'decode_some': 'pyramid.codec_frames',
+    'joint_pyramid': 'pyramid.pyramid', 'StreamingPyramid': 'pyramid.pyramid', 'pyramid_bytes': 'pyramid.pyramid',
+    'mipmap': 'pyramid.mipmap', 'by_motion': 'pyramid.sampling',
 }
 # Pages that put more doors on a class (weights of others' layouts, streaming)
 _doors = {'VJEPA2': ('pretrain.vjepa2_weights',), 'DepthAnything': ('depth.depth_anything_weights',),

@@ -10,7 +10,8 @@ LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'v
         'pretrain.vjepa',
     'pretrain.vjepa2', 'pretrain.world_model', 'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses',
         'depth.dpt', 'depth.dinov2',
-    'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models']
+    'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
+    'pyramid.divided_attention', 'pyramid.vivit', 'pyramid.token_merging']
 
 
 @pytest.mark.parametrize('mod', LEAN)

@@ -29,6 +29,8 @@ _where = {
     'Grid': 'nn.tokens', 'patchify': 'nn.tokens', 'unpatchify': 'nn.tokens', 'ViT': 'nn.vit', 'ViTConfig': 'nn.vit',
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
+    'TimeSformer': 'pyramid.divided_attention', 'ViViT': 'pyramid.vivit', 'ToMe': 'pyramid.token_merging',
+    'RunLength': 'pyramid.token_merging',
 }
 _folders = ('floor', 'worlds', 'video', 'nn', 'train', 'lab', 'pretrain', 'depth', 'refiner', 'splat', 'pyramid',
     'pipeline', 'studies', 'cli')

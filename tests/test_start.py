@@ -13,7 +13,7 @@ LEAN = [
     'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'pyramid.flow', 'refiner.model',
     'refiner.teachers', 'refiner.baselines', 'refiner.windows', 'refiner.losses', 'splat.rasterizer_compiled',
     'splat.viewer', 'pyramid.realtime', 'pyramid.raft', 'pyramid.codec_frames', 'pyramid.pyramid', 'pyramid.mipmap',
-    'pyramid.sampling']
+    'pyramid.sampling', 'pyramid.divided_attention', 'pyramid.vivit', 'pyramid.token_merging']
 
 
 @pytest.mark.parametrize('mod', LEAN)

@@ -35,6 +35,8 @@ _where = {
     'frame_table': 'pyramid.codec_frames', 'decode_some': 'pyramid.codec_frames',
     'joint_pyramid': 'pyramid.pyramid', 'StreamingPyramid': 'pyramid.pyramid', 'pyramid_bytes': 'pyramid.pyramid',
     'mipmap': 'pyramid.mipmap', 'by_motion': 'pyramid.sampling',
+    'TimeSformer': 'pyramid.divided_attention', 'ViViT': 'pyramid.vivit', 'ToMe': 'pyramid.token_merging',
+    'RunLength': 'pyramid.token_merging',
 }
 # Pages that put more doors on a class (weights of others' layouts, streaming)
 _doors = {'VJEPA2': ('pretrain.vjepa2_weights',), 'DepthAnything': ('depth.depth_anything_weights',),

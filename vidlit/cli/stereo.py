@@ -9,12 +9,12 @@ __all__ = ['stereo']
 from .app import _show, app, command
 from .depth import _reporter
 
-# %% ../../nbs/cli/stereo.ipynb #d0eb21af
+# %% ../../nbs/cli/stereo.ipynb #944eb154
 @command(app)
 def stereo(video:str,      # A video file
-    depth:str=None,        # Its depth: a folder of vidlit depth or refine, of npz, npy, exr or 16-bit png files, or one npz
+    depth:str=None,        # Its depth: a folder of vidlit depth or refine, of npz, npy, exr or 16-bit png, or one npz
     out:str=None,          # The stereo video to be: .mp4, .mkv or .mov
-    layout:str='side',     # side (twice as wide), half (half the columns), anaglyph (red-cyan), or right (that eye alone)
+    layout:str='side',     # side (twice as wide), half (half the columns), anaglyph, or right (that eye alone)
     both:bool=False,       # Make both eyes, around the video's camera, instead of the right one
     reach:float=2.,        # Parallax for a screen: percent of the width that the scene's range is spread over
     baseline:float=None,   # Metres between the eyes, for what real cameras would have seen; needs the camera
@@ -38,7 +38,8 @@ def stereo(video:str,      # A video file
     vidlit stereo video.mp4 --depth depth --out glasses.mp4 --layout anaglyph --both
     vidlit stereo video.mp4 --depth metric --out stereo.mp4 --baseline 0.063 --fov 60"""
     for k,v in dict(depth=depth, out=out).items():
-        if v is None: raise ValueError(f"--{k} is missing: {'the folder of depth' if k=='depth' else 'the stereo video'}")
+        if v is None: raise ValueError(f"--{k} is missing: the {'folder of depth' if k=='depth' else 'stereo video'}")
     from vidlit.pipeline.stereo import stereo_video
-    _show(stereo_video(video, depth, out, layout, both, reach, baseline, converge, fov, crf, upto, partial, _reporter(quiet),
-        near, far, kind=kind, scale=scale), as_json)
+    row = stereo_video(video, depth, out, layout, both, reach, baseline, converge, fov, crf, upto, partial,
+        _reporter(quiet), near, far, kind=kind, scale=scale)
+    _show(row, as_json)

@@ -20,7 +20,7 @@ from ..video.writing import write_video
 from .depth_source import DepthSource
 from .video_depth import _Clock, read_video
 
-# %% ../../nbs/pipeline/14_stereo.ipynb #e75d06fe
+# %% ../../nbs/pipeline/14_stereo.ipynb #2835e29b
 def stereo_frames(
     video, # [i] -> uint8 [h, w, 3]
     depth:DepthSource, # Of it
@@ -41,7 +41,7 @@ def stereo_frames(
         rgb, d = f.movedim(-1, 0)/255, depth[i]
         ok = d.isfinite()
         d = fill_holes(torch.where(ok, d, 1.).log(), ok).exp()
-        if d.shape[-2:]!=rgb.shape[-2:]: d = F.interpolate(d[None], rgb.shape[-2:], mode='bilinear', align_corners=False)[0]
+        if d.shape[-2:]!=rgb.shape[-2:]: d = F.interpolate(d[None], rgb.shape[-2:], mode='bilinear')[0]
         if K is not None: shift = disparity(d, K, baseline, converge or math.inf)
         else:
             rig = rig or Comfort(reach*rgb.shape[-1], tau)
@@ -52,12 +52,12 @@ def stereo_frames(
         last = f
         yield (layouts[layout](left, right).clamp(0, 1)*255).round().byte().movedim(0, -1)
 
-# %% ../../nbs/pipeline/14_stereo.ipynb #cd4ae158
+# %% ../../nbs/pipeline/14_stereo.ipynb #be576ace
 def stereo_video(
     video, # Path of a video
     depth, # Folder or file of its depth, see `DepthSource`
     out, # The stereo video, .mp4 or .mkv
-    layout:str='side', # 'side' (twice as wide), 'half' (side by side, half the columns), 'anaglyph', or 'right' (the eye alone)
+    layout:str='side', # 'side' (twice as wide), 'half' (half the columns), 'anaglyph', or 'right' (that eye alone)
     both:bool=False, # Two made eyes around the video, instead of the video and a right eye
     reach:float=2., # Percent of the width that the scene's range is spread over
     baseline:float=None, # Metres between the eyes: what real cameras would have seen; needs the camera
@@ -73,21 +73,23 @@ def stereo_video(
 )->dict: # What came out
     "Make a stereo video"
     out = free_place(out, video if Path(video).is_file() else None, depth, file=True)
-    if out.suffix.lower() not in ('.mp4', '.mkv', '.mov'): raise ValueError(f"--out {out} must be a video: .mp4, .mkv or .mov")
+    if out.suffix.lower() not in ('.mp4', '.mkv', '.mov'): raise ValueError(
+        f"--out {out} must be a video: .mp4, .mkv or .mov")
     if out.exists(): raise ValueError(f"--out {out} is there already: it is not written over")
     if layout not in layouts: raise ValueError(f"layout must be one of {', '.join(layouts)}, not {layout!r}")
     if not 0<reach<=20: raise ValueError(f"reach must lie in (0, 20] percent of the width, not {reach}")
     if baseline is not None and baseline<=0: raise ValueError(f"the baseline must be positive metres, not {baseline}")
-    if converge is not None and baseline is None: raise ValueError('--converge is a distance in metres: it needs --baseline')
+    if converge is not None and baseline is None: raise ValueError(
+        '--converge is a distance in metres: it needs --baseline')
     v,stop = read_video(video, partial, upto)
     with v:
         hw, screen = (v.info.height, v.info.width), baseline is None
-        if screen and near is None and far is None: near,far = 1.,20. # any two: only the order and the spacing of 1/z count
+        if screen and near is None and far is None: near,far = 1.,20. # any two: only the spacing of 1/z counts
         d = DepthSource(depth, Path(video), hw, None if upto else stop, near=near, far=far, fov=fov, **kw)
         if len(d)<stop: raise DepthError(depth, f"{len(d)} frames of depth, and {stop} are to be shown")
         K = None if screen else d.K if d.K is None else resize_K(d.K, d.size, hw)
         if not screen and K is None: raise DepthError(depth,
-            'a baseline in metres needs the camera: give --fov DEGREES, or a K.json beside the depth; or leave --baseline out')
+            'a baseline in metres needs the camera: give --fov DEGREES, or a K.json beside the depth, or no --baseline')
         seen, clock = [], _Clock(_Told(stop, report), 'stereo')
         clock.begin(0)
         def told(n, *row):
@@ -97,8 +99,9 @@ def stereo_video(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_video(out, frames, v.info.fps, crf=crf, odd='pad')
         holes, low, high = zip(*seen)
-        row = dict(out=str(out), frames=stop, size=f'{hw[1]*2 if layout=="side" else hw[1]}x{hw[0]}', fps=str(v.info.fps),
-            layout=layout, parallax=f'{min(low):.1f} to {max(high):.1f} pixels', holes=f'{sum(holes)/stop:.2%} of the made pixels')
+        size = f'{hw[1]*2 if layout=="side" else hw[1]}x{hw[0]}'
+        row = dict(out=str(out), frames=stop, size=size, fps=str(v.info.fps), layout=layout)
+        row |= dict(parallax=f'{min(low):.1f} to {max(high):.1f} pixels', holes=f'{sum(holes)/stop:.2%} of the pixels')
         return row if screen else row|dict(baseline=f'{baseline:g} m', focal=f'{K[0, 0].item():.1f} pixels')
 
 class _Told:

@@ -28,6 +28,9 @@ _where = {
     'clip_dls': 'video.clips', 'VideoFolder': 'video.clips', 'normalise': 'video.pixels', 'denormalise': 'video.pixels',
     'Grid': 'nn.tokens', 'patchify': 'nn.tokens', 'unpatchify': 'nn.tokens', 'ViT': 'nn.vit', 'ViTConfig': 'nn.vit',
     'Gaussians': 'splat.gaussians', 'rasterize': 'splat.rasterizer', 'render_gaussians': 'splat.rasterizer',
+    'HexPlane': 'splat.hexplane', 'Deformation': 'splat.deformation', 'SplatModel': 'splat.model',
+    'splat_model': 'splat.model', 'train_splat': 'splat.training', 'world_scene': 'splat.scenes',
+    'read_scene': 'splat.scene_files',
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
 }

@@ -13,7 +13,8 @@ LEAN = [
     'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'pyramid.flow', 'refiner.model',
     'refiner.teachers', 'refiner.baselines', 'refiner.windows', 'refiner.losses', 'splat.rasterizer_compiled',
     'splat.viewer', 'pyramid.realtime', 'pyramid.raft', 'pyramid.codec_frames', 'pyramid.pyramid', 'pyramid.mipmap',
-    'pyramid.sampling', 'pyramid.divided_attention', 'pyramid.vivit', 'pyramid.token_merging']
+    'pyramid.sampling', 'pyramid.divided_attention', 'pyramid.vivit', 'pyramid.token_merging', 'splat.hexplane',
+    'splat.deformation', 'splat.scenes', 'splat.scene_files', 'splat.model', 'splat.densify']
 
 
 @pytest.mark.parametrize('mod', LEAN)

@@ -11,8 +11,8 @@ LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'v
     'pretrain.vjepa2', 'pretrain.world_model', 'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses',
         'depth.dpt', 'depth.dinov2',
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
-    'splat.gaussians', 'splat.rasterizer',
-    'splat.viewer', 'pyramid.flow', 'pyramid.realtime']
+    'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'splat.rasterizer_compiled', 'splat.viewer',
+    'pyramid.flow', 'pyramid.realtime']
 
 
 @pytest.mark.parametrize('mod', LEAN)

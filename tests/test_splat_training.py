@@ -82,7 +82,10 @@ RUN = """
 import sys, torch
 torch.set_num_threads(1)
 from vidlit.splat.scenes import RigConfig, world_scene
-from vidlit.splat.training import SplatConfig, DensifyConfig, HexPlaneConfig, splat_learner, splat_model
+from vidlit.splat.densify import DensifyConfig
+from vidlit.splat.hexplane import HexPlaneConfig
+from vidlit.splat.model import splat_model
+from vidlit.splat.training import SplatConfig, splat_learner
 from vidlit.train.callbacks import fit
 from vidlit.train.checkpoint import Checkpoint
 from vidlit.worlds.worlds import WorldConfig

@@ -12,6 +12,7 @@ LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'v
         'depth.dpt', 'depth.dinov2',
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
     'splat.gaussians', 'splat.rasterizer', 'splat.rasterizer_tiled', 'splat.rasterizer_compiled', 'splat.viewer',
+    'splat.hexplane', 'splat.deformation', 'splat.scenes', 'splat.scene_files', 'splat.model', 'splat.densify',
     'pyramid.flow', 'pyramid.realtime']
 
 

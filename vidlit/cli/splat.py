@@ -27,7 +27,6 @@ def _reporter(what, n, quiet): # Counts on a terminal
     return report
 
 def _fit(s, size): # K of another picture size: the whole of the old one is seen
-    from vidlit.worlds.camera import make_K
     if size is None: return s.K,tuple(s.size)
     (h,w),(h0,w0) = size,s.size
     k = min(w/w0, h/h0)
@@ -88,7 +87,8 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     vidlit splat render balls --out balls.mp4
     vidlit splat render balls --out fly.mp4 --path spline --size 800x600"""
     if out is None: raise ValueError("--out is missing: the video to write")
-    if path not in ('orbit', 'spline', 'fixed'): raise ValueError(f"--path must be orbit, spline or fixed, not {path!r}")
+    if path not in ('orbit', 'spline', 'fixed'):
+        raise ValueError(f"--path must be orbit, spline or fixed, not {path!r}")
     if not fps>0: raise ValueError(f"--fps must be above 0, not {fps:g}")
     from vidlit.floor.places import free_place
     size = None if size is None else _sized(size)
@@ -100,7 +100,8 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     s = open_scene(scene, seconds)
     n = max(1, round((s.seconds or seconds or 4.)*fps))
     K,size = _fit(s, size)
-    if path=='spline' and s.path is None: raise ValueError(f"--path spline needs the cameras of a training, {scene} has none")
+    if path=='spline' and s.path is None:
+        raise ValueError(f"--path spline needs the cameras of a training, {scene} has none")
     if path=='orbit': poses = scene_orbit(s.keys(2), n, K, size, turn=turn)
     else: poses = spline_path(s.path, n) if path=='spline' and len(s.path)>1 else s.pose.expand(n, 4, 4)
     times = torch.linspace(0, s.seconds, n).tolist()
@@ -139,7 +140,8 @@ def export(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     elif not end: _sequence(out, k)
     else: _one(out, end, s.at(time))
     size = sum(p.stat().st_size for p in ([Path(out)] if end else Path(out).glob('*.ply')))
-    _show(dict(out=out, gaussians=len(s.at(time).means), moments=len(k.times) if k else 1, MB=round(size/1e6, 3)), as_json)
+    n,m = len(s.at(time).means),len(k.times) if k else 1
+    _show(dict(out=out, gaussians=n, moments=m, MB=round(size/1e6, 3)), as_json)
 
 def _page(out, s, k):
     from vidlit.splat.viewer import write_page

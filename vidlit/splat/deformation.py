@@ -10,18 +10,13 @@ __all__ = ['turns', 'dnerf_deform', 'hypernerf_deform', 'dynerf_deform', 'Moment
 import math, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn, Tensor
-from typing import NamedTuple
-from .gaussians import Gaussians, rgb_to_sh
-from .hexplane import HexPlane, HexPlaneConfig
+from collections import namedtuple
+from .gaussians import Gaussians
 
 # %% ../../nbs/splat/04_deformation.ipynb #ebcec815
-class Moment(NamedTuple):
-    "Gaussians at one time, raw parameters"
-    means:Tensor # `[n, 3]`, world units
-    log_scales:Tensor # `[n, 3]`
-    quats:Tensor # `[n, 4]`, (w, x, y, z)
-    logit_opacities:Tensor # `[n]`
-    sh:Tensor # `[n, k, 3]`
+class Moment(namedtuple('Moment', 'means log_scales quats logit_opacities sh')):
+    "Gaussians at one time, raw parameters: `[n, 3]`, `[n, 3]`, `[n, 4]`, `[n]`, `[n, k, 3]`"
+    __slots__ = ()
     @property
     def scales(self): return self.log_scales.exp()
     @property

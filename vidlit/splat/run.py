@@ -6,7 +6,7 @@
 __all__ = ['looked_at', 'parts_of', 'Recipe', 'Minutes', 'train_scene', 'Opened', 'open_scene']
 
 # %% ../../nbs/splat/run.ipynb #10650e97
-import json, math, re, shutil, torch
+import json, shutil, torch
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from torch import Tensor
@@ -19,7 +19,7 @@ from .gaussians import Gaussians
 from .scene_files import read_scene
 from .scenes import Scene, pick_views
 from .training import CpuBudget, PsnrProgress, SplatConfig, evaluate_splat, splat_learner, splat_model, stages
-from .viewer import KeyScene, key_scene, scene_orbit, write_page
+from .viewer import key_scene, scene_orbit, write_page
 
 # %% ../../nbs/splat/run.ipynb #730fb867
 def looked_at(
@@ -69,7 +69,8 @@ class Recipe:
             raise ValueError(f"minutes must be above 0, not {self.minutes}, or steps above 0, not {self.steps}")
         if self.degree not in range(4): raise ValueError(f"degree must be 0, 1, 2 or 3, not {self.degree}")
         if self.cap<1: raise ValueError(f"cap must be at least 1, not {self.cap}")
-        if self.rates not in ('quick', 'released'): raise ValueError(f"rates must be quick or released, not {self.rates!r}")
+        if self.rates not in ('quick', 'released'):
+            raise ValueError(f"rates must be quick or released, not {self.rates!r}")
 
     @property
     def training(self):
@@ -77,7 +78,8 @@ class Recipe:
         cut = dict(coarse=max(1, round(self.coarse*n)), fine=max(1, n-round(self.coarse*n)))
         if self.rates=='released': return SplatConfig(densify=DensifyConfig(cap=self.cap), **cut)
         grow = DensifyConfig(cap=self.cap, start=200, stop=3000, reset_every=0)
-        return SplatConfig(degree_every=400, means=(3e-4, 1e-5), mlp=(1e-3, 1e-4), planes=(4e-3, 4e-4), densify=grow, **cut)
+        rates = dict(means=(3e-4, 1e-5), mlp=(1e-3, 1e-4), planes=(4e-3, 4e-4))
+        return SplatConfig(degree_every=400, densify=grow, **rates, **cut)
 
 # %% ../../nbs/splat/run.ipynb #e5f30aab
 class Minutes(CpuBudget):
@@ -94,7 +96,8 @@ def _recipe_of(out, recipe, mark): # The recipe in the folder must be this one
     path,new = out/'splat.json',dict(recipe=asdict(recipe), scene=mark)
     if not path.is_file(): return new
     old = _read(path)
-    if old['scene']!=mark: raise ValueError(f"--out {out} holds the training of another scene: name a folder of its own")
+    if old['scene']!=mark:
+        raise ValueError(f"--out {out} holds the training of another scene: name a folder of its own")
     for k,v in new['recipe'].items():
         if old['recipe'].get(k)!=v: raise ValueError(
             f"--out {out} was trained with {k} {old['recipe'].get(k)}, not {v}: name a folder of its own")
@@ -115,7 +118,6 @@ def _stage(model, scene, recipe, name, moving, state, tag, report, share): # One
     cbs.append(Checkpoint(state/name, every=200, keep=1, tag=tag))
     learn = splat_learner(model, scene, cfg, recipe.seed, cbs)
     fit(learn, steps=steps)
-    return learn.steps.done if hasattr(learn, 'steps') else steps
 
 def train_scene(
     folder, # A scene in any format that `read_scene` knows; or (scene, held-out scene)
@@ -148,8 +150,9 @@ def train_scene(
 def _first_camera(scene): # What opens the folder again
     up = -scene.pose[:, :3, 1].double().mean(0)
     lo,hi = (scene.points.amin(0).tolist(), scene.points.amax(0).tolist()) if scene.lo is None else (scene.lo, scene.hi)
-    return dict(K=scene.K[0].tolist(), size=list(scene.images.shape[1:3]), pose=scene.pose[0].tolist(), up=(up/up.norm()).tolist(),
-        path=scene.pose[:: max(1, len(scene.pose)//8)].tolist(), background=list(scene.background), lo=list(lo), hi=list(hi),
+    camera = dict(K=scene.K[0].tolist(), size=list(scene.images.shape[1:3]), pose=scene.pose[0].tolist())
+    some = scene.pose[::max(1, len(scene.pose)//8)].tolist()
+    return camera|dict(up=(up/up.norm()).tolist(), path=some, background=list(scene.background), lo=list(lo), hi=list(hi),
         moments=len(scene.times.unique()))
 
 def _finish(model, scene, held, out, keys, seconds): # Measures and the page
@@ -211,7 +214,8 @@ def open_scene(
 def _open_trained(path, seconds, background):
     from safetensors.torch import load_file
     i = _read(path/'splat.json')
-    if not (path/'model.safetensors').is_file(): raise ValueError(f"{path} is not trained yet: vidlit splat train goes on with it")
+    if not (path/'model.safetensors').is_file():
+        raise ValueError(f"{path} is not trained yet: vidlit splat train goes on with it")
     pose,recipe = torch.tensor(i['pose']),Recipe(**i['recipe'])
     blank = Scene(torch.zeros(1, *i['size'], 3), torch.zeros(1), torch.tensor(i['K'])[None], pose[None],
         background=tuple(i['background']), lo=tuple(i['lo']), hi=tuple(i['hi']))

@@ -9,7 +9,6 @@ __all__ = ['read_image', 'read_dnerf', 'read_nerfstudio', 'read_hypernerf', 'rea
 # %% ../../nbs/splat/scene_files.ipynb #325b23b4
 import math, re, struct, torch
 import numpy as np
-from dataclasses import replace
 from pathlib import Path
 from torch import Tensor
 from ..floor.reading import StoreError, read_json
@@ -60,13 +59,14 @@ def _spread(numbers): # Numbers -> times in [0, 1], equal steps for equal differ
 
 def _matrix(path, i, m):
     t = torch.tensor(m, dtype=torch.float32) if isinstance(m, list) else torch.zeros(0)
-    if tuple(t.shape)!=(4, 4): raise ValueError(f"{path}: transform_matrix of frame {i} must be 4x4, not {list(t.shape)}")
+    if tuple(t.shape)!=(4, 4):
+        raise ValueError(f"{path}: transform_matrix of frame {i} must be 4x4, not {list(t.shape)}")
     return t
 
 # %% ../../nbs/splat/scene_files.ipynb #45f6abe6
 _number = float
-_dnerf = {'camera_angle_x': _number, 'frames': [{'file_path': str, 'time?': _number, 'transform_matrix': list, str: object}],
-    str: object}
+_frame = {'file_path': str, 'time?': _number, 'transform_matrix': list, str: object}
+_dnerf = {'camera_angle_x': _number, 'frames': [_frame], str: object}
 
 def read_dnerf(
     folder, # With `transforms_train.json`, `transforms_test.json`
@@ -83,7 +83,8 @@ def read_dnerf(
     if ((times<0) | (times>1)).any():
         i = int(((times<0) | (times>1)).nonzero()[0])
         raise ValueError(f"{path}: time {times[i].item():g} of frame {i} is outside [0, 1]")
-    files = [folder/(f['file_path']+('' if Path(f['file_path']).suffix in ('.png', '.jpg') else '.png')) for f in d['frames']]
+    def file_of(name): return folder/(name if Path(name).suffix in ('.png', '.jpg') else name+'.png')
+    files = [file_of(f['file_path']) for f in d['frames']]
     images = _stacked(files, back)
     K = make_K(math.degrees(d['camera_angle_x']), *images.shape[1:3])
     pose = torch.stack([_from_opengl(_matrix(path, i, f['transform_matrix'])) for i,f in enumerate(d['frames'])])
@@ -110,7 +111,8 @@ def read_nerfstudio(
         return float(v)
     def K_of(f):
         for k in ('k1', 'k2', 'k3', 'k4', 'p1', 'p2'):
-            if f.get(k, d.get(k, 0)): raise ValueError(f"{path}: distortion {k}={f.get(k, d.get(k))}: undistort the images first")
+            v = f.get(k, d.get(k, 0))
+            if v: raise ValueError(f"{path}: distortion {k}={v}: undistort the images first")
         if int(get(f, 'w'))!=w or int(get(f, 'h'))!=h:
             raise ValueError(f"{path}: {f['file_path']} is {w}x{h}, not {get(f, 'w'):g}x{get(f, 'h'):g}")
         return torch.tensor([[get(f, 'fl_x'), 0, get(f, 'cx')], [0, get(f, 'fl_y'), get(f, 'cy')], [0, 0, 1.]])
@@ -122,9 +124,11 @@ def read_nerfstudio(
     except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
 
 # %% ../../nbs/splat/scene_files.ipynb #4b0af023
-_hyper = dict(scene={'scale': _number, 'center': [_number], str: object}, dataset={'ids': [str], 'train_ids?': [str],
-    'val_ids?': [str], str: object}, camera={'orientation': [[_number]], 'position': [_number], 'focal_length': _number,
-    'principal_point': [_number], str: object})
+_hyper = dict(
+    scene={'scale': _number, 'center': [_number], str: object},
+    dataset={'ids': [str], 'train_ids?': [str], 'val_ids?': [str], str: object},
+    camera=dict(orientation=[[_number]], position=[_number], principal_point=[_number], focal_length=_number))
+_hyper['camera'][str] = object # Whatever else there is
 
 def read_hypernerf(
     folder, # With `scene.json`, `dataset.json`, `metadata.json`, `camera/`, `rgb/`
@@ -153,7 +157,8 @@ def _hyper_camera(path, s, ratio):
     for k in ('radial_distortion', 'tangential_distortion', 'skew'):
         if any(np.atleast_1d(c.get(k, 0.))): raise ValueError(f"{path}: {k} {c[k]}: undistort the images first")
     R,p = torch.tensor(c['orientation']),torch.tensor(c['position'])
-    if tuple(R.shape)!=(3, 3) or tuple(p.shape)!=(3,): raise ValueError(f"{path}: orientation or position has another shape")
+    if tuple(R.shape)!=(3, 3) or tuple(p.shape)!=(3,):
+        raise ValueError(f"{path}: orientation {list(R.shape)} or position {list(p.shape)} has another shape")
     pose = torch.eye(4)
     pose[:3, :3],pose[:3, 3] = R.T,(p-torch.tensor(s['center']))*s['scale']
     f,a,(x,y) = c['focal_length']/ratio,c.get('pixel_aspect_ratio', 1.),c['principal_point']
@@ -179,11 +184,12 @@ def read_dynerf(
     for i in [0] if split=='test' else range(1, len(a)):
         with VideoReader(videos[i]) as r:
             n0 = n0 or len(r)
-            if len(r)!=n0: raise ValueError(f"{videos[i]} has {len(r)} frames, {videos[0 if split=='test' else 1]} has {n0}")
+            if len(r)!=n0: raise ValueError(f"{videos[i]} has {len(r)} frames, the first one has {n0}")
             k = range(0, len(r), step)
             x = r.frames(k).float()/255
         h,w,f = m[i, :, 4].tolist()
-        if abs(x.shape[1]/x.shape[2]-h/w)>.02: raise ValueError(f"{videos[i]} is {x.shape[2]}x{x.shape[1]}, its camera {w:g}x{h:g}")
+        if abs(x.shape[1]/x.shape[2]-h/w)>.02:
+            raise ValueError(f"{videos[i]} is {x.shape[2]}x{x.shape[1]}, its camera {w:g}x{h:g}")
         x,to = _resized(x, size),size or x.shape[1:3]
         K = torch.tensor([[f*to[1]/w, 0, to[1]/2], [0, f*to[0]/h, to[0]/2], [0, 0, 1.]])
         t = torch.tensor([j/max(n0-1, 1) for j in k])
@@ -217,6 +223,7 @@ class _Bytes: # A binary file, read forwards
         out = struct.unpack_from('<'+form, self.b, self.i)
         self.i += n
         return out
+    def skip(self, n): self.i += n
     def name(self):
         end = self.b.find(0, self.i)
         if end<0: raise ValueError(f"{self.path} ends in a name")
@@ -234,14 +241,14 @@ def _binary(folder): # cameras {id: (model, w, h, params)}, images [(quat, place
     for _ in range(r('Q')[0]):
         _,*qt,cam = r('i7di')
         images.append((qt[:4], qt[4:], cam, r.name()))
-        r.i += 24*r('Q')[0]
+        r.skip(24*r('Q')[0])
     pts = []
     if (folder/'points3D.bin').is_file():
         r = _Bytes(folder/'points3D.bin')
         for _ in range(r('Q')[0]):
             _,x,y,z,a,b,c,_,n = r('Q3d3BdQ')
             pts.append((x, y, z, a, b, c))
-            r.i += 8*n
+            r.skip(8*n)
     return cams,images,pts
 
 # %% ../../nbs/splat/scene_files.ipynb #2e3b8e36
@@ -255,7 +262,8 @@ def _text(folder): # As `_binary`
         images = [([*map(float, l[1:5])], [*map(float, l[5:8])], int(l[8]), l[9]) for l in heads]
         p = folder/'points3D.txt'
         return cams,images,[tuple(map(float, l[1:7])) for l in _rows(p)] if p.is_file() else []
-    except (IndexError, ValueError) as e: raise ValueError(f"{folder}: a line of COLMAP's text cannot be read: {e}") from None
+    except (IndexError, ValueError) as e:
+        raise ValueError(f"{folder}: a line of COLMAP's text cannot be read: {e}") from None
 
 def _colmap_K(path, cam):
     model,w,h,p = cam
@@ -276,18 +284,21 @@ def read_colmap(
     if not images: raise ValueError(f"{at} has no images")
     images = sorted(images, key=lambda o: o[3])
     numbers = [re.findall(r'[0-9]+', Path(o[3]).stem) for o in images]
-    if lost := [o[3] for o,n in zip(images, numbers) if not n]: raise ValueError(f"{at}: no number, so no time, in {lost[0]!r}")
-    if lost := [o for o in images if o[2] not in cams]: raise ValueError(f"{at}: {lost[0][3]} asks for camera {lost[0][2]}")
+    lost = [o[3] for o,n in zip(images, numbers) if not n]
+    if lost: raise ValueError(f"{at}: no number, so no time, in {lost[0]!r}")
+    lost = [o for o in images if o[2] not in cams]
+    if lost: raise ValueError(f"{at}: {lost[0][3]} asks for camera {lost[0][2]}")
     K,sizes = zip(*(_colmap_K(at, cams[o[2]]) for o in images))
     view = torch.eye(4).repeat(len(images), 1, 1)
     view[:, :3, :3] = quat_to_mat(torch.tensor([o[0] for o in images]))
     view[:, :3, 3] = torch.tensor([o[1] for o in images])
     x = _stacked([folder/'images'/o[3] for o in images], _background(background))
-    if tuple(x.shape[1:3])!=sizes[0]: raise ValueError(f"{at}: {images[0][3]} is {x.shape[2]}x{x.shape[1]}, its camera says "
-        f"{sizes[0][1]}x{sizes[0][0]}")
+    (h,w),said = x.shape[1:3],sizes[0]
+    if (h, w)!=said: raise ValueError(f"{at}: {images[0][3]} is {w}x{h}, its camera says {said[1]}x{said[0]}")
     p = torch.tensor(pts, dtype=torch.float32) if pts else None
-    return Scene(x, _spread([int(n[-1]) for n in numbers]), torch.stack(K), inv_pose(view), background=_background(background),
-        points=None if p is None else p[:, :3], rgb=None if p is None else p[:, 3:]/255)
+    first = {} if p is None else dict(points=p[:, :3], rgb=p[:, 3:]/255)
+    times = _spread([int(n[-1]) for n in numbers])
+    return Scene(x, times, torch.stack(K), inv_pose(view), background=_background(background), **first)
 
 # %% ../../nbs/splat/scene_files.ipynb #bbed582a
 def read_monocular(
@@ -336,8 +347,9 @@ def read_scene(
     "Find out which format a folder has, and read it"
     folder = Path(folder)
     if not folder.is_dir(): raise ValueError(f"there is no folder {folder}")
-    for name,reader,splits in (('transforms_train.json', read_dnerf, True), ('transforms.json', read_nerfstudio, False),
-            ('dataset.json', read_hypernerf, True), ('poses_bounds.npy', read_dynerf, True)):
-        if (folder/name).exists(): return reader(folder, split, **kw) if splits else reader(folder, **kw)
+    split_ones = {'transforms_train.json': read_dnerf, 'dataset.json': read_hypernerf, 'poses_bounds.npy': read_dynerf}
+    for name,reader in split_ones.items():
+        if (folder/name).exists(): return reader(folder, split, **kw)
+    if (folder/'transforms.json').exists(): return read_nerfstudio(folder, **kw)
     if (folder/'sparse').is_dir() or list(folder.glob('cameras.*')): return read_colmap(folder, **kw)
-    raise ValueError(f"{folder} holds none of transforms_train.json, transforms.json, dataset.json, poses_bounds.npy, sparse")
+    raise ValueError(f"{folder} holds none of transforms.json, {', '.join(split_ones)}, sparse")

@@ -5,33 +5,34 @@
 # %% auto #0
 __all__ = ['splat_setups', 'variants', 'here', 'SplatSetup', 'warm_up', 'train_for', 'train_job', 'study_jobs']
 
-# %% ../../nbs/studies/splat_jobs.ipynb #9248d24a
+# %% ../../nbs/studies/splat_jobs.ipynb #b5038e23
 import torch
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from ..lab.jobs import Job
 from ..splat.densify import DensifyConfig
 from ..splat.hexplane import HexPlaneConfig
 from ..splat.scenes import RigConfig, world_scene, viewmats
-from ..splat.training import CpuBudget, SplatConfig, evaluate_splat, render_views, splat_learner, splat_model
+from ..splat.model import evaluate_splat, render_views, splat_model
+from ..splat.training import CpuBudget, SplatConfig, splat_learner
 from ..train.callbacks import fit
 from ..worlds.worlds import WorldConfig
 
-# %% ../../nbs/studies/splat_jobs.ipynb #43a721f6
+# %% ../../nbs/studies/splat_jobs.ipynb #364fdb4b
 @dataclass(frozen=True)
 class SplatSetup:
     "What is seen, what is trained, and for how long"
-    side:int = 64         # Side of an image, pixels
+    side:int = 48         # Side of an image, pixels
     frames:int = 15       # Moments; even ones for training
     objects:int = 3       # The first one moves
     cameras:int = 8       # For training
     held:int = 2          # Kept away
-    points:int = 2000     # First Gaussians
-    cap:int = 4000        # Gaussians at most
-    seconds:float = 30.   # Of one core, for each training
-    coarse:float = .25    # Share in which nothing moves, where there is a deformation
+    points:int = 1000     # First Gaussians
+    cap:int = 1600        # Gaussians at most
+    seconds:float = 10.   # Of one core, for each training
+    coarse:float = .1     # Share in which nothing moves, where there is a deformation
     degree:int = 1        # Of the harmonics
-    planes:tuple = (32, 32, 32, 16) # Cells of the field
-    dim:int = 16          # Its channels
+    planes:tuple = (24, 24, 24, 8) # Cells of the field
+    dim:int = 8           # Its channels
 
     @property
     def rig(self):
@@ -41,8 +42,8 @@ class SplatSetup:
     def field(self): return HexPlaneConfig(self.dim, self.planes, (1, 2))
     @property
     def training(self): # Rates of the released code are for 20,000 steps; these are for some thousand
-        return SplatConfig(degree_every=400, means=(3e-4, 1e-5), mlp=(1e-3, 1e-4), planes=(4e-3, 4e-4),
-            densify=DensifyConfig(cap=self.cap, start=200, stop=1500, reset_every=0))
+        return SplatConfig(degree_every=200, means=(3e-4, 1e-5), mlp=(5e-3, 5e-4), planes=(2e-2, 2e-3),
+            densify=DensifyConfig(cap=self.cap, start=100, stop=600, reset_every=0))
 
 splat_setups = dict(toy=SplatSetup(), small=SplatSetup(side=200, frames=29, points=10_000, cap=40_000, seconds=1800.,
     planes=(64, 64, 64, 25)))
@@ -50,11 +51,10 @@ variants = dict(hexplane='planes and a deformation', static='nothing moves',
     document="the document's volumes and deformation", motion='no field: motion and lifespan')
 here = 'vidlit.studies.splat_jobs'
 
-# %% ../../nbs/studies/splat_jobs.ipynb #6f3c2797
-def warm_up(model, scene): # One image, forwards and backwards, before the clock runs
-    view = viewmats(scene)
-    model.render(scene.times[0].item(), view[0], scene.K[0], tuple(scene.images.shape[1:3])).rgb.sum().backward()
-    model.zero_grad(set_to_none=True)
+# %% ../../nbs/studies/splat_jobs.ipynb #ecca0a54
+def warm_up(scene, r, kind): # Two steps of a model that is thrown away: compiles and imports, before the clock
+    model = splat_model(scene, kind, r.field, degree=r.degree)
+    fit(splat_learner(model, scene, r.training), steps=2)
 
 def train_for(
     model, # `SplatModel`, trained in place
@@ -66,7 +66,6 @@ def train_for(
     tick=None, # Called with a fraction in [0, 1]
 )->int: # Steps
     "Coarse and fine stage within a budget of time"
-    warm_up(model, scene)
     plan,n = ([(share, False), (1-share, True)] if model.deform is not None else [(1., True)]),0
     for part,moving in plan:
         model.moving,budget = moving,CpuBudget(part*seconds)
@@ -76,13 +75,14 @@ def train_for(
     model.moving,model.renders = True,[]
     return n
 
-# %% ../../nbs/studies/splat_jobs.ipynb #657f836a
+# %% ../../nbs/studies/splat_jobs.ipynb #f81db52e
 def train_job(ctx, setup:dict, kind:str, seed:int):
     "One variant on one world"
     from safetensors.torch import save_file
     r = SplatSetup(**setup)
     scene,held = world_scene(seed, r.rig)
     model = splat_model(scene, kind, r.field, degree=r.degree, gen=torch.Generator().manual_seed(seed))
+    warm_up(scene, r, kind)
     n = train_for(model, scene, r.training, r.seconds, r.coarse, seed, lambda p: ctx.tick(p, text=kind))
     found,seen = evaluate_splat(model, held),render_views(model, held)
     one = held.camera==0
@@ -90,7 +90,8 @@ def train_job(ctx, setup:dict, kind:str, seed:int):
     with torch.no_grad():
         clip = torch.cat([model.render(t, view, K, size).rgb for t in torch.linspace(0, 1, 4*r.frames).tolist()])
     def eight(x): return (x.clamp(0, 1)*255).round().byte().contiguous()
-    save_file(dict(seen=eight(seen[one]), truth=eight(held.images[one]), clip=eight(clip)), ctx.path/'images.safetensors')
+    kept = dict(seen=eight(seen[one]), truth=eight(held.images[one]), clip=eight(clip))
+    save_file(kept, ctx.path/'images.safetensors')
     return found | dict(steps=n, gaussians=len(model.gaussians), seconds=r.seconds, setup=setup, kind=kind,
         train=evaluate_splat(model, scene)['psnr'], moving=held.masks.float().mean().item())
 

@@ -76,7 +76,7 @@ def _boxes(m, cov, opac, width, height, rules): # -> boxes `[c, n, 4]`, radii `[
     seen = (hi>lo).all(-1)
     return torch.cat((lo, hi), -1).int(),(r*seen[...,None]).int()
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #41a5dfc9
+# %% ../../nbs/splat/02_rasterizer.ipynb #beca3105
 def project_gaussians(
     means:Tensor, # `[n, 3]`
     quats:Tensor, # `[n, 4]`, (w, x, y, z)
@@ -111,11 +111,11 @@ def project_gaussians(
         opac = opac*shrink
     with torch.no_grad():
         boxes,radii = _boxes(means2d, (a, xy, c), opac, width, height, rules)
-        drawn = drawn & (opac>=rules.floor) & (radii>radius_clip).any(-1) & (det>0)
-        radii *= drawn[...,None]
+        drawn = drawn & (opac>=rules.floor) & (radii>radius_clip).any(-1)
+        radii = radii*drawn[...,None]
     return Projected(means2d, torch.where(drawn, z, 0), torch.stack((c/det, -xy/det, a/det), -1), opac, boxes, radii)
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #0d4368c7
+# %% ../../nbs/splat/02_rasterizer.ipynb #74d0aebf
 def composite_ref(
     means2d:Tensor, # `[n, 2]`, by depth, nearest first
     conics:Tensor, # `[n, 3]`
@@ -128,8 +128,7 @@ def composite_ref(
     pairs:int=2**22, # Pixels times Gaussians held at a time
 )->tuple: # `[h, w, d]` sums of colours, `[h, w]` their total weight
     "Every pixel against every Gaussian (eq. 2); gradients by autograd"
-    if not len(means2d): return feats.new_zeros(height, width, feats.shape[-1]),feats.new_zeros(height, width)
-    step,outs = max(1, pairs//(width*len(means2d))),[]
+    step,outs = max(1, pairs//(width*max(len(means2d), 1))),[]
     a,b,c = conics.unbind(-1)
     for y0 in range(0, height, step):
         y,x = torch.meshgrid(torch.arange(y0, min(y0+step, height)), torch.arange(width), indexing='ij')

@@ -107,7 +107,7 @@ def chunk_behind(alpha, v, B): # -> `[t, l+1, 64]`, what lies behind each (eq. 2
     for i in range(len(v)-1, -1, -1): torch.lerp(steps[i+1], v[i], alpha[i], out=steps[i])
     return out
 
-# %% ../../nbs/splat/rasterizer_tiled.ipynb #902bced5
+# %% ../../nbs/splat/rasterizer_tiled.ipynb #07eaca6a
 GROUP,CHUNK = 64,32 # Tiles, and Gaussians of each, computed together
 
 def _chunks(Q, feats, P, p, rules): # Yields what blending a chunk needs, front to back
@@ -115,7 +115,7 @@ def _chunks(Q, feats, P, p, rules): # Yields what blending a chunk needs, front 
     start = count.cumsum(0)-count
     order = count.argsort(descending=True)[:int((count>0).sum())]
     ar = torch.arange(CHUNK, device=Q.device)
-    for tiles in order.split(GROUP):
+    for tiles in order.split(GROUP) if len(order) else ():
         T,longest,end = Q.new_ones(len(tiles), TILE*TILE),int(count[tiles[0]]),start+count
         for c in range(0, longest, CHUNK):
             idx = start[tiles][:,None]+c+ar[:longest-c]

@@ -18,7 +18,8 @@ from .densify import DensifyConfig
 from .gaussians import Gaussians
 from .scene_files import read_scene
 from .scenes import Scene, pick_views
-from .training import CpuBudget, PsnrProgress, SplatConfig, evaluate_splat, splat_learner, splat_model, stages
+from .model import evaluate_splat, splat_model
+from .training import CpuBudget, PsnrProgress, SplatConfig, splat_learner, stages
 from .viewer import key_scene, scene_orbit, write_page
 
 # %% ../../nbs/splat/run.ipynb #730fb867
@@ -152,8 +153,8 @@ def _first_camera(scene): # What opens the folder again
     lo,hi = (scene.points.amin(0).tolist(), scene.points.amax(0).tolist()) if scene.lo is None else (scene.lo, scene.hi)
     camera = dict(K=scene.K[0].tolist(), size=list(scene.images.shape[1:3]), pose=scene.pose[0].tolist())
     some = scene.pose[::max(1, len(scene.pose)//8)].tolist()
-    return camera|dict(up=(up/up.norm()).tolist(), path=some, background=list(scene.background), lo=list(lo), hi=list(hi),
-        moments=len(scene.times.unique()))
+    return camera|dict(up=(up/up.norm()).tolist(), path=some, background=list(scene.background), lo=list(lo),
+        hi=list(hi), moments=len(scene.times.unique()))
 
 def _finish(model, scene, held, out, keys, seconds): # Measures and the page
     info = json.loads((out/'splat.json').read_text())

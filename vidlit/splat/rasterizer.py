@@ -115,45 +115,6 @@ def project_gaussians(
         radii = radii*drawn[...,None]
     return Projected(means2d, torch.where(drawn, z, 0), torch.stack((c/det, -xy/det, a/det), -1), opac, boxes, radii)
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #41a5dfc9
-def project_gaussians(
-    means:Tensor, # `[n, 3]`
-    quats:Tensor, # `[n, 4]`, (w, x, y, z)
-    scales:Tensor, # `[n, 3]`, standard deviations
-    opacities:Tensor, # `[n]`, 0 to 1
-    viewmats:Tensor, # `[c, 4, 4]`, world to camera
-    Ks:Tensor, # `[c, 3, 3]`, pixels
-    width:int, # Pixels
-    height:int, # Pixels
-    rules:Rules=presets['gsplat'],
-    antialiased:bool=False, # Opacity corrected for the blur?
-    radius_clip:float=0., # Gaussians with both radii at most this, pixels, are not drawn
-)->Projected:
-    "Middle, inverse covariance and box of every Gaussian in every image (eq. 1)"
-    W,t = viewmats[:,:3,:3],viewmats[:,:3,3]
-    x,y,z = (means@W.mT+t[:,None]).unbind(-1)
-    drawn = (z>rules.near if rules.near_equal else z>=rules.near) & (z<=rules.far)
-    z = torch.where(drawn, z, 1.) # behind the camera nothing may divide by 0
-    uv = torch.stack((x, y), -1)/z[...,None]
-    f = torch.stack((Ks[:,0,0], Ks[:,1,1]), -1)[:,None]
-    means2d = f*uv+Ks[:,None,:2,2]
-    lo,hi = _view_limits(Ks, width, height, rules)
-    M = W[:,None]@(quat_matrix(quats)*scales[:,None])
-    rows = (f/z[...,None])[...,None]*(M[...,:2,:]-torch.minimum(torch.maximum(uv, lo), hi)[...,None]*M[...,2:,:])
-    u,v = rows.unbind(-2)
-    xx,xy,yy = (u*u).sum(-1),(u*v).sum(-1),(v*v).sum(-1)
-    a,c = xx+rules.blur,yy+rules.blur
-    det = (a*c-xy*xy).clamp_min(1e-10)
-    opac = opacities.expand_as(z)
-    if antialiased:
-        shrink = ((xx*yy-xy*xy)/det).clamp_min(max(rules.shrink_floor**2, 1e-20)).sqrt()
-        opac = opac*shrink
-    with torch.no_grad():
-        boxes,radii = _boxes(means2d, (a, xy, c), opac, width, height, rules)
-        drawn = drawn & (opac>=rules.floor) & (radii>radius_clip).any(-1) & (det>0)
-        radii *= drawn[...,None]
-    return Projected(means2d, torch.where(drawn, z, 0), torch.stack((c/det, -xy/det, a/det), -1), opac, boxes, radii)
-
 # %% ../../nbs/splat/02_rasterizer.ipynb #74d0aebf
 def composite_ref(
     means2d:Tensor, # `[n, 2]`, by depth, nearest first

@@ -6,9 +6,9 @@
 __all__ = ['toy_scene', 'KeyScene', 'key_scene', 'scene_middle', 'scene_orbit', 'render_path', 'write_film', 'write_page',
            'view_hash', 'SceneServer']
 
-# %% ../../nbs/splat/07_viewer.ipynb #af9315b6
-import base64, gzip, html, io, json, math, struct, threading, torch
-from contextlib import redirect_stdout
+# %% ../../nbs/splat/07_viewer.ipynb #8c55e66c
+import base64, gzip, html, json, math, struct, threading, torch
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from pathlib import Path
@@ -17,11 +17,11 @@ from ..floor.store import atomic_path
 from ..video.writing import as_fps, write_video
 from ..worlds.camera import inv_pose, mat_to_quat, orbit_path
 from .gaussians import Gaussians, quat_matrix, rgb_to_sh
-from .rasterizer import get_rules, render_gaussians
+from .rasterizer import get_rules, rasterize
 
-# %% ../../nbs/splat/07_viewer.ipynb #a81f9847
+# %% ../../nbs/splat/07_viewer.ipynb #216bfa4d
 def toy_scene(
-    n:int=200, # Gaussians in each of four groups
+    n:int=150, # Gaussians in each of four groups
     period:float=2., # Seconds of one turn
     seed:int=0, # Of the shapes
 ): # -> a function: seconds -> `Gaussians`
@@ -44,7 +44,7 @@ def toy_scene(
         return Gaussians(means, log_scales, quats, torch.full((4*n,), 2.), rgb_to_sh(rgb)[:,None])
     return scene
 
-# %% ../../nbs/splat/07_viewer.ipynb #fe0bbe63
+# %% ../../nbs/splat/07_viewer.ipynb #7d7d7a72
 @dataclass
 class KeyScene:
     "Gaussians at key times; a field that rests has one key"
@@ -61,9 +61,10 @@ class KeyScene:
         return f"{len(self)} Gaussians at {len(self.times)} key times; moving: {', '.join(moving) or 'nothing'}"
 
 _parts = 'means','log_scales','quats','opacities','sh'
+def _part(g, k): return g.scales.clamp_min(1e-12).log() if k=='log_scales' else getattr(g, k)
 
 def key_scene(
-    scene, # A function of seconds that gives `Gaussians`, always as many; or `Gaussians`, which rest
+    scene, # A function of time that gives `Gaussians` (or their activated numbers), always as many; `Gaussians` rest
     times, # `[k]` seconds, rising
 )->KeyScene:
     "A scene at key times"
@@ -72,10 +73,10 @@ def key_scene(
     if isinstance(scene, Gaussians): times = times[:1]
     with torch.no_grad():
         gs = [scene if isinstance(scene, Gaussians) else scene(float(t)) for t in times]
-        sizes = [len(g) for g in gs]
+        sizes = [len(g.means) for g in gs]
         if len(set(sizes))>1: raise ValueError(f"the number of Gaussians must not change with time, got {sizes}")
         if not sizes[0]: raise ValueError("a scene must hold at least one Gaussian, got 0")
-        raw = {k: torch.stack([getattr(g, k).detach().float().cpu() for g in gs]) for k in _parts}
+        raw = {k: torch.stack([_part(g, k).detach().float().cpu() for g in gs]) for k in _parts}
     q = raw['quats'] = torch.nn.functional.normalize(raw['quats'], dim=-1)
     for i in range(1, len(q)): q[i] *= torch.where((q[i]*q[i-1]).sum(-1, keepdim=True)<0, -1., 1.)
     seen = raw['opacities'].amax(0)>=1/255
@@ -122,7 +123,7 @@ def scene_orbit(
     half = min(size[1]/float(K[0,0]), size[0]/float(K[1,1]))/2 # tangent of half the narrower angle of view
     return orbit_path(n, mid, 1.15*r*math.sqrt(1+1/half**2), height*r, turn, start)
 
-# %% ../../nbs/splat/07_viewer.ipynb #423a9b41
+# %% ../../nbs/splat/07_viewer.ipynb #3d1c3be0
 def render_path(
     scene, # `KeyScene`, or a function: seconds -> `Gaussians`
     poses:Tensor, # `[t, 4, 4]`, camera-to-world
@@ -130,7 +131,7 @@ def render_path(
     K:Tensor, # `[3, 3]`, pixels
     size:tuple, # (h, w), pixels
     background:Tensor=None, # `[3]` in [0, 1]; None: black
-    **kwargs # Of `rasterize`: preset, backend, antialiased
+    **kwargs # Of `rasterize`: preset, backend, antialiased, sh_degree
 ): # Yields float `[h, w, 3]` in [0, 1]
     "What a camera on its way sees"
     at = scene.at if isinstance(scene, KeyScene) else scene
@@ -138,8 +139,9 @@ def render_path(
     for pose,t in zip(poses, times):
         with torch.no_grad():
             g = at(float(t))
-            V,K_ = (o.to(g.means) for o in (inv_pose(pose), K))
-            r = render_gaussians(g, V[None], K_[None], size[1], size[0], background=background, **kwargs)
+            V,K_ = (o.to(g.means)[None] for o in (inv_pose(pose), K))
+            how = dict(background=background, sh_degree=math.isqrt(g.sh.shape[1])-1)|kwargs
+            r = rasterize(g.means, g.quats, g.scales, g.opacities, g.sh, V, K_, size[1], size[0], **how)
             yield r.rgb[0].clamp(0, 1)
 
 def write_film(
@@ -238,7 +240,16 @@ def view_hash(
     if size is not None: out.append(f'size={size[1]},{size[0]}')
     return '#'+'&'.join(out+['play=0']*(not play)+['ui=0']*(not ui))
 
-# %% ../../nbs/splat/07_viewer.ipynb #0dac1929
+# %% ../../nbs/splat/07_viewer.ipynb #7be6078b
+@contextmanager
+def _silent(): # viser announces itself through rich
+    import rich
+    console = rich.get_console()
+    was,console.quiet = console.quiet,True
+    try: yield
+    finally: console.quiet = was
+
+# %% ../../nbs/splat/07_viewer.ipynb #f1fc6a7c
 class SceneServer:
     "A scene in a browser window, from this process, on loopback only"
     def __init__(self,
@@ -257,7 +268,7 @@ class SceneServer:
         if not fps>0: raise ValueError(f"fps must be above 0, got {fps}")
         self.keys,self.K,self.size,self.fps,self.t = keys,K,size,fps,None
         self.pose = scene_orbit(keys, 1, K, size)[0] if pose is None else pose
-        with redirect_stdout(io.StringIO()): self.server = viser.ViserServer(host='127.0.0.1', port=port, verbose=False)
+        with _silent(): self.server = viser.ViserServer(host='127.0.0.1', port=port, verbose=False)
         self.lock,self.stop = threading.Lock(),threading.Event()
         self._panel(play)
         self._scene(background, up)
@@ -270,7 +281,7 @@ class SceneServer:
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
 
-# %% ../../nbs/splat/07_viewer.ipynb #1854d1a4
+# %% ../../nbs/splat/07_viewer.ipynb #3f2a4dba
 @patch
 def _panel(self:SceneServer, play): # The time, playing, speed
     gui,T = self.server.gui,self.keys.times.tolist()
@@ -303,7 +314,7 @@ def _welcome(self:SceneServer, client): # Stand a new viewer where the scene can
     client.camera.look_at = (p[:3,3]+p[:3,2]*(scene_middle(self.keys)[0]-p[:3,3]).norm()).numpy()
     client.camera.fov = 2*math.atan(h/2/float(self.K[1,1]))
 
-# %% ../../nbs/splat/07_viewer.ipynb #74e0429d
+# %% ../../nbs/splat/07_viewer.ipynb #4ab2c0b3
 @patch
 def show(self:SceneServer,
     t:float, # Seconds
@@ -328,4 +339,4 @@ def close(self:SceneServer):
     if self.stop.is_set(): return
     self.stop.set()
     self.thread.join(5)
-    with self.lock, redirect_stdout(io.StringIO()): self.server.stop()
+    with self.lock, _silent(): self.server.stop()

@@ -27,6 +27,8 @@ _where = {
     'make_clips': 'worlds.worlds', 'ControlWorld': 'worlds.control',
     'clip_dls': 'video.clips', 'VideoFolder': 'video.clips', 'normalise': 'video.pixels', 'denormalise': 'video.pixels',
     'Grid': 'nn.tokens', 'patchify': 'nn.tokens', 'unpatchify': 'nn.tokens', 'ViT': 'nn.vit', 'ViTConfig': 'nn.vit',
+    'Mamba': 'nn.mamba', 'Mamba2': 'nn.mamba', 'scan': 'nn.ssm', 'make_core': 'nn.temporal_cores',
+    'Refiner': 'refiner.model', 'RefinerConfig': 'refiner.model',
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
 }

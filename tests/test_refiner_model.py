@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from vidlit.refiner.model import (Refiner, RefinerConfig, clamp_bound, clamp_residual, frame_stats, log_depth, to_full,
-    to_low)
+from vidlit.refiner import model as parts
+from vidlit.refiner.model import Refiner, RefinerConfig, clamp_bound, clamp_residual, frame_stats, log_depth
 
 ALL = RefinerConfig(width=8, rgb=True, global_path=True, memory=True, mid=True, high=True, mixing='bilateral')
 
@@ -31,14 +31,14 @@ def shaken(cfg=ALL, by=.2):
 @given(st.integers(8, 40), st.integers(8, 40), st.sampled_from([1, 2, 3, 4, 8]), st.randoms(use_true_random=False))
 def test_an_impulse_comes_back_to_its_place(h, w, down, rnd):
     "The largest value of an impulse lies in its own cell, and constants stay"
-    low = to_low(torch.zeros(1, 1, 1, h, w), down)
+    low = parts.to_low(torch.zeros(1, 1, 1, h, w), down)
     assert low.shape[-2:]==(-(-h//down), -(-w//down))
     i,j = rnd.randrange(h//down),rnd.randrange(w//down)
     low[...,i,j] = 1
-    full = to_full(low, down, h, w)[0,0,0]
+    full = parts.to_full(low, down, h, w)[0,0,0]
     y,x = divmod(int(full.argmax()), w)
     assert full.shape==(h, w) and (y//down, x//down)==(i, j)
-    torch.testing.assert_close(to_full(torch.ones_like(low), down, h, w), torch.ones(1, 1, 1, h, w))
+    torch.testing.assert_close(parts.to_full(torch.ones_like(low), down, h, w), torch.ones(1, 1, 1, h, w))
 
 
 @settings(max_examples=30, deadline=None)

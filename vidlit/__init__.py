@@ -31,6 +31,8 @@ _where = {
     'HexPlane': 'splat.hexplane', 'Deformation': 'splat.deformation', 'SplatModel': 'splat.model',
     'splat_model': 'splat.model', 'train_splat': 'splat.training', 'world_scene': 'splat.scenes',
     'read_scene': 'splat.scene_files',
+    'Mamba': 'nn.mamba', 'Mamba2': 'nn.mamba', 'scan': 'nn.ssm', 'make_core': 'nn.temporal_cores',
+    'Refiner': 'refiner.model', 'RefinerConfig': 'refiner.model',
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
     'lucas_kanade': 'pyramid.flow', 'farneback': 'pyramid.flow', 'block_matching': 'pyramid.flow',

@@ -52,16 +52,16 @@ def scan_ref(
         ys.append(y)
     return torch.stack(ys, 1),state
 
-# %% ../../nbs/nn/03_ssm.ipynb #f000111a
+# %% ../../nbs/nn/03_ssm.ipynb #7534cc7f
 def _chunks(b, size, limit=2**18):
-    "Slices of sequences; the states of one chunk hold about `limit` numbers"
+    "Slices of sequences, `limit` numbers each when a sequence holds `size`"
     k = max(1, min(b, limit//max(size, 1)))
     return [slice(i, min(i+k, b)) for i in range(0, b, k)]
 
 def _scan_forward(u, du, dt, A, B, C, state):
     "Eq. 1 without D, chunk after chunk; the last state comes back"
     y,last = torch.empty_like(u),torch.empty_like(state)
-    for s in _chunks(len(u), A.numel()):
+    for s in _chunks(len(u), A.numel(), len(u)*A.numel() if u.is_cuda else 2**18):
         x,a = state[s].clone(),torch.empty_like(state[s])
         for t in range(u.shape[1]):
             torch.mul(dt[s,t,:,None], A, out=a).exp_()
@@ -70,7 +70,7 @@ def _scan_forward(u, du, dt, A, B, C, state):
         last[s] = x
     return y,last
 
-# %% ../../nbs/nn/03_ssm.ipynb #d19c72f5
+# %% ../../nbs/nn/03_ssm.ipynb #7cf22716
 def _states(du, dt, A, B, state):
     "Decays `[l, b, d, n]` and states `[l+1, b, d, n]` of one chunk, the first one included"
     l = du.shape[1]
@@ -85,7 +85,7 @@ def _scan_backward(du, dt, A, B, C, state, dy, dlast):
     "Eq. 2 and 3: gradients of du, dt (through the decay only), A, B, C and the first state"
     out = [torch.empty_like(o) for o in (du, dt, B, C, state)]
     ones,total = A.new_ones(A.shape[1], 1),torch.zeros_like(A)
-    for s in _chunks(len(du), A.numel()):
+    for s in _chunks(len(du), A.numel(), len(du)*A.numel() if du.is_cuda else 2**18):
         a,x = _states(du[s], dt[s], A, B[s], state[s])
         (gu,gt,gB,gC,gs),g,h = (o[s] for o in out),dlast[s].clone(),torch.empty_like(state[s])
         acc = torch.zeros_like(h)
@@ -152,7 +152,7 @@ def scan(
             y = y.mT
         return (y if D is None else y+D*u).to(dtype),last
 
-# %% ../../nbs/nn/03_ssm.ipynb #968a85e2
+# %% ../../nbs/nn/03_ssm.ipynb #765b2d13
 def _check_ssd(x, dt, A, B, C, state):
     b,l,h,p = x.shape
     if dt.shape!=(b,l,h): raise ValueError(f"dt {tuple(dt.shape)} must be {(b,l,h)} for x {tuple(x.shape)}")
@@ -172,13 +172,15 @@ def ssd_step(
     A:Tensor, # `[h]`, negative
     B:Tensor, # `[b, g, n]`, g groups of heads
     C:Tensor, # `[b, g, n]`
+    D:Tensor=None, # `[h]`, weight of the input itself in the output
 )->tuple: # `y` `[b, h, p]` and the new state
     "One step of the recurrence of Mamba-2 (eq. 4)"
     B,C = (_per_head(o, x.shape[1], 1) for o in (B, C))
     state = torch.exp(dt*A)[...,None,None]*state + (dt[...,None]*x)[...,None]*B[:,:,None]
-    return (state*C[:,:,None]).sum(-1),state
+    y = (state*C[:,:,None]).sum(-1)
+    return (y if D is None else y+D[:,None]*x),state
 
-# %% ../../nbs/nn/03_ssm.ipynb #51f5d8db
+# %% ../../nbs/nn/03_ssm.ipynb #887c9b82
 def ssd_ref(
     x:Tensor, # `[b, l, h, p]`: h heads of p channels
     dt:Tensor, # `[b, l, h]`, positive
@@ -186,15 +188,16 @@ def ssd_ref(
     B:Tensor, # `[b, l, g, n]`, g groups of heads
     C:Tensor, # `[b, l, g, n]`
     state:Tensor=None, # `[b, h, p, n]`; zero when missing
+    D:Tensor=None, # `[h]`
 )->tuple: # `y` `[b, l, h, p]` and the last state
     "The recurrence of Mamba-2, step by step (eq. 4)"
     state,ys = _check_ssd(x, dt, A, B, C, state),[]
     for t in range(x.shape[1]):
-        y,state = ssd_step(state, x[:,t], dt[:,t], A, B[:,t], C[:,t])
+        y,state = ssd_step(state, x[:,t], dt[:,t], A, B[:,t], C[:,t], D)
         ys.append(y)
     return torch.stack(ys, 1),state
 
-# %% ../../nbs/nn/03_ssm.ipynb #3295e0f8
+# %% ../../nbs/nn/03_ssm.ipynb #4926593f
 def decay_mask(
     a:Tensor, # `[..., l]`, log decays, at most 0
 )->Tensor: # `[..., l, l]`: exp of the sum from s+1 to t where s <= t, else 0
@@ -211,24 +214,96 @@ def ssd_dual(
     B:Tensor, # `[b, l, g, n]`
     C:Tensor, # `[b, l, g, n]`
     state:Tensor=None, # `[b, h, p, n]`
+    D:Tensor=None, # `[h]`, weight of the input itself
 )->tuple: # `y` `[b, l, h, p]` and the last state
     "The same as masked attention (eq. 5)"
     had,h = state is not None,x.shape[2]
     state = _check_ssd(x, dt, A, B, C, state)
-    a = (dt*A).mT # [b, h, l]
-    scores = _per_head(C.transpose(1, 2)@B.permute(0, 2, 3, 1), h, 1) # [b, h, l, l]
-    xs = (x*dt[...,None]).transpose(1, 2) # [b, h, l, p]
-    y = (scores*decay_mask(a))@xs
-    s = a.cumsum(-1)
-    left = (s[...,-1:]-s).exp()[...,None]*xs # what is left of each input at the end
-    Bh = _per_head(B, h, 2).transpose(1, 2)
-    last = left.mT@Bh
+    dt,xs = dt.mT,x.transpose(1, 2) # [b, h, l], [b, h, l, p]
+    B,C = (o.transpose(1, 2) for o in (B, C)) # [b, g, l, n]
+    a = dt*A[:,None]
+    M = _per_head(C@B.mT, h, 1)*(decay_mask(a)*dt[:,:,None]) # [b, h, l, l]
+    if D is not None: M = M+torch.diag_embed(D[:,None].expand(-1, x.shape[1]))
+    y,s = M@xs,a.cumsum(-1)
+    left = (s[...,-1:]-s).exp()*dt # what is left of each input at the end
+    last = xs.mT@(_per_head(B, h, 1)*left[...,None])
     if had:
-        y = y + s.exp()[...,None]*(_per_head(C, h, 2).transpose(1, 2)@state.mT)
+        y = y + s.exp()[...,None]*(_per_head(C, h, 1)@state.mT)
         last = last + s[...,-1:,None].exp()*state
     return y.transpose(1, 2),last
 
-# %% ../../nbs/nn/03_ssm.ipynb #7e29a65b
+# %% ../../nbs/nn/03_ssm.ipynb #e40bfda4
+class _Dual(torch.autograd.Function):
+    "y = M x (eq. 5) from scores, log decays, steps and the weight of the input itself"
+    @staticmethod
+    def decays(a, out):
+        "`decay_mask` into a buffer"
+        s = a.cumsum(-1)
+        return torch.sub(s[...,:,None], s[...,None,:], out=out).clamp_(max=0).exp_().tril_()
+
+    @staticmethod
+    def parts(S, a, dt, x):
+        "Chunks, and buffers for one"
+        b,h,l = a.shape
+        size = 2*h*l*(l+x.shape[3])
+        todo = _chunks(b, size, b*size if x.is_cuda else 2**18)
+        return todo,[a.new_empty(todo[0].stop, h, l, l) for _ in range(3)]
+
+    @staticmethod
+    def forward(ctx, S, a, dt, x, D): # [b, g, l, l], [b, h, l] twice, [b, l, h, p], [h]
+        ctx.save_for_backward(S, a, dt, x, D)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        todo,(E,M,_) = _Dual.parts(S, a, dt, x)
+        for s in todo:
+            k,g = s.stop-s.start,S.shape[1]
+            Eg,Mg = (_Dual.decays(a[s], E[:k]).mul_(dt[s,:,None]).unflatten(1, (g, -1)), M[:k].unflatten(1, (g, -1)))
+            torch.mul(Eg, S[s,:,None], out=Mg)
+            M[:k].diagonal(0, -2, -1).add_(D[:,None])
+            y[s] = (M[:k]@x[s].transpose(1, 2)).transpose(1, 2)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy): # eq. 6
+        S,a,dt,x,D = ctx.saved_tensors
+        dS,da,ddt,dx,dD = (torch.empty_like(o) for o in (S, a, dt, x, D))
+        l,ones = a.shape[2],a.new_ones(a.shape[2], 1) # a product with ones is faster than a sum of few
+        dD.zero_()
+        todo,(E,M,Q) = _Dual.parts(S, a, dt, x)
+        for s in todo:
+            k,g = s.stop-s.start,S.shape[1]
+            ys,xs = dy[s].transpose(1, 2).contiguous(),x[s].transpose(1, 2).contiguous()
+            Es,Ms,Qs = (o[:k].unflatten(1, (g, -1)) for o in (_Dual.decays(a[s], E[:k]), M, Q))
+            step = dt[s,:,None].unflatten(1, (g, -1))
+            torch.mul(Es, S[s,:,None], out=Ms)
+            dM = ys@xs.mT
+            dD += dM.diagonal(0, -2, -1).sum((0,2))
+            torch.mul(dM.view_as(Es), Ms, out=Qs)
+            ddt[s] = col = Q[:k].sum(-2)
+            row = torch.mm(Qs.mul_(step).view(-1, l), ones).view_as(col)
+            da[s] = row.sub_(col.mul_(dt[s])).flip(-1).cumsum(-1).flip(-1)
+            dS[s] = dM.view_as(Es).mul_(Es).mul_(step).sum(2)
+            Ms.mul_(step)
+            M[:k].diagonal(0, -2, -1).add_(D[:,None])
+            dx[s] = (M[:k].mT@ys).transpose(1, 2)
+        return dS,da,ddt,dx,dD
+
+# %% ../../nbs/nn/03_ssm.ipynb #fb5708ef
+def _dual_fast(x, dt, A, B, C, state=None, D=None):
+    "`ssd_dual` by way of `_Dual`"
+    had,h = state is not None,x.shape[2]
+    dt = dt.mT.contiguous()
+    B,C = (o.transpose(1, 2) for o in (B, C))
+    a = dt*A[:,None]
+    y = _Dual.apply(C@B.mT, a, dt, x, A.new_zeros(h) if D is None else D)
+    s = a.cumsum(-1)
+    last = x.transpose(1, 2).mT@(_per_head(B, h, 1)*((s[...,-1:]-s).exp()*dt)[...,None])
+    if had:
+        y = y + (s.exp()[...,None]*(_per_head(C, h, 1)@state.mT)).transpose(1, 2)
+        last = last + s[...,-1:,None].exp()*state
+    return y,last
+
+# %% ../../nbs/nn/03_ssm.ipynb #591794c0
 def ssd(
     x:Tensor, # `[b, l, h, p]`
     dt:Tensor, # `[b, l, h]`, positive
@@ -236,6 +311,7 @@ def ssd(
     B:Tensor, # `[b, l, g, n]`
     C:Tensor, # `[b, l, g, n]`
     state:Tensor=None, # `[b, h, p, n]`; zero when missing
+    D:Tensor=None, # `[h]`, weight of the input itself in the output
     chunk:int=64, # Steps that are done at once
     form:str='dual', # 'dual' (eq. 5, in chunks), 'recurrent' (eq. 4) or 'cuda', the kernel of mamba_ssm
 )->tuple: # `y` `[b, l, h, p]` in the dtype of x, and the last state, float32 or float64
@@ -246,18 +322,20 @@ def ssd(
     kind,dtype = torch.float64 if A.dtype==torch.float64 else torch.float32,x.dtype
     with torch.autocast(x.device.type, enabled=False):
         x,dt,A,B,C = (o.to(kind) for o in (x, dt, A, B, C))
-        if form=='cuda': y,state = _cuda_ssd(x, dt, A, B, C, state, chunk)
-        elif form=='recurrent': y,state = ssd_ref(x, dt, A, B, C, state)
+        if form=='cuda': y,state = _cuda_ssd(x, dt, A, B, C, state, D, chunk)
+        elif form=='recurrent': y,state = ssd_ref(x, dt, A, B, C, state, D)
         else:
             _check_ssd(x, dt, A, B, C, state)
-            ys = []
-            for parts in zip(*(o.split(chunk, 1) for o in (x, dt, B, C))):
-                y,state = ssd_dual(parts[0], parts[1], A, *parts[2:], state)
-                ys.append(y)
-            y = ys[0] if len(ys)==1 else torch.cat(ys, 1)
+            if x.shape[1]<=chunk: y,state = _dual_fast(x, dt, A, B, C, state, D)
+            else:
+                ys = []
+                for xc,dc,Bc,Cc in zip(*(o.split(chunk, 1) for o in (x, dt, B, C))):
+                    y,state = _dual_fast(xc, dc, A, Bc, Cc, state, D)
+                    ys.append(y)
+                y = torch.cat(ys, 1)
         return y.to(dtype),state
 
-def _cuda_ssd(x, dt, A, B, C, state, chunk):
+def _cuda_ssd(x, dt, A, B, C, state, D, chunk):
     try: from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined as kernel
     except ImportError as e: raise ValueError("form 'cuda' needs a GPU and pip install 'vidlit[mamba]'") from e
-    return kernel(x, dt, A, B, C, chunk, initial_states=state, return_final_states=True)
+    return kernel(x, dt, A, B, C, chunk, D=D, initial_states=state, return_final_states=True)

@@ -59,7 +59,7 @@ class Core(nn.Module):
         if not self.causal: raise ValueError(f"{type(self).__name__} looks ahead: it cannot follow a stream")
         return self.first(b*h*w)
 
-# %% ../../nbs/nn/temporal_cores.ipynb #993dd1d1
+# %% ../../nbs/nn/temporal_cores.ipynb #d181b4a7
 class MambaCore(Core):
     "Mamba along time, forwards or in both directions"
     def __init__(self, d, width, d_state=16, both=False, gen=None):
@@ -74,9 +74,9 @@ class MambaCore(Core):
 
 class Mamba2Core(MambaCore):
     "Mamba-2 along time, in its dual form, forwards or in both directions"
-    def __init__(self, d, width, d_state=16, headdim=8, both=False, gen=None):
+    def __init__(self, d, width, d_state=16, heads=4, both=False, gen=None):
         Core.__init__(self, d)
-        block = lambda: Mamba2(d, d_state, headdim=headdim, d_inner=width, gen=gen)
+        block = lambda: Mamba2(d, d_state, headdim=width//heads, d_inner=width, gen=gen)
         self.block = Bidirectional(block(), block()) if both else block()
         self.causal = not both
 
@@ -170,13 +170,13 @@ class FrameCore(Core):
     def first(self, b): return ()
     def last_layer(self): return [self.out]
 
-# %% ../../nbs/nn/temporal_cores.ipynb #2c161128
+# %% ../../nbs/nn/temporal_cores.ipynb #9cd181bb
 class RasterCore(Core):
     "Mamba-2 over the pixels of one small frame after another"
-    def __init__(self, d, width, d_state=16, headdim=8, shrink=.1, gen=None):
+    def __init__(self, d, width, d_state=16, heads=4, shrink=.1, gen=None):
         super().__init__(d)
         if not 0<shrink<=1: raise ValueError(f"shrink must be in (0, 1], got {shrink}")
-        self.shrink,self.block = shrink,Mamba2(d, d_state, headdim=headdim, d_inner=width, gen=gen)
+        self.shrink,self.block = shrink,Mamba2(d, d_state, headdim=width//heads, d_inner=width, gen=gen)
         self.out = nn.Linear(d, d)
         _uniform(self.out, d**-.5, gen)
 
@@ -200,10 +200,10 @@ class RasterCore(Core):
     def init_state(self, b, h=1, w=1): return self.block.init_state(b)
     def last_layer(self): return [self.out]
 
-# %% ../../nbs/nn/temporal_cores.ipynb #c3c283e6
-_kinds = dict(mamba=(MambaCore, 1, {}), mamba2=(Mamba2Core, 8, {}), gru=(GRUCore, 1, {}),
-    attention=(AttentionCore, 4, {}), conv=(ConvCore, 1, {}), frame=(FrameCore, 1, {}), raster=(RasterCore, 8, {}),
-    bimamba=(MambaCore, 1, dict(both=True)), bimamba2=(Mamba2Core, 4, dict(both=True, headdim=4)),
+# %% ../../nbs/nn/temporal_cores.ipynb #cd66efb8
+_kinds = dict(mamba=(MambaCore, 1, {}), mamba2=(Mamba2Core, 4, {}), gru=(GRUCore, 1, {}),
+    attention=(AttentionCore, 4, {}), conv=(ConvCore, 1, {}), frame=(FrameCore, 1, {}), raster=(RasterCore, 4, {}),
+    bimamba=(MambaCore, 1, dict(both=True)), bimamba2=(Mamba2Core, 4, dict(both=True)),
     bigru=(GRUCore, 1, dict(both=True)), biattention=(AttentionCore, 4, dict(both=True)),
     biconv=(ConvCore, 1, dict(both=True)))
 core_kinds = tuple(_kinds) # Names for `make_core`
@@ -233,7 +233,7 @@ def make_core(
     if kind not in _kinds: raise ValueError(f"kind must be one of {', '.join(_kinds)}; got {kind!r}")
     cls,unit,own = _kinds[kind]
     kw = own|kw
-    unit = kw.get('headdim', kw.get('heads', unit))
+    unit = kw.get('heads', unit)
     if width is None: width = _nearest_width(cls, d, unit, params or _size(MambaCore, d, 2*d, {}), kw)
     core = cls(d, width, gen=gen, **kw)
     if zero:

@@ -359,7 +359,7 @@ class Refiner(nn.Module):
     @property
     def causal(self): return self.low.core.causal
 
-# %% ../../nbs/refiner/04_model.ipynb #ae08178b
+# %% ../../nbs/refiner/04_model.ipynb #5778a364
 @patch
 def forward(self:Refiner,
     depth:Tensor, # `[b, n, 1, h, w]`, metres; holes may be 0 or nan
@@ -380,7 +380,7 @@ def advance(self:Refiner,
     _check_input(depth, conf, rgb)
     if self.cfg.rgb and rgb is None: raise ValueError("this refiner was made with rgb=True and needs rgb")
     if not self.cfg.rgb: rgb = None
-    s = state or RefinerState()
+    s = RefinerState(*(state or ())) # read back from a file it may be a list
     l,c,valid = log_depth(depth, conf)
     r,scale,glob = torch.zeros_like(l),l.new_zeros(l.shape[:2]),None
     if self.glob is not None: r,scale,glob = self.glob(l, c, s.glob)

@@ -142,7 +142,8 @@ def test_constants_in_pixels(backend):
     # three standard deviations, in blocks of 16 pixels, against all of it: what is lost depends on the place
     worst = []
     for i in range(10):
-        cut, whole = (one(.6, x=-1.2+.1*i, w=64, backend=backend, preset=p).alpha[0, 16, :, 0] for p in ('inria', 'gsplat'))
+        kw = dict(x=-1.2+.1*i, w=64, backend=backend)
+        cut, whole = (one(.6, preset=p, **kw).alpha[0, 16, :, 0] for p in ('inria', 'gsplat'))
         lost = (cut == 0) & (whole > 1/255)
         worst.append(whole[lost].max().item() if lost.any() else 0)
     assert .006 < max(worst) < .0115 and 0 in worst

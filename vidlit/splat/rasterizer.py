@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from .gaussians import Gaussians, quat_matrix, sh_color
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #cc617079
+# %% ../../nbs/splat/02_rasterizer.ipynb #ef35be64
 @dataclass(frozen=True)
 class Rules:
     "The constants of one implementation"
@@ -40,7 +40,7 @@ def get_rules(preset): # Name of a preset, or rules -> rules
     if preset not in presets: raise ValueError(f"preset must be one of {', '.join(presets)}, got {preset!r}")
     return presets[preset]
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #b2d208b4
+# %% ../../nbs/splat/02_rasterizer.ipynb #2b37f2b4
 @dataclass
 class Projected:
     "Gaussians in the images of `c` cameras"
@@ -51,7 +51,7 @@ class Projected:
     boxes:Tensor # `[c, n, 4]` int, pixels x0, y0, x1, y1 (not included) that it may reach, within the image
     radii:Tensor # `[c, n, 2]` int, half sizes of the box before it is cut, 0: not drawn
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #34bcb0a3
+# %% ../../nbs/splat/02_rasterizer.ipynb #c6096346
 def _view_limits(Ks, width, height, rules): # -> lo, hi `[c, 1, 2]` of x/z and y/z in the Jacobian
     f,c = torch.stack((Ks[:,0,0], Ks[:,1,1]), -1),Ks[:,:2,2]
     size = c.new_tensor([width, height])
@@ -76,7 +76,7 @@ def _boxes(m, cov, opac, width, height, rules): # -> boxes `[c, n, 4]`, radii `[
     seen = (hi>lo).all(-1)
     return torch.cat((lo, hi), -1).int(),(r*seen[...,None]).int()
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #beca3105
+# %% ../../nbs/splat/02_rasterizer.ipynb #c9a06ea4
 def project_gaussians(
     means:Tensor, # `[n, 3]`
     quats:Tensor, # `[n, 4]`, (w, x, y, z)
@@ -115,7 +115,7 @@ def project_gaussians(
         radii = radii*drawn[...,None]
     return Projected(means2d, torch.where(drawn, z, 0), torch.stack((c/det, -xy/det, a/det), -1), opac, boxes, radii)
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #74d0aebf
+# %% ../../nbs/splat/02_rasterizer.ipynb #8bd42d68
 def composite_ref(
     means2d:Tensor, # `[n, 2]`, by depth, nearest first
     conics:Tensor, # `[n, 3]`
@@ -146,7 +146,7 @@ def composite_ref(
     rgb,alpha = map(torch.cat, zip(*outs))
     return rgb.unflatten(0, (height, width)),alpha.unflatten(0, (height, width))
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #1012e60a
+# %% ../../nbs/splat/02_rasterizer.ipynb #228ee532
 @dataclass
 class Render:
     "What `c` cameras see"
@@ -186,7 +186,7 @@ def _blender(backend): # Name -> the function that blends
     mod,name = _paths[backend].split(':')
     return getattr(importlib.import_module(mod), name)
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #a7918030
+# %% ../../nbs/splat/02_rasterizer.ipynb #2573b217
 def _check(means, quats, scales, opacities, colors, viewmats, Ks, width, height, sh_degree, background):
     n,c = len(means),len(viewmats)
     must = dict(means=(means, (n,3)), quats=(quats, (n,4)), scales=(scales, (n,3)), opacities=(opacities, (n,)),
@@ -203,7 +203,7 @@ def _check(means, quats, scales, opacities, colors, viewmats, Ks, width, height,
     if background is not None and tuple(background.shape) not in ((d,), (c,d)):
         raise ValueError(f"background must be [{d}] or [{c}, {d}], got {list(background.shape)}")
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #015a5948
+# %% ../../nbs/splat/02_rasterizer.ipynb #81b0ae44
 def _rasterize_gsplat(means, quats, scales, opacities, colors, viewmats, Ks, width, height, rules, antialiased,
     sh_degree, radius_clip):
     from gsplat import rasterization
@@ -229,7 +229,7 @@ def _rasterize_here(means, quats, scales, opacities, colors, viewmats, Ks, width
     sums,alpha = map(torch.stack, zip(*outs))
     return sums,alpha[...,None],p.means2d,p.radii,p.depths
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #e24a5937
+# %% ../../nbs/splat/02_rasterizer.ipynb #26b17bc7
 def rasterize(
     means:Tensor, # `[n, 3]`, world units
     quats:Tensor, # `[n, 4]`, (w, x, y, z), any length but 0
@@ -266,7 +266,7 @@ def rasterize_ref(*args, **kwargs): # As `rasterize`
     "The brute force: every pixel against every Gaussian"
     return rasterize(*args, **kwargs, backend='ref')
 
-# %% ../../nbs/splat/02_rasterizer.ipynb #18f3c30f
+# %% ../../nbs/splat/02_rasterizer.ipynb #bcdf344a
 def render_gaussians(
     g:Gaussians, # Scene
     viewmats:Tensor, # `[c, 4, 4]`, world to camera

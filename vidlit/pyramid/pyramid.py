@@ -176,7 +176,7 @@ class _TimeHalver:
 
 # %% ../../nbs/pyramid/03_pyramid.ipynb #5d2edf12
 class StreamingPyramid:
-    "A joint pyramid of a film of any length, frame by frame"
+    "A joint pyramid of a video of any length, frame by frame"
     def __init__(self,
         levels:int=4, # Levels in all
         filter:str='binomial5', # As for `halve`
@@ -201,7 +201,7 @@ class StreamingPyramid:
         yield from self._up(0, frame, float(self.n-1))
 
     def end(self)->Iterator: # As from `push`
-        "The film is over: what is left"
+        "The video is over: what is left"
         for l, h in enumerate(self.halvers): yield from self._feed(l, h.end())
 
     def held(self)->int: # Bytes

@@ -373,7 +373,7 @@ class _Steps(nn.Module):
 def raft_learner(
     model:nn.Module, # `RAFT` or `PyramidRAFT`
     dls, # fastai DataLoaders of what `flow_pairs` makes
-    lr:float=1e-3, # Highest learning rate, after a twentieth of the steps; then in a line to zero
+    lr:float=8e-4, # Highest learning rate, after a twentieth of the steps; then in a line to zero
     iters:int=6, # Steps of the model in training
     wd:float=1e-5, # Weight decay
     cbs=(), # Further callbacks

@@ -6,10 +6,10 @@
 __all__ = ['setups', 'tests', 'here', 'cores', 'first', 'parts', 'Setup', 'seeds_of', 'test_set', 'measure', 'controls_job',
            'loaders', 'fresh', 'train_job', 'apply', 'refiner_jobs']
 
-# %% ../../nbs/studies/refiner_jobs.ipynb #6a3b6b3f
+# %% ../../nbs/studies/refiner_jobs.ipynb #cd8d252e
 import torch
 from dataclasses import asdict, dataclass, field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from ..depth.measure import frame_errors
 from ..depth.stability import boundary_f
@@ -126,15 +126,14 @@ def apply(net, r, seed, kind):
     hit = sum(float(torch.as_tensor(o.hit).float().mean()) for o in outs)/len(outs)
     return measure(torch.cat([o.depth for o in outs]), world, teacher) | dict(hit=hit)
 
-# %% ../../nbs/studies/refiner_jobs.ipynb #ab85a04a
+# %% ../../nbs/studies/refiner_jobs.ipynb #e77eddfc
 here = 'vidlit.studies.refiner_jobs'
 cores = {f'core {k}': dict(model=dict(core=k)) for k in ('mamba', 'gru', 'attention', 'conv')}
 first = dict(global_path=False, memory=False)
-parts = { # Built up from the document's first slice, then one thing changed at a time
+parts = { # Built up from the document's first slice
     'v0': dict(model=first, loss=asdict(losses['v0'])),
     'v0 + scale path': dict(model={**first, 'global_path': True}),
-    'v0 + memory': dict(model={**first, 'memory': True}),
-    'document losses': dict(loss=asdict(losses['document'])), 'no jitter path': dict(path=dict(p=0.))}
+    'v0 + memory': dict(model={**first, 'memory': True})}
 def refiner_jobs(scale, seeds, variants=False, data=None):
     "All jobs of `vidlit reproduce refiner`"
     r = setups[scale]

@@ -44,5 +44,5 @@ video_depth = _study('video_depth', 'Is depth steadier when frames see each othe
     dict(toy=6, small=1500), headline=False)
 chunks = _study('chunks', 'Can one see where a video was cut into pieces?', 'Depth of whole videos',
     dict(toy=2), jobs='chunk_jobs', headline=False)
-refiner = _study('refiner', 'Is a learned refiner calmer than a filter, and as right?', 'Refiner', dict(toy=4, small=600),
-    jobs='refiner_jobs', headline=False)
+refiner = _study('refiner', 'Is a learned refiner calmer than a filter, and as right?', 'Refiner',
+    dict(toy=2, small=600), jobs='refiner_jobs', headline=False)

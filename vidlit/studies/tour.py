@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['here', 'demonstrations', 'masked_pixels', 'loss_curve', 'filled_in', 'predicted_features', 'drive', 'paths',
            'frames_of', 'cached_student', 'image_depth', 'depth_rows', 'video_flicker', 'slices', 'whole_video',
-           'frame_files', 'steps_apart', 'preview']
+           'frame_files', 'steps_apart', 'preview', 'calmer_depth', 'refined', 'rate_rows']
 
 # %% ../../nbs/studies/tour.ipynb #3e055b4d
 from dataclasses import asdict, replace
@@ -25,6 +25,7 @@ _add('cached_student', 60, 'stjepa:learns', 'Features of a teacher', 'A student 
 _add('image_depth', 45, 'depth_anything:home', 'Depth of images', 'Depth of single images of new worlds', False)
 _add('video_flicker', 30, 'video_depth:modules_flicker', 'Depth of videos', 'With and without modules along time')
 _add('whole_video', 60, 'chunks:dealt_toy', 'Depth of whole videos', 'A video in one go and in chunks: the same depth')
+_add('calmer_depth', 40, 'refiner:half', 'Refiner', 'A refiner calms metric depth, and leaves it as right')
 
 # %% ../../nbs/studies/tour.ipynb #a764be4f
 def _outcome(a, b, n): # Is share a of n tests above share b by more than two standard errors of their difference?
@@ -300,3 +301,40 @@ def preview(ctx, path, frames:int)->dict:
     fig = sheet([cells], [f'frame {i}' for i in at], width=220)
     return picture(ctx, 'preview.png', fig, 'Frames of the preview: the video beside its depth, '
         'as the network that comes with the library sees it.')
+
+# %% ../../nbs/studies/tour.ipynb #89686b1c
+def calmer_depth(ctx, clips:int=128, steps:int=120, n_test:int=16, seed:int=100)->dict:
+    "Train a refiner and look at what it leaves of the flicker"
+    from vidlit.studies.refiner_jobs import Setup, fresh, measure, test_set
+    r = Setup(clips=clips, steps=steps, n_test=n_test, n_valid=8)
+    step = Steps(ctx, 'vidlit.studies.refiner_jobs', 1, setup=asdict(r), seed=seed)
+    run = step('refiner', 'train_job')['still']
+    world, teacher = test_set(r, seed, 'still')
+    net = fresh(r, seed)
+    from safetensors.torch import load_file
+    from vidlit.refiner.baselines import controls
+    net.load_state_dict(load_file(step.root/'refiner'/'model.safetensors'))
+    made = dict(teacher=teacher.depth, filter=controls['bilateral'](teacher.depth))
+    raw, other = (measure(made[k], world, teacher) for k in ('teacher', 'filter'))
+    def left(o): return [o[k]/raw[k] for k in ('log_flicker', 'abs_rel')]
+    def said(o): return '{:.0%} of the flicker and {:.0%} of the error'.format(*left(o))
+    text = f'of the teacher the refiner leaves {said(run)}, a bilateral filter {said(other)}'
+    made['refiner'] = refined(net, world, teacher)
+    figures = [rate_rows(ctx, world.depth, made)]
+    calm, right = left(run)
+    return dict(text=text, supports=calm <= .5 and right <= 1.005, figures=figures)
+
+# %% ../../nbs/studies/tour.ipynb #43c26001
+def refined(net, world, teacher): # Depth of the network [b, t, 1, h, w]
+    import torch
+    with torch.no_grad(): return net.eval()(teacher.depth, teacher.conf, world.clip.transpose(1, 2)).depth
+
+def rate_rows(ctx, truth, made:dict, n:int=8)->dict:
+    "Change of the log error from frame to frame: grey is none"
+    from vidlit.floor.show import sheet
+    def row(d):
+        e = (.5+10*(d[0].log()-truth[0].log()).diff(dim=0)).clamp(0, 1)[:n]
+        return list(e.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
+    fig = sheet([row(d) for d in made.values()], titles=list(made), width=84)
+    return picture(ctx, 'rates.png', fig,
+        'Change of the error from each frame to the next, 10 times; grey where nothing flickers. One held-out world.')

@@ -47,7 +47,8 @@ def files(p): return {o.relative_to(p).as_posix(): o.read_bytes() for o in sorte
 
 
 def command(*args, cwd):
-    code = 'from vidlit.cli.app import app, run_app; import vidlit.cli.refine, sys; sys.exit(run_app(app, sys.argv[1:]))'
+    code = ('from vidlit.cli.app import app, run_app; import vidlit.cli.refine, sys; '
+        'sys.exit(run_app(app, sys.argv[1:]))')
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=cwd, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE)
 
@@ -116,7 +117,8 @@ def test_holes_stay_and_are_told(place, monkeypatch, capfd):
     said = json.loads((place/'holes'/'report.json').read_text())
     assert said['after']['flicker'] < .5*said['before']['flicker']
     assert 'src="data:image/png' in (place/'holes'/'report.html').read_text()
-    row = json.loads(here(monkeypatch, capfd, 'stereo', 'video.mp4', '--depth', 'holes', '--out', 's.mp4', '--json').stdout)
+    args = 'stereo', 'video.mp4', '--depth', 'holes', '--out', 's.mp4', '--json'
+    row = json.loads(here(monkeypatch, capfd, *args).stdout)
     v = VideoReader(place/'s.mp4')
     assert (len(v), str(v.info.fps), row['frames']) == (60, '24', 60)
 
@@ -136,6 +138,35 @@ def test_no_drift_over_2000_frames(name):
     out, truth = refine(controls[name], d), Truth(w.depth)
     assert scale_drift(out, truth).abs().item() < 1e-4
     print(name, scale_drift(out, truth).item(), scale(out, truth).item())
+
+
+def test_a_model_streams_goes_on_and_is_resumed(place, tmp_path):
+    from vidlit.pipeline.refine import refine_video
+    from vidlit.refiner.model import Refiner, RefinerConfig
+    gen = torch.Generator().manual_seed(0)
+    cfg = RefinerConfig(width=8, rgb=True, mid=True, high=True, global_path=True, memory=True)
+    model = Refiner(cfg, gen).eval()
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(.02*torch.randn(p.shape, generator=gen))
+    model.save_pretrained(tmp_path/'model')
+    d, rgb = DepthReader(place/'depth')[:8][None], torch.rand(1, 8, 3, 64, 96, generator=gen)
+    with torch.no_grad(): whole = model(d, torch.ones_like(d), rgb).depth
+    assert (whole/d-1).abs().max() > 1e-3
+    assert (refine(model, d, rgb=rgb, eta=0.)/whole-1).abs().max() < 1e-5
+
+    class Stop(Exception): pass
+    left = [3, 7, 11]
+
+    def report(row):
+        if left and row.get('done', 0) >= left[0]: left.pop(0) and (_ for _ in ()).throw(Stop)
+    args = place/'video.mp4', place/'depth'
+    kw = dict(model=tmp_path/'model', every=3, warm=2, upto=12)
+    refine_video(*args, tmp_path/'straight', **kw)
+    while True:
+        try: refine_video(*args, tmp_path/'torn', report=report, **kw)
+        except Stop: continue
+        break
+    assert not left and files(tmp_path/'torn') == files(tmp_path/'straight')
 
 
 _mem = '''

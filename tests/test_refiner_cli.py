@@ -107,7 +107,8 @@ def test_bad_stereo_is_one_line(place, monkeypatch, capfd):
 
 
 def test_holes_stay_and_are_told(place, monkeypatch, capfd):
-    import vidlit.cli.refine, vidlit.cli.stereo  # noqa: F401, E401
+    import vidlit.cli.refine
+    import vidlit.cli.stereo  # noqa: F401
     monkeypatch.chdir(place)
     row = json.loads(here(monkeypatch, capfd, 'refine', 'video.mp4', '--depth', 'holes.npy', '--out', 'holes',
         '--report', '--json').stdout)

@@ -137,7 +137,7 @@ class RefineRun:
         if self.storage=='png16' or self.dtype=='uint16': kw |= dict(lo=self.run.lo, hi=self.run.hi)
         return DepthWriter(self.out, 'depth', self.depth.size, self.video.info.fps, self.storage, self.dtype, **kw)
 
-# %% ../../nbs/pipeline/13_refine.ipynb #e64323e1
+# %% ../../nbs/pipeline/13_refine.ipynb #6d0fd5c3
 @patch
 def frame(self:RefineRun,
     i, # Number
@@ -151,7 +151,9 @@ def frame(self:RefineRun,
     return d.to(self.device),c.to(self.device),rgb[0].to(self.device)
 
 @patch
-def batch(self:RefineRun, i): return tuple(None if o is None else o[None] for o in self.frame(i)) # One frame, as a batch
+def batch(self:RefineRun, i):
+    "One frame, as a batch"
+    return tuple(None if o is None else o[None] for o in self.frame(i))
 
 @patch
 def save(self:RefineRun, n, at, state, **more):

@@ -19,6 +19,7 @@ _where = {
     'DepthAnything': 'depth.depth_anything', 'VideoDepth': 'depth.temporal_head', 'load_depth_model': 'depth.models',
     'depth_in_chunks': 'pipeline.run', 'DepthMap': 'depth.measure', 'align': 'depth.measure',
     'temporal_report': 'depth.stability',
+    'refine': 'refiner.inference', 'refine_video': 'pipeline.refine', 'stereo_video': 'pipeline.stereo',
     'VideoReader': 'video.reader', 'video_info': 'video.index', 'write_video': 'video.writing',
     'VideoError': 'video.writing',
     'DepthReader': 'video.depth_frames', 'DepthWriter': 'video.depth_frames',

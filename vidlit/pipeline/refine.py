@@ -6,7 +6,7 @@
 __all__ = ['default_method', 'slug', 'methods', 'load_op', 'pack_state', 'unpack_state', 'RefineRun', 'refine_video',
            'Confidences']
 
-# %% ../../nbs/pipeline/13_refine.ipynb #3c7510c0
+# %% ../../nbs/pipeline/13_refine.ipynb #c8ec3ea9
 import math, numpy as np, re, torch
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -23,7 +23,7 @@ from ..video.depth_frames import DepthError, DepthReader, DepthWriter
 from ..video.reader import VideoReader
 from ..video.writing import write_video
 from ..nn.weights import read_weights, write_weights
-from ..refiner.inference import Blender, DriftMonitor, Stream, Windows, window_starts
+from ..refiner.inference import Blender, DriftMonitor, Stream, Windows, streams, window_starts
 from ..refiner.evaluation import VideoMeter
 from .preview import _panel, colour_depth, colour_range
 from .video_depth import _Clock, _explain_full_disk, read_video
@@ -137,7 +137,7 @@ class RefineRun:
         if self.storage=='png16' or self.dtype=='uint16': kw |= dict(lo=self.run.lo, hi=self.run.hi)
         return DepthWriter(self.out, 'depth', self.depth.size, self.video.info.fps, self.storage, self.dtype, **kw)
 
-# %% ../../nbs/pipeline/13_refine.ipynb #d6f77be5
+# %% ../../nbs/pipeline/13_refine.ipynb #6d0fd5c3
 @patch
 def frame(self:RefineRun,
     i, # Number
@@ -149,6 +149,11 @@ def frame(self:RefineRun,
     c = self.conf[i]
     if c.shape[-2:]!=d.shape[-2:]: c = F.interpolate(c[None], d.shape[-2:], mode='bilinear', align_corners=False)[0]
     return d.to(self.device),c.to(self.device),rgb[0].to(self.device)
+
+@patch
+def batch(self:RefineRun, i):
+    "One frame, as a batch"
+    return tuple(None if o is None else o[None] for o in self.frame(i))
 
 @patch
 def save(self:RefineRun, n, at, state, **more):
@@ -173,7 +178,7 @@ def load(self:RefineRun, like):
     got = read_weights(inside(self.work, row['file']))
     return row['n'],row['at'],unpack_state(got, row['plan'], like, self.device),row
 
-# %% ../../nbs/pipeline/13_refine.ipynb #a9cf7739
+# %% ../../nbs/pipeline/13_refine.ipynb #996b7327
 @patch
 def advance(self:RefineRun):
     "Do what is left"
@@ -183,13 +188,14 @@ def advance(self:RefineRun):
 @patch
 def _stream(self:RefineRun, clock):
     fresh, w, mon = self.run.init_state(1, *self.depth.size), self.sink(), DriftMonitor()
-    n,_,state,row = self.load(fresh)
+    like = self.run.step(*self.batch(0), fresh)[1] if (self.work/'point.json').exists() else None # for its classes
+    n,_,state,row = self.load(like)
     mon.levels.extend(row.get('levels', ()))
     mon.n = n
     state = self.warmed(fresh) if state is None else state
     clock.begin(n)
     for i in range(n, self.stop):
-        d,c,rgb = (None if o is None else o[None] for o in self.frame(i))
+        d,c,rgb = self.batch(i)
         out,state = self.run.step(d, c, rgb, state)
         w[i] = out[0].cpu()
         self.told(mon.update(out, d))
@@ -200,7 +206,7 @@ def _stream(self:RefineRun, clock):
 def warmed(self:RefineRun, state):
     "The state after the first frames, seen backwards"
     for i in reversed(range(min(self.warm, self.stop))):
-        _,state = self.run.step(*(None if o is None else o[None] for o in self.frame(i)), state)
+        _,state = self.run.step(*self.batch(i), state)
     return state
 
 @patch
@@ -228,7 +234,7 @@ def told(self:RefineRun, said):
         self.alerts.append(said)
         if self.report: self.report(dict(note=said))
 
-# %% ../../nbs/pipeline/13_refine.ipynb #b90dd0d3
+# %% ../../nbs/pipeline/13_refine.ipynb #5c90b024
 def refine_video(
     video, # Path of a video
     depth, # Folder or file of its depth, see `DepthSource`
@@ -261,7 +267,7 @@ def refine_video(
         c = None if conf is None else Confidences(conf, stop)
         if isinstance(method, str): op,name,mark = load_op(method, model, device)
         else: op,name,mark = method,type(method).__name__,_mark_of(method)
-        stream = mode=='stream' or mode=='auto' and hasattr(op, 'step')
+        stream = mode=='stream' or mode=='auto' and streams(op)
         lo,hi = d.range()
         keep = dict(fast=fast, lo=lo/1.1, hi=hi*1.1)
         how = Stream(op, tau=tau, **keep) if stream else Windows(op, **keep)

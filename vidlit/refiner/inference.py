@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['blend_weights', 'window_starts', 'Blender', 'key_influence', 'conf_ema', 'guided_upsample', 'fill_holes',
-           'DriftMonitor', 're_anchor', 'Stream', 'residual_up', 'Windows', 'refine']
+           'DriftMonitor', 're_anchor', 'Stream', 'residual_up', 'Windows', 'refine', 'streams']
 
 # %% ../../nbs/refiner/07_inference.ipynb #b3eabb8a
 import math, torch
@@ -266,7 +266,7 @@ def window(self:Windows,
     r = residual_up(out.flatten(0, 1), small.flatten(0, 1), teacher.flatten(0, 1)).unflatten(0, (b, n))
     return (teacher.log()+r).clamp(math.log(self.lo), math.log(self.hi))
 
-# %% ../../nbs/refiner/07_inference.ipynb #fd062202
+# %% ../../nbs/refiner/07_inference.ipynb #2c16ba75
 def refine(
     op, # A control or a model: `op(depth, conf, rgb)`, or with `init_state` and `step`
     depth:Tensor, # [b, t, 1, h, w] metres; nan or 0 in holes
@@ -279,7 +279,7 @@ def refine(
     _check(depth, conf, rgb)
     if mode not in ('auto', 'stream', 'windows'):
         raise ValueError(f"mode must be auto, stream or windows, not {mode!r}")
-    if mode=='stream' or mode=='auto' and hasattr(op, 'step'):
+    if mode=='stream' or mode=='auto' and streams(op):
         run, out = Stream(op, **kw), []
         state = run.init_state(depth.shape[0], *depth.shape[-2:])
         for i in range(depth.shape[1]):
@@ -292,6 +292,10 @@ def refine(
         l = run.window(*(None if o is None else o[:, s:s+run.size] for o in (depth, conf, rgb)))
         out.append(box.add(s, l.transpose(0, 1), run.weights(l.shape[1]), keep))
     return torch.where(depth>0, torch.cat(out).transpose(0, 1).exp(), math.nan)
+
+def streams(op): # A bidirectional model has a `step` and says that it is not causal
+    "Can an op go frame by frame?"
+    return hasattr(op, 'step') and getattr(op, 'causal', True)
 
 def _check(depth, conf, rgb):
     "Refuse what does not fit together"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['videomae', 'videomae_v2', 'omnimae', 'vjepa', 'vjepa2', 'world_model', 'planner', 'stjepa', 'depth_anything',
-           'video_depth', 'chunks']
+           'video_depth', 'chunks', 'splat']
 
 # %% ../../nbs/studies/register.ipynb #a956b8a1
 from ..lab.experiment import Experiment, register
@@ -44,3 +44,5 @@ video_depth = _study('video_depth', 'Is depth steadier when frames see each othe
     dict(toy=6, small=1500), headline=False)
 chunks = _study('chunks', 'Can one see where a video was cut into pieces?', 'Depth of whole videos',
     dict(toy=2), jobs='chunk_jobs', headline=False)
+splat = _study('splat', 'Is a moving scene learnt in seconds on one core?', '4D Gaussian Splatting',
+    dict(toy=.9, small=130), headline=False, seeds=6)

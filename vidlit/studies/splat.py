@@ -6,9 +6,7 @@
 __all__ = ['summary']
 
 # %% ../../nbs/studies/13_splat.ipynb #fe56e25e
-import torch
 from pathlib import Path
-from ..floor.charts import show_curves
 from ..floor.show import save_gif, sheet
 from ..lab.study import Comparison, Metric, Study, together
 from ..lab.summary import by_seed, save_figure
@@ -22,10 +20,10 @@ def _study(measure, name, said): # A study of one measure
     m = Metric(f'PSNR, {said}', digits=1)
     told = dict(yes='A deformation shows what moves', no='A deformation costs more than it gives',
         open='Whether a deformation helps is undecided') if not name else {}
-    return Study('Is a moving scene learnt in seconds on one core?', {v[k]: of(k) for k in v},
-        (pair('static', 'hexplane', 'static', f'{said}, a deformation against nothing that moves, dB', **told),
-        pair('document', 'hexplane', 'document', f"{said}, planes against the document's volumes, dB"),
-        pair('motion', 'hexplane', 'motion', f'{said}, a deformation against motion and lifespan, dB')), m,
+    asked = [pair('static', 'hexplane', 'static', f'{said}, a deformation against nothing that moves, dB', **told)]
+    asked += [pair('document', 'hexplane', 'document', f"{said}, planes against the document's volumes, dB")]
+    asked += [pair('motion', 'hexplane', 'motion', f'{said}, a deformation against motion and lifespan, dB')]
+    return Study('Is a moving scene learnt in seconds on one core?', {v[k]: of(k) for k in v}, tuple(asked), m,
         setting='From unseen cameras at unseen times, PSNR of what moves', label=label,
         told={v['hexplane']: 'with planes and a deformation', v['static']: 'with nothing that moves',
             v['motion']: 'with motion and lifespan'})
@@ -58,7 +56,8 @@ def _figures(res, root):
     def row(x): return list(x.float().div(255).numpy())
     first = next(iter(got.values()))
     fig = sheet([row(first['truth']), *(row(o['seen']) for o in got.values())], titles=['truth', *got], width=96)
-    out = [save_figure(root, 'views.png', fig, 'An unseen camera at the unseen times, seed 0: the truth, then each variant.')]
+    said = 'An unseen camera at the unseen times, seed 0: the truth, then each variant.'
+    out = [save_figure(root, 'views.png', fig, said)]
     if 'hexplane' in got:
         save_gif(Path(root)/'between.gif', got['hexplane']['clip'].permute(3, 0, 1, 2).float()/255, fps=15, scale=3)
         out.append(dict(file='between.gif', caption='Times that were not trained on, from an unseen camera.'))

@@ -118,7 +118,8 @@ sections = { # Section in the ledger: page below nbs/claims
     'World model and planner': 'world_model', 'ST-JEPA': 'stjepa', 'Depth Anything': 'depth_anything',
     'Video Depth Anything': 'video_depth', 'Chunk pipeline': 'chunks',
     'Pyramids and efficient video': 'pyramid',
-    'Refiner': 'refiner'}
+    'Refiner': 'refiner',
+    '4D Gaussian Splatting': 'splat'}
 
 def counts_of(claims:list # Claims
 )->dict:                  # Verdict: how many

@@ -104,14 +104,14 @@ def cpu_seconds(): return time.process_time()
 class CpuBudget(Callback):
     "Ends the fit after so many seconds of processor time"
     order = 94
-    def __init__(self, seconds): self.seconds,self.began,self.steps = seconds,None,0
+    def __init__(self, seconds): self.seconds,self.began,self.count = seconds,None,0
     def before_fit(self): self.began = cpu_seconds()
     @property
     def spent(self): return cpu_seconds()-self.began
     @property
     def progress(self): return min(1., self.spent/self.seconds)
     def after_batch(self):
-        self.steps += self.training
+        self.count += self.training
         if self.spent>=self.seconds: raise CancelFitException
 
 # %% ../../nbs/splat/06_training.ipynb #27cc7d99

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['videomae', 'videomae_v2', 'omnimae', 'vjepa', 'vjepa2', 'world_model', 'planner', 'stjepa', 'depth_anything',
-           'video_depth', 'chunks', 'refiner']
+           'video_depth', 'chunks', 'refiner', 'splat']
 
 # %% ../../nbs/studies/register.ipynb #a956b8a1
 from ..lab.experiment import Experiment, register
@@ -46,3 +46,6 @@ chunks = _study('chunks', 'Can one see where a video was cut into pieces?', 'Dep
     dict(toy=2), jobs='chunk_jobs', headline=False)
 refiner = _study('refiner', 'Is a learned refiner calmer than a filter, and as right?', 'Refiner',
     dict(toy=2, small=600), jobs='refiner_jobs', headline=False)
+splat = _study('splat', 'Is a moving scene learnt in seconds on one core?', '4D Gaussian Splatting',
+    dict(toy=.9, small=130), headline=False, seeds=6)
+

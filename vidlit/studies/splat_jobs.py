@@ -70,7 +70,7 @@ def train_for(
     for part,moving in plan:
         model.moving,budget = moving,CpuBudget(part*seconds)
         fit(splat_learner(model, scene, cfg, seed, [budget]), steps=10**6)
-        n += budget.steps
+        n += budget.count
         if tick: tick(part)
     model.moving,model.renders = True,[]
     return n

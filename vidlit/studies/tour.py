@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['here', 'demonstrations', 'masked_pixels', 'loss_curve', 'filled_in', 'predicted_features', 'drive', 'paths',
            'frames_of', 'cached_student', 'image_depth', 'depth_rows', 'video_flicker', 'slices', 'whole_video',
-           'frame_files', 'steps_apart', 'preview', 'calmer_depth', 'refined', 'rate_rows']
+           'frame_files', 'steps_apart', 'preview', 'moving_scene', 'calmer_depth', 'refined', 'rate_rows']
 
 # %% ../../nbs/studies/tour.ipynb #3e055b4d
 from dataclasses import asdict, replace
@@ -26,6 +26,8 @@ _add('image_depth', 45, 'depth_anything:home', 'Depth of images', 'Depth of sing
 _add('video_flicker', 30, 'video_depth:modules_flicker', 'Depth of videos', 'With and without modules along time')
 _add('whole_video', 60, 'chunks:dealt_toy', 'Depth of whole videos', 'A video in one go and in chunks: the same depth')
 _add('calmer_depth', 40, 'refiner:half', 'Refiner', 'A refiner calms metric depth, and leaves it as right')
+_add('moving_scene', 45, 'splat:static', '4D Gaussian Splatting', 'A moving scene from unseen cameras and times')
+
 
 # %% ../../nbs/studies/tour.ipynb #a764be4f
 def _outcome(a, b, n): # Is share a of n tests above share b by more than two standard errors of their difference?
@@ -301,6 +303,28 @@ def preview(ctx, path, frames:int)->dict:
     fig = sheet([cells], [f'frame {i}' for i in at], width=220)
     return picture(ctx, 'preview.png', fig, 'Frames of the preview: the video beside its depth, '
         'as the network that comes with the library sees it.')
+
+# %% ../../nbs/studies/tour.ipynb #f4ab4cc0
+def moving_scene(ctx, seconds:float=12., side:int=64, points:int=1500, seed:int=100)->dict:
+    "A moving scene, learnt in seconds"
+    from vidlit.floor.show import sheet
+    from vidlit.studies.splat_jobs import SplatSetup
+    r = SplatSetup(seconds=seconds, side=side, points=points, cap=2*points)
+    step = Steps(ctx, 'vidlit.studies.splat_jobs', 2, setup=asdict(r), seed=seed)
+    found = {k: step(f'train/{k}', 'train_job', kind=k) for k in ('static', 'hexplane')}
+    seen = {k: _images(step.root, f'train/{k}') for k in found}
+    def row(x): return list(x.float().div(255).numpy())
+    rows = [row(seen['static']['truth']), *(row(o['seen']) for o in seen.values())]
+    fig = sheet(rows, titles=['truth', 'nothing moves', 'deformation'], width=96)
+    a,b = (found[k]['psnr_moving'] for k in ('hexplane', 'static'))
+    text = (f"what moves, from unseen cameras at unseen times: {a:.1f} dB with a deformation, {b:.1f} dB where nothing "
+        f"moves, after {seconds:g} s of one core each")
+    figure = picture(ctx, 'views.png', fig, 'An unseen camera at unseen times.')
+    return dict(text=text, supports=a>b+1, figures=[figure])
+
+def _images(root, key): # Pictures that a step kept
+    from safetensors.torch import load_file
+    return load_file(Path(root)/key/'images.safetensors')
 
 # %% ../../nbs/studies/tour.ipynb #89686b1c
 def calmer_depth(ctx, clips:int=128, steps:int=120, n_test:int=16, seed:int=100)->dict:

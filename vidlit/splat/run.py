@@ -171,7 +171,7 @@ def _finish(model, scene, held, out, keys, seconds): # Measures and the page
 
 def _keys(model, k, seconds): # A trained scene, whose time runs from 0 to 1, in seconds
     if model.deform is None and type(model.gaussians) is Gaussians: return key_scene(model.gaussians, [0.])
-    return key_scene(lambda t: model.at(t/seconds), torch.linspace(0, seconds, k, dtype=torch.float64))
+    return key_scene(lambda t: model.moment(t/seconds), torch.linspace(0, seconds, k, dtype=torch.float64))
 
 # %% ../../nbs/splat/run.ipynb #a3fb3c84
 @dataclass
@@ -225,7 +225,7 @@ def _open_trained(path, seconds, background):
     model.degree = model.gaussians.sh_degree
     still = model.deform is None and type(model.gaussians) is Gaussians
     long = 0. if still else seconds or i['seconds']
-    def at(t): return model.at(t/long if long else 0.)
+    def at(t): return model.moment(t/long if long else 0.)
     sky = torch.tensor(background or i['background'])
     return Opened(at, long, torch.tensor(i['K']), tuple(i['size']), pose, torch.tensor(i['path']), tuple(i['up']), sky,
         i['moments'], model)

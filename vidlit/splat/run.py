@@ -6,7 +6,7 @@
 __all__ = ['looked_at', 'parts_of', 'Recipe', 'Minutes', 'train_scene', 'Opened', 'open_scene']
 
 # %% ../../nbs/splat/run.ipynb #10650e97
-import json, shutil, torch
+import json, shutil, torch, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from torch import Tensor
@@ -117,8 +117,9 @@ def _stage(model, scene, recipe, name, moving, state, tag, report, share): # One
     cbs = [PsnrProgress(report)] if report else []
     if not recipe.steps: cbs.append(Minutes(60*recipe.minutes*share))
     cbs.append(Checkpoint(state/name, every=200, keep=1, tag=tag))
-    learn = splat_learner(model, scene, cfg, recipe.seed, cbs)
-    fit(learn, steps=steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='You are shadowing') # fastai's, of names that are meant so
+        fit(splat_learner(model, scene, cfg, recipe.seed, cbs), steps=steps)
 
 def train_scene(
     folder, # A scene in any format that `read_scene` knows; or (scene, held-out scene)

@@ -192,6 +192,6 @@ def reproduce(names:list=None, # Experiments (see --list), or tour/NAME; none fo
 # %% ../../nbs/cli/01_app.ipynb #79696902
 def main(): # What the shell calls
     "Entry point of `vidlit`"
-    for o in 'stjepa depth chunks tracks splat'.split(): # each adds its commands
+    for o in 'stjepa depth chunks tracks splat live'.split(): # each adds its commands
         importlib.import_module(f'vidlit.cli.{o}')
     sys.exit(run_app(app))

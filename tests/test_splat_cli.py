@@ -7,7 +7,7 @@ import pytest
 import torch
 from headless import Browser, chromium
 from PIL import Image
-from shell import VIDLIT, vidlit
+from shell import VIDLIT
 from vidlit.floor.metrics import psnr
 from vidlit.splat.files import read_gaussians
 from vidlit.splat.run import looked_at, open_scene, parts_of
@@ -18,6 +18,10 @@ from vidlit.worlds.camera import look_at
 from vidlit.worlds.worlds import WorldConfig
 
 STEPS = '--steps', '60', '--kind', 'hexplane', '--cap', '900'
+
+
+def vidlit(*args, cwd): # as in shell.py, with more patience: a training takes its time on a busy machine
+    return subprocess.run([VIDLIT, *args], capture_output=True, text=True, timeout=280, cwd=cwd)
 
 
 def write_dnerf(folder, scene, split):

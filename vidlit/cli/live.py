@@ -29,7 +29,8 @@ def _compared(video, engine, full, deadline, frames): # The same frames with and
     outs = []
     def go(e):
         outs.append([])
-        return run_live(Paced(xs, fps), e, deadline, VirtualClock(), drop=False, each=lambda i, o: outs[-1].append(o)).row()
+        def keep(i, o): outs[-1].append(o)
+        return run_live(Paced(xs, fps), e, deadline, VirtualClock(), drop=False, each=keep).row()
     a,b = go(full),go(engine)
     def r(x, y): return torch.corrcoef(torch.stack((x.flatten(), y.flatten())))[0, 1].item()
     same = sum(r(x, y) for x,y in zip(*outs))/len(xs)

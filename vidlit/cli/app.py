@@ -193,6 +193,7 @@ def reproduce(names:list=None, # Experiments (see --list), or tour/NAME; none fo
 def main(): # What the shell calls
     "Entry point of `vidlit`"
     # each adds its commands
-    for o in 'stjepa depth chunks tracks refine stereo splat pyramid'.split():
+    for o in 'stjepa depth chunks tracks refine stereo splat pyramid live'.split():
+        importlib.import_module(f'vidlit.cli.{o}')
         importlib.import_module(f'vidlit.cli.{o}')
     sys.exit(run_app(app))

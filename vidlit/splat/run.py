@@ -6,7 +6,7 @@
 __all__ = ['looked_at', 'parts_of', 'Recipe', 'Minutes', 'train_scene', 'Opened', 'open_scene']
 
 # %% ../../nbs/splat/run.ipynb #10650e97
-import json, shutil, torch
+import json, shutil, torch, warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from torch import Tensor
@@ -117,8 +117,9 @@ def _stage(model, scene, recipe, name, moving, state, tag, report, share): # One
     cbs = [PsnrProgress(report)] if report else []
     if not recipe.steps: cbs.append(Minutes(60*recipe.minutes*share))
     cbs.append(Checkpoint(state/name, every=200, keep=1, tag=tag))
-    learn = splat_learner(model, scene, cfg, recipe.seed, cbs)
-    fit(learn, steps=steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='You are shadowing') # fastai's, of names that are meant so
+        fit(splat_learner(model, scene, cfg, recipe.seed, cbs), steps=steps)
 
 def train_scene(
     folder, # A scene in any format that `read_scene` knows; or (scene, held-out scene)
@@ -171,7 +172,7 @@ def _finish(model, scene, held, out, keys, seconds): # Measures and the page
 
 def _keys(model, k, seconds): # A trained scene, whose time runs from 0 to 1, in seconds
     if model.deform is None and type(model.gaussians) is Gaussians: return key_scene(model.gaussians, [0.])
-    return key_scene(lambda t: model.at(t/seconds), torch.linspace(0, seconds, k, dtype=torch.float64))
+    return key_scene(lambda t: model.moment(t/seconds), torch.linspace(0, seconds, k, dtype=torch.float64))
 
 # %% ../../nbs/splat/run.ipynb #a3fb3c84
 @dataclass
@@ -225,7 +226,7 @@ def _open_trained(path, seconds, background):
     model.degree = model.gaussians.sh_degree
     still = model.deform is None and type(model.gaussians) is Gaussians
     long = 0. if still else seconds or i['seconds']
-    def at(t): return model.at(t/long if long else 0.)
+    def at(t): return model.moment(t/long if long else 0.)
     sky = torch.tensor(background or i['background'])
     return Opened(at, long, torch.tensor(i['K']), tuple(i['size']), pose, torch.tensor(i['path']), tuple(i['up']), sky,
         i['moments'], model)

@@ -9,7 +9,8 @@ cfg = cfg['DEFAULT']
 extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
 licences = {'apache2': 'Apache-2.0'}
 # weights that travel with the wheel: see depth_models.toy_folder
-toy = ['vidlit.toy'] if Path('data/models/toy/config.json').exists() else []
+weights = {'vidlit.toy': 'data/models/toy', 'vidlit.codec_weights': 'data/models/codec'} # and codec_file.codec_folder
+weights = {k: v for k, v in weights.items() if Path(v, 'config.json').exists()}
 stages = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
 
 setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
@@ -17,8 +18,8 @@ setup(name=cfg['lib_name'], version=cfg['version'], description=cfg['description
       license_files=['LICENSE'],
       classifiers=['Development Status :: ' + stages[int(cfg['status'])-1], 'Intended Audience :: ' + cfg['audience'],
                    'Natural Language :: ' + cfg['language'], 'Programming Language :: Python :: 3'],
-      packages=find_packages(include=['vidlit', 'vidlit.*']) + toy, package_dir=dict.fromkeys(toy, 'data/models/toy'),
-      package_data=dict.fromkeys(toy, ['*.json', '*.safetensors']), include_package_data=True,
+      packages=find_packages(include=['vidlit', 'vidlit.*']) + [*weights], package_dir=weights,
+      package_data=dict.fromkeys(weights, ['*.json', '*.safetensors']), include_package_data=True,
       python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
       long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
       entry_points={'console_scripts': cfg['console_scripts'].split(),

@@ -11,7 +11,8 @@ LEAN = ['nn.tokens', 'nn.vit', 'nn.weights', 'worlds.worlds', 'video.reader', 'v
     'pretrain.vjepa2', 'pretrain.world_model', 'pretrain.planner', 'pretrain.stjepa', 'depth.measure', 'depth.losses',
         'depth.dpt', 'depth.dinov2',
     'depth.depth_anything', 'depth.temporal_head', 'depth.windows', 'depth.streaming', 'depth.models',
-    'pyramid.divided_attention', 'pyramid.vivit', 'pyramid.token_merging']
+    'pyramid.divided_attention', 'pyramid.vivit', 'pyramid.token_merging',
+    'pyramid.multiscale_attention', 'pyramid.neural_codec']
 
 
 @pytest.mark.parametrize('mod', LEAN)

@@ -30,7 +30,8 @@ _where = {
     'show_clip': 'floor.show', 'show_clips': 'floor.show', 'show_depth': 'floor.show', 'show_flow': 'floor.show',
     'hide': 'floor.show',
     'TimeSformer': 'pyramid.divided_attention', 'ViViT': 'pyramid.vivit', 'ToMe': 'pyramid.token_merging',
-    'RunLength': 'pyramid.token_merging',
+    'RunLength': 'pyramid.token_merging', 'Codec': 'pyramid.neural_codec', 'load_codec': 'pyramid.codec_file',
+    'encode_video': 'pyramid.codec_file', 'decode_video': 'pyramid.codec_file',
 }
 _folders = ('floor', 'worlds', 'video', 'nn', 'train', 'lab', 'pretrain', 'depth', 'refiner', 'splat', 'pyramid',
     'pipeline', 'studies', 'cli')

@@ -192,5 +192,6 @@ def reproduce(names:list=None, # Experiments (see --list), or tour/NAME; none fo
 # %% ../../nbs/cli/01_app.ipynb #79696902
 def main(): # What the shell calls
     "Entry point of `vidlit`"
-    for o in 'stjepa depth chunks tracks'.split(): importlib.import_module(f'vidlit.cli.{o}') # each adds its commands
+    groups = 'stjepa depth chunks tracks codec'.split()
+    for o in groups: importlib.import_module(f'vidlit.cli.{o}') # each adds its commands
     sys.exit(run_app(app))

@@ -132,7 +132,9 @@ def decoder_sum(codec)->int:
     "A checksum of all that decoding depends on"
     crc = 0
     for k,v in sorted(codec.state_dict().items()):
-        if k.startswith('synthesis.'): v = (v*128).round().clamp(-2**31, 2**31-1).int()
+        if k.startswith('synthesis.'):
+            top = 127 if k.endswith('weight') else 2**30
+            v = (v*128).round().clamp(-top, top).int()
         elif not k.endswith('_counts'): continue
         crc = zlib.crc32(v.numpy().astype('<i4').tobytes(), crc)
     return crc

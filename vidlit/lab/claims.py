@@ -116,7 +116,8 @@ def verdict_of(c:Claim, # A claim
 sections = { # Section in the ledger: page below nbs/claims
     'VideoMAE': 'videomae', 'VideoMAE V2': 'videomae_v2', 'OmniMAE': 'omnimae', 'V-JEPA': 'vjepa', 'V-JEPA 2': 'vjepa2',
     'World model and planner': 'world_model', 'ST-JEPA': 'stjepa', 'Depth Anything': 'depth_anything',
-    'Video Depth Anything': 'video_depth', 'Chunk pipeline': 'chunks'}
+    'Video Depth Anything': 'video_depth', 'Chunk pipeline': 'chunks',
+    'Pyramids: tokens and codec': 'pyramid_tokens'}
 
 def counts_of(claims:list # Claims
 )->dict:                  # Verdict: how many

@@ -14,7 +14,8 @@ LEAN = [
     'refiner.teachers', 'refiner.baselines', 'refiner.windows', 'refiner.losses', 'splat.rasterizer_compiled',
     'splat.viewer', 'pyramid.realtime', 'pyramid.raft', 'pyramid.codec_frames', 'pyramid.pyramid', 'pyramid.mipmap',
     'pyramid.sampling', 'pyramid.divided_attention', 'pyramid.vivit', 'pyramid.token_merging', 'splat.hexplane',
-    'splat.deformation', 'splat.scenes', 'splat.scene_files', 'splat.model', 'splat.densify']
+    'splat.deformation', 'splat.scenes', 'splat.scene_files', 'splat.model', 'splat.densify',
+    'pyramid.multiscale_attention', 'pyramid.neural_codec']
 
 
 @pytest.mark.parametrize('mod', LEAN)

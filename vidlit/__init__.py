@@ -42,7 +42,8 @@ _where = {
     'joint_pyramid': 'pyramid.pyramid', 'StreamingPyramid': 'pyramid.pyramid', 'pyramid_bytes': 'pyramid.pyramid',
     'mipmap': 'pyramid.mipmap', 'by_motion': 'pyramid.sampling',
     'TimeSformer': 'pyramid.divided_attention', 'ViViT': 'pyramid.vivit', 'ToMe': 'pyramid.token_merging',
-    'RunLength': 'pyramid.token_merging',
+    'RunLength': 'pyramid.token_merging', 'Codec': 'pyramid.neural_codec', 'load_codec': 'pyramid.codec_file',
+    'encode_video': 'pyramid.codec_file', 'decode_video': 'pyramid.codec_file',
 }
 # Pages that put more doors on a class (weights of others' layouts, streaming)
 _doors = {'VJEPA2': ('pretrain.vjepa2_weights',), 'DepthAnything': ('depth.depth_anything_weights',),

@@ -119,7 +119,8 @@ sections = { # Section in the ledger: page below nbs/claims
     'Video Depth Anything': 'video_depth', 'Chunk pipeline': 'chunks',
     'Pyramids and efficient video': 'pyramid',
     'Refiner': 'refiner',
-    '4D Gaussian Splatting': 'splat'}
+    '4D Gaussian Splatting': 'splat',
+    'Pyramids: tokens and codec': 'pyramid_tokens'}
 
 def counts_of(claims:list # Claims
 )->dict:                  # Verdict: how many

@@ -6,7 +6,7 @@
 __all__ = ['kinds', 'vivit_b', 'hf_names', 'ViViTConfig', 'SelfFactorised', 'DotFactorised', 'DotBlock', 'Tower', 'Factorised',
            'ViViT', 'tubelet_filter', 'TanhMlp']
 
-# %% ../../nbs/pyramid/vivit.ipynb #d9cfcf70
+# %% ../../nbs/pyramid/vivit.ipynb #d48c310c
 import torch, torch.nn.functional as F
 from dataclasses import dataclass, replace
 from einops import rearrange, repeat

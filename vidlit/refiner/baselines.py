@@ -120,8 +120,10 @@ class ScaleShift(Control):
         if not state: return l, dict(ref=l, n=1)
         ref, n = state['ref'], state['n']
         a, b, mean = fit_log(l, ref, self.slope)
-        y = l+min(n/(n+1), 1-self.rate)*((a-1)*(l-mean)+b)
-        return y, dict(ref=renewed(ref, y, self.keep, self.tol), n=n+1)
+        move, w = (a-1)*(l-mean)+b, min(n/(n+1), 1-self.rate)
+        y = l+w*move
+        # the reference gets the new mean scale at once, and the new pixels with inertia
+        return y, dict(ref=renewed(ref-(1-w)*move, y, self.keep, self.tol), n=n+1)
 
 def renewed(ref, y, keep, tol):
     "The reference: a moving average, begun anew where a pixel changed"

@@ -225,7 +225,8 @@ def test_a_damaged_frame_in_the_middle(box, tmp_path, args):
     assert not key
     b[pos+4:pos+size] = bytes(size-4)
     src.write_bytes(b)
-    n = len(good_frames(src)[0])
+    n = len(VideoReader(src, partial=True))
+    assert 88 <= n <= 90 and len(good_frames(src)[0]) <= n
     refused(go(box, src, tmp_path/'out', *args), 'cannot be decoded', '--partial', f'{n} of 120 frames are good')
     kept = json.loads((tmp_path/'out/.work/point.json').read_text())['n']
     assert 60 < kept < 90

@@ -139,7 +139,8 @@ def test_hf_loading_without_a_norm(tmp_path):
     model = VideoMAE.from_pretrained(tmp_path)
     assert not list(model.encoder.norm.parameters())
     state = VideoMAE(sizes()).state_dict()
-    with pytest.raises(Exception, match='mask_token'): VideoMAE.from_official({k: v for k,v in state.items() if k!='mask_token'})
+    del state['mask_token']
+    with pytest.raises(Exception, match='mask_token'): VideoMAE.from_official(state)
 
 def test_no_pickles(tmp_path):
     class Bomb:

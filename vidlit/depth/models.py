@@ -247,6 +247,7 @@ def load_depth_model(
         got = cached(name)
         if not got: raise ValueError(f"{name} is not on this machine. With a network: {_fetch(name)}. Or {choices()}")
         p = got[0] if len(got)==1 else got[0].parent
+        metric = 'Metric' in name if metric is None else metric
     if not p.exists(): raise ValueError(f"no model {name!r}: {choices()}")
     model,remark = _folder(p) if p.is_dir() else _file(p, version, metric, max_depth)
     about = f"{_sizes(model)}{'; '+remark if remark else ''}{'; '+licence(name) if name in published else ''}"

@@ -476,7 +476,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path, mode, n):
         grown, top = a.recv()
         p.join()
         tops.append(top)
-        assert grown < 4e6, (mode, k, grown)
+        assert grown < 8e6, (mode, k, grown)  # 20 MB, were the frames kept; the rest is the allocator's
     assert tops[1] <= 1.1*tops[0], tops
 
 

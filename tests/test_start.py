@@ -30,3 +30,17 @@ def test_listing_needs_no_torch():
         "import sys, vidlit.studies.register; print(*{'torch', 'numpy', 'fastai', 'matplotlib', 'zarr'} & "
         "set(sys.modules))")
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_no_network_has_a_method_that_fastai_calls():
+    "fastai calls a model's `reset` before every fit: one that draws first values would undo a training"
+    import importlib
+    from torch import nn
+    for m in ('nn.mamba', 'nn.temporal_cores', 'refiner.model', 'refiner.baselines', 'splat.model', 'splat.deformation',
+            'splat.hexplane', 'pyramid.raft', 'pyramid.vivit', 'pyramid.neural_codec', 'pyramid.multiscale_attention',
+            'depth.temporal_head', 'pretrain.vjepa2_weights', 'pretrain.omnimae', 'pretrain.planner'):
+        importlib.import_module(f'vidlit.{m}')
+
+    def below(c): return {c, *(o for k in c.__subclasses__() for o in below(k))}
+    ours = [c for c in below(nn.Module) if c.__module__.startswith('vidlit.')]
+    assert len(ours) > 60 and [c.__name__ for c in ours if hasattr(c, 'reset')] == []

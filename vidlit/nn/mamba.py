@@ -153,7 +153,7 @@ class Mamba(StreamBlock):
         self.A_log = nn.Parameter(torch.arange(1., d_state+1).log().repeat(e, 1))
         self.D = nn.Parameter(torch.ones(e))
         self.out_proj = nn.Linear(e, d, bias=bias)
-        self.reset(gen)
+        self.first_values(gen)
 
     @property
     def state_shape(self): return self.A_log.shape
@@ -161,7 +161,7 @@ class Mamba(StreamBlock):
 # %% ../../nbs/nn/04_mamba.ipynb #c41dfffb
 @patch
 @torch.no_grad()
-def reset(self:Mamba,
+def first_values(self:Mamba,
     gen:torch.Generator=None, # Randomness
 ):
     "The published first values"
@@ -272,7 +272,7 @@ class Mamba2(StreamBlock):
         self.dt_bias,self.A_log,self.D = (nn.Parameter(torch.ones(h)) for _ in range(3))
         self.norm = GatedNorm(e, groups)
         self.out_proj = nn.Linear(e, d, bias=bias)
-        self.reset(gen)
+        self.first_values(gen)
 
     @property
     def state_shape(self): return self.heads,self.headdim,self.d_state
@@ -280,7 +280,7 @@ class Mamba2(StreamBlock):
 # %% ../../nbs/nn/04_mamba.ipynb #d09e6571
 @patch
 @torch.no_grad()
-def reset(self:Mamba2,
+def first_values(self:Mamba2,
     gen:torch.Generator=None, # Randomness
 ):
     "The published first values: A between -1 and -16, one for each head"

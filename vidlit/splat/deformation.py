@@ -92,10 +92,10 @@ class Deformation(nn.Module):
         self.trunk = nn.Sequential(*layers)
         def head(n): return nn.Sequential(nn.ReLU(), nn.Linear(w, w), nn.ReLU(), nn.Linear(w, n))
         self.heads = nn.ModuleDict({name: head(n) for name,n in cfg.heads(k).items()})
-        self.reset(gen)
+        self.first_values(gen)
 
     @torch.no_grad()
-    def reset(self, gen=None):
+    def first_values(self, gen=None):
         for l in [o for p in (self.trunk, self.heads) for o in p.modules() if isinstance(o, nn.Linear)]:
             nn.init.xavier_uniform_(l.weight, generator=gen)
             l.bias.uniform_(-l.in_features**-.5, l.in_features**-.5, generator=gen)

@@ -258,3 +258,12 @@ def test_lists_of_any_editor(tmp_path):
     v = list_ucf(tmp_path, tmp_path)
     assert v.labels == [0, 1] and v.paths[0] == tmp_path/'Jump Rope'/'v a.avi'
     assert list_ucf(tmp_path, tmp_path, train=False).paths == [tmp_path/'Jump Rope'/'c d.avi']
+
+
+def test_whatever_a_frame_raises_names_the_file(sources, monkeypatch):
+    r = VideoReader(sources['h264-closed'])
+    def broken(self, n, f, hurt): raise RuntimeError('a kind of side data from next year')
+    monkeypatch.setattr(VideoReader, '_judged', broken)
+    with pytest.raises(VideoError, match='h264-closed.mp4.*from next year'): r[3]
+    with pytest.raises(ValueError, match="partial must be True, False or 'skip', got 'all'"):
+        VideoReader(sources['h264-closed'], partial='all')

@@ -32,7 +32,9 @@ from .depth_source import DepthSource
 # %% ../../nbs/pipeline/13_refine.ipynb #2ad27920
 default_method = 'bilateral'
 
-def slug(name): return re.sub(r'[^a-z0-9.]+', '-', name.lower())
+def slug(name):
+    "The name of a method as a command takes it"
+    return re.sub(r'[^a-z0-9.]+', '-', name.lower())
 
 def methods()->dict: # Name on the command line -> op
     "Refiners that need no weights"

@@ -15,8 +15,12 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 
 # %% ../../nbs/pyramid/09_neural_codec.ipynb #734cf692
-def pass_round(x): return x + (x.round()-x).detach()
-def pass_floor(x): return x + (x.floor()-x).detach()
+def pass_round(x):
+    "Rounds; the gradient passes as if it did not"
+    return x + (x.round()-x).detach()
+def pass_floor(x):
+    "Rounds down; the gradient passes as if it did not"
+    return x + (x.floor()-x).detach()
 
 SHIFT = 7 # bits after each layer
 
@@ -73,7 +77,9 @@ class Frozen:
         out = torch.mm(self.w, cols).add_(self.b).mul_(2.**-SHIFT).floor_().clamp_(self.low, self.high)
         return out.view(1, -1, h, w).float()
 
-def freeze(net): return {n: Frozen(m) for n,m in net.named_modules() if isinstance(m, IntConv)}
+def freeze(net):
+    "Whole-number twins of all integer layers of a network, by name"
+    return {n: Frozen(m) for n,m in net.named_modules() if isinstance(m, IntConv)}
 
 # %% ../../nbs/pyramid/09_neural_codec.ipynb #92150bf4
 @dataclass(frozen=True)
@@ -158,10 +164,14 @@ def fold(
         f"height and width must be multiples of {2*p}, got {tuple(x.shape[-2:])}")
     return F.pixel_unshuffle(x-128, p)
 
-def unfold(x, p=8): return F.pixel_shuffle(x, p)+128
+def unfold(x, p=8):
+    "Channels of a cell back to its pixels, in 0..255"
+    return F.pixel_shuffle(x, p)+128
 
 # %% ../../nbs/pyramid/09_neural_codec.ipynb #d74778b1
-def deviations(n=SCALES): return .08*2**(torch.arange(n, dtype=torch.float64)/4)
+def deviations(n=SCALES):
+    "The standard deviations that a scale index stands for"
+    return .08*2**(torch.arange(n, dtype=torch.float64)/4)
 
 def counts(
     p:Tensor, # `[..., k]`, probabilities
@@ -277,7 +287,9 @@ def loss(self:Codec,
     mse = (out-clip).square().mean((2,3,4))
     return (bits + mse*rate_weight(step[:,:,0,0])).mean()
 
-def rate_weight(step): return 15/step**2 # lambda(step) of eq. 2: bits per pixel for each unit of MSE
+def rate_weight(step):
+    "Bits per pixel for each unit of squared error, by the step (lambda of eq. 2)"
+    return 15/step**2 # lambda(step) of eq. 2: bits per pixel for each unit of MSE
 
 # %% ../../nbs/pyramid/09_neural_codec.ipynb #82485e27
 class CodecLoss(nn.Module):

@@ -174,7 +174,9 @@ class TwoNumberGRU(nn.Module):
     forward = Control.__call__
 
 # %% ../../nbs/refiner/01_baselines.ipynb #d59c1b7a
-def log_l1(pred:Tensor, truth:Tensor): return (pred.log()-truth.log()).abs().mean() # both [b, t, 1, h, w] metres
+def log_l1(pred:Tensor, truth:Tensor):
+    "Mean distance of log depth; both `[b, t, 1, h, w]`, metres"
+    return (pred.log()-truth.log()).abs().mean() # both [b, t, 1, h, w] metres
 
 def control_learner(
     model:nn.Module, # (depth, conf, rgb) -> depth

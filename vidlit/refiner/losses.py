@@ -88,7 +88,9 @@ def colour_gate(
     return torch.exp(-(rgb.diff(dim=1).abs().mean(2, keepdim=True)/tol).square())
 
 # %% ../../nbs/refiner/05_losses.ipynb #a03034cd
-def residual_loss(residual:Tensor, conf:Tensor): return (conf*residual.abs()).mean() # Log depth, [b, t, 1, h, w] both
+def residual_loss(residual:Tensor, conf:Tensor):
+    "Mean of |residual| in log depth, weighted by confidence; both `[b, t, 1, h, w]`"
+    return (conf*residual.abs()).mean() # Log depth, [b, t, 1, h, w] both
 
 def zero_mean(residual:Tensor): # Log depth [b, t, 1, h, w] -> scalar
     "Mean residual of a window"

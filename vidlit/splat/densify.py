@@ -13,6 +13,7 @@ from .gaussians import quat_matrix
 
 # %% ../../nbs/splat/densify.ipynb #9f866ccc
 def splat_params(g): # Module -> name: parameter, those with a row for each Gaussian
+    "The parameters that have a row for each Gaussian, by name"
     return {k: p for k,p in g.named_parameters(recurse=False)}
 
 @torch.no_grad()
@@ -92,6 +93,7 @@ def grow_and_prune(
 
 @torch.no_grad()
 def reset_opacity(g, opt, top=.01): # No opacity above `top`; their averages begin anew
+    "No opacity above `top`; their averages begin anew"
     g.logit_opacities.clamp_(max=math.log(top/(1-top)))
     if opt is not None and (state := opt.state.get(g.logit_opacities)):
         for k in ('exp_avg', 'exp_avg_sq'): state[k].zero_()
@@ -115,6 +117,7 @@ def shared(
 
 @torch.no_grad()
 def add_noise(g, lr, gen, strength=5e5): # Moves transparent Gaussians along their own shape
+    "Moves transparent Gaussians along their own shape (MCMC)"
     o = g.opacities
     gate = torch.sigmoid(100*((1-o)-.995))
     z = torch.randn(len(g), 3, generator=gen).to(g.means)*(gate*lr*strength)[:, None]

@@ -19,6 +19,7 @@ _rests = {0: 0, 9: 1, 24: 2, 45: 3} # fields f_rest -> degree
 def ply_fields(
     degree:int=3, # Of the harmonics
 )->list: # Names, in the order of the 3DGS code; 62 at degree 3
+    "The fields of a PLY file in the order of 3DGS' code"
     rest = [f'f_rest_{i}' for i in range(3*((degree+1)**2-1))]
     return [*'xyz', 'nx', 'ny', 'nz', *(f'f_dc_{i}' for i in range(3)), *rest, 'opacity', *_shape]
 
@@ -93,6 +94,7 @@ def read_ply(
     return Gaussians(cols(*'xyz'), cols(*_shape[:3]), cols(*_shape[3:]), cols('opacity')[:,0], sh)
 
 def ply_antialiased(path)->bool: # Does the header say so, in the way of Brush or of Postshot?
+    "Does the header say that the scene was trained antialiased, in the way of Brush or of Postshot?"
     said = '\n'.join(ply_header(path)[3]).lower()
     return bool(re.search(r'splatrendermode:\s*mip|antialiased\s+1', said))
 

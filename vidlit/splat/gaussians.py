@@ -69,8 +69,10 @@ def sh_color(
     return ((basis[...,None]*sh[...,:need,:]).sum(-2)+.5).clamp_min(0)
 
 def rgb_to_sh(rgb): # `[..., 3]` in [0, 1] -> the coefficient of degree 0
+    "A colour `[..., 3]` in [0, 1] as the coefficient of degree 0"
     return (rgb-.5)/SH_C0
 def sh_to_rgb(sh): # The coefficient of degree 0 -> `[..., 3]`
+    "The colour of a coefficient of degree 0, `[..., 3]`"
     return sh*SH_C0+.5
 
 # %% ../../nbs/splat/01_gaussians.ipynb #67f67b76

@@ -95,6 +95,7 @@ def splat_model(
         sh=True), k, gen), scene.background, **how)
 
 def equal_volumes(planes, lo, hi, gen): # The document's volumes with as many numbers as the planes
+    "The document's volumes with as many numbers as the planes"
     want = sum(math.prod(s) for l in planes.levels for s in planes.shapes(l))
     t,r = planes.res[3],2
     while 3*planes.dim*(r+1)**2*(t+1)<=want: r += 1

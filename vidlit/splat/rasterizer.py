@@ -36,6 +36,7 @@ presets = {
         reach=3., block=16)}
 
 def get_rules(preset): # Name of a preset, or rules -> rules
+    "The rules of a preset by its name; rules stay as they are"
     if isinstance(preset, Rules): return preset
     if preset not in presets: raise ValueError(f"preset must be one of {', '.join(presets)}, got {preset!r}")
     return presets[preset]

@@ -20,7 +20,9 @@ _c0,_c1,_c2,_c3,_c4,_c5,_c6,_c7 = (np.float32(o) for o in _fit)
 _eighth,_lowest = np.float32(.125),np.float32(-1)
 
 # %% ../../nbs/splat/rasterizer_compiled.ipynb #f53f99ad
-def exp_small(x): return math.exp(x) # What compiled code calls is chosen by type below
+def exp_small(x):
+    "The exponential that compiled code calls, chosen by type"
+    return math.exp(x) # What compiled code calls is chosen by type below
 
 @overload(exp_small)
 def _exp_small(x):
@@ -53,6 +55,7 @@ def _reaches(mx, my, a, b, c, top):
 # %% ../../nbs/splat/rasterizer_compiled.ipynb #7bba20d9
 @njit(**_fast)
 def tile_lists(mean, conic, opac, boxes, tw, th, floor): # -> Gaussians by tile, where each tile's list starts
+    "Gaussians by tile, and where the list of each tile starts"
     size = 0
     for i in range(len(mean)):
         across = (boxes[i,2]+TILE-1)//TILE-boxes[i,0]//TILE

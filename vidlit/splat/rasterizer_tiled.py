@@ -65,17 +65,20 @@ def tile_pairs(means2d, conics, opacities, boxes, width, height, rules): # -> Pa
 
 # %% ../../nbs/splat/rasterizer_tiled.ipynb #ce8c4713
 def tile_pixels(like): # -> `[6, 64]`: 1, x, y, xx, yy, xy of a tile's pixels, seen from its centre
+    "1, x, y, xx, yy, xy of the pixels of a tile seen from its centre, `[6, 64]`"
     o = torch.arange(TILE, device=like.device, dtype=like.dtype)-(TILE-1)/2
     y,x = (v.flatten() for v in torch.meshgrid(o, o, indexing='ij'))
     return torch.stack((torch.ones_like(x), x, y, x*x, y*y, x*y))
 
 def exponents(means2d, conics, opacities, p): # -> `[m, 6]` (eq. 1)
+    "Coefficients `[m, 6]` of the log of each opacity over a tile (eq. 1)"
     mx,my = _offsets(means2d, p)
     a,b,c = conics[p.gid].unbind(-1)
     qx,qy = a*mx+b*my,b*mx+c*my
     return torch.stack((opacities.log()[p.gid]-.5*(qx*mx+qy*my), qx, qy, -.5*a, -.5*c, -b), -1)
 
 def exponents_back(dQ, Q, means2d, conics, p): # -> `[m, 6]` gradients of x, y, xx, xy, yy and log opacity
+    "Gradients `[m, 6]` of x, y, xx, xy, yy and log opacity"
     mx,my = _offsets(means2d, p)
     a,b,c = conics[p.gid].unbind(-1)
     g0,g1,g2,g3,g4,g5 = dQ.unbind(-1)
@@ -84,6 +87,7 @@ def exponents_back(dQ, Q, means2d, conics, p): # -> `[m, 6]` gradients of x, y, 
 
 # %% ../../nbs/splat/rasterizer_tiled.ipynb #3aeb8b1b
 def chunk_alpha(Q, P, rules): # `[t, l, 6]` -> `[t, l, 64]`, 0 where skipped
+    "Opacities `[t, l, 64]` of coefficients `[t, l, 6]`, 0 where skipped"
     low = rules.floor*(1-torch.finfo(Q.dtype).eps) # threshold keeps what is above
     a = torch.mm(Q.flatten(0, 1), P).exp_().clamp_max_(rules.cap)
     return torch.threshold_(a, low, 0.).unflatten(0, Q.shape[:2])
@@ -101,6 +105,7 @@ def chunk_light(alpha, T, rules): # -> transmittance before each and after the l
     return out,done
 
 def chunk_behind(alpha, v, B): # -> `[t, l+1, 64]`, what lies behind each (eq. 2), the new `B` first
+    "What lies behind each Gaussian (eq. 2), `[t, l+1, 64]`, the new `B` first"
     out = alpha.new_empty(len(alpha), alpha.shape[1]+1, alpha.shape[2])
     steps,v,alpha = out.unbind(1),v.unbind(1),alpha.unbind(1)
     steps[-1].copy_(B)

@@ -59,9 +59,11 @@ def _check_rigid(pose):
 
 # %% ../../nbs/splat/05_scenes.ipynb #146ff47b
 def viewmats(scene): # -> `[v, 4, 4]`, world to camera
+    "World to camera, `[v, 4, 4]`"
     return inv_pose(scene.pose)
 
 def extent_of(scene): # -> float: 1.1 times the largest distance of a camera from their middle, as released
+    "1.1 times the largest distance of a camera from their middle, as released"
     c = scene.pose[:, :3, 3]
     far = (c-c.mean(0)).norm(dim=1).max().item()
     return 1.1*far if far>1e-6 else 1.

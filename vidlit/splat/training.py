@@ -99,7 +99,9 @@ def splat_groups(
 from fastai.callback.core import Callback, CancelFitException
 from ..train.callbacks import Stepped
 
-def cpu_seconds(): return time.process_time()
+def cpu_seconds():
+    "Seconds of processor time of this process"
+    return time.process_time()
 
 class CpuBudget(Callback):
     "Ends the fit after so many seconds of processor time"
@@ -170,6 +172,7 @@ class Densify(Stepped):
 
 # %% ../../nbs/splat/06_training.ipynb #40289a73
 def print_psnr(info, file=None): # One line on standard error: rewritten in a terminal, else only the last
+    "One line on standard error: rewritten in a terminal, else only the last"
     file,ended = file or sys.stderr,info['done']>=info['total']
     if not (ended or file.isatty()): return
     line = f"step {info['done']}/{info['total']}  PSNR {info['psnr']:.2f}  {info['n']} Gaussians  {info['rate']:.1f}/s"
@@ -220,6 +223,7 @@ def splat_learner(
     return Learner(dls, model, loss_func=SplatLoss(model, cfg), opt_func=opt, lr=1., cbs=cbs)
 
 def stages(model, cfg): # [(name, steps, moving?)] of a model: one that never deforms has one stage
+    "(name, steps, moving?) of each stage of a model; one that never deforms has one"
     if model.deform is None: return [('all', cfg.coarse+cfg.fine, True)]
     return [s for s in (('coarse', cfg.coarse, False), ('fine', cfg.fine, True)) if s[1]]
 

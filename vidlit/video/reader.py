@@ -35,6 +35,7 @@ class VideoReader:
         square:bool=False, # Stretch frames whose pixels are not square, so that they are?
         dtype:torch.dtype=torch.uint8 # Or torch.uint16: the full depth of 10 to 16 bit videos, scaled to 0..65535
     ):
+        check_partial(partial)
         if backend not in ('pyav','decord'): raise ValueError(f"backend must be 'pyav' or 'decord', got {backend!r}")
         if dtype not in (torch.uint8, torch.uint16): raise ValueError(
             f"dtype must be torch.uint8 or uint16, got {dtype}")
@@ -63,10 +64,7 @@ class VideoReader:
 def _door(path):
     "Whatever a file can raise becomes a `VideoError` that names it"
     try: yield
-    except (VideoError, MemoryError, KeyboardInterrupt, ImportError): raise
-    except ValueError as e:
-        if 'must be' in str(e): raise # an argument
-        raise UnreadableVideoError(path, f"cannot be read ({type(e).__name__}: {e})") from e
+    except (VideoError, MemoryError, ImportError): raise
     except Exception as e: raise UnreadableVideoError(path, f"cannot be read ({type(e).__name__}: {e})") from e
 
 def _shown_size(info, square): # (height, width) of the frames handed out
@@ -203,10 +201,11 @@ def _get(self:VideoReader, i):
     k = int(self.keys[max(np.searchsorted(self.keys, i, side='right')-1, 0)]) if self.index.seekable else 0
     self._mine()
     if not (self._at < i and k <= self._at+4): self._run = None
-    try:
-        if self._run is None: self._run,self._at = self._decode(i),-1
-        return self._until(i)
-    except av.FFmpegError as e: raise self._bad(i, av_reason(e)) from e
+    with _door(self.path):
+        try:
+            if self._run is None: self._run,self._at = self._decode(i),-1
+            return self._until(i)
+        except av.FFmpegError as e: raise self._bad(i, av_reason(e)) from e
 
 # %% ../../nbs/video/03_reader.ipynb #b059fbe6
 @patch

@@ -267,3 +267,14 @@ def test_whatever_a_frame_raises_names_the_file(sources, monkeypatch):
     with pytest.raises(VideoError, match='h264-closed.mp4.*from next year'): r[3]
     with pytest.raises(ValueError, match="partial must be True, False or 'skip', got 'all'"):
         VideoReader(sources['h264-closed'], partial='all')
+
+
+def test_a_torn_packet_at_the_end_is_a_cut(tmp_path):
+    "Wherever the file is cut, it 'ends early'; a torn last packet is not damage in the middle"
+    frames = [numbered_frame(i) for i in range(N)]
+    raw = write_video(tmp_path/'a.flv', frames, 10, options={'g': 12}).read_bytes()
+    for k in range(6, 20):
+        (tmp_path/'b.flv').write_bytes(raw[:len(raw)*k//20-k])
+        with pytest.raises(VideoError, match='ends early'): VideoReader(tmp_path/'b.flv')
+        first = read_number(VideoReader(tmp_path/'b.flv', partial=True)[:]).tolist()
+        assert first == list(range(len(first))) and len(first) > 5

@@ -15,6 +15,7 @@ from ..video.clips import Epochs, fit_square, item_gen, to_clip
 from ..video.writing import VideoError
 from ..worlds.motions import matmul3, turn
 from ..video.sampling import by_rate
+from ..floor.places import get_extra
 from ..floor.store import atomic_path
 from ..video.reader import VideoReader, write_video
 from ..floor.reading import StoreError, read_json
@@ -76,7 +77,7 @@ class TrajectoryError(ValueError):
 
 def _h5py(path):
     try: import h5py
-    except ImportError as e: raise TrajectoryError(path, None, "reading HDF5 needs h5py: pip install vidlit[h5]") from e
+    except ImportError as e: raise TrajectoryError(path, None, f"reading HDF5 needs h5py: {get_extra('h5')}") from e
     return h5py
 
 _pose,_grip,_camera = (f'observation/{k}' for k in ('robot_state/cartesian_position', 'robot_state/gripper_position',

@@ -144,3 +144,68 @@ def test_doors_in_a_fresh_process(name):
         "print(*[f for f in theirs if f is own])")
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+def small_classifier(n=3, **kw):
+    torch.manual_seed(0)
+    return VideoMAEClassifier(ViTConfig(dim=48, depth=1, heads=2), n, init_scale=1., size=(4, 32, 32), gen=gen(), **kw)
+
+
+def pipeline(folder, monkeypatch):
+    "transformers' own; its decoder is torchcodec, or PyAV (as transformers drives it) where FFmpeg's libraries lack"
+    from transformers import pipeline, video_processing_utils as u
+    if not u.is_torchcodec_usable(decode='video'):
+        def fetch(self, urls, sample_indices_fn=None):
+            return zip(*[u.load_video(o, backend='pyav', sample_indices_fn=sample_indices_fn) for o in urls])
+        monkeypatch.setattr(u.BaseVideoProcessor, 'fetch_videos', fetch)
+    return pipeline('video-classification', model=str(folder))
+
+
+def test_transformers_pipeline_gives_our_labels(tmp_path, monkeypatch):
+    "Decoded, prepared and scored by transformers alone, from the folder we write"
+    from transformers import AutoImageProcessor, AutoVideoProcessor
+    from vidlit.video.pixels import imagenet_mean, normalise
+    from vidlit.video.writing import write_video
+    clip = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, 4, generator=gen()), (4, 32, 32))[0].mul(255).byte()
+    write_video(tmp_path/'a.mp4', clip.permute(1, 2, 3, 0), codec='libx264rgb', crf=0, pix_fmt='rgb24')
+    model = small_classifier(labels=['open the drawer', 'shut it', 'leave it']).eval()
+    folder = model.save_pretrained(tmp_path/'m')
+    said = pipeline(folder, monkeypatch)(str(tmp_path/'a.mp4'))
+    with torch.no_grad(): p = model(normalise(clip[None]/255)).softmax(-1)[0]
+    assert [o['label'] for o in said] == [model.labels[i] for i in p.argsort(descending=True)]
+    assert [o['score'] for o in said] == pytest.approx(p.sort(descending=True)[0].tolist(), abs=2e-3)
+    assert model.labels == VideoMAEClassifier.from_pretrained(folder).labels
+    for kind in (AutoImageProcessor, AutoVideoProcessor):
+        assert list(kind.from_pretrained(folder).image_mean) == pytest.approx(imagenet_mean)
+
+
+def test_new_heads_are_asked_for(tmp_path):
+    from transformers import VideoMAEConfig as HFConfig, VideoMAEForPreTraining, VideoMAEModel
+    folder = small_classifier(labels=['a', 'b', 'c']).save_pretrained(tmp_path/'three')
+    with pytest.raises(WeightsError, match='3 classes, asked for are 2: pass ignore_mismatched_sizes=True'):
+        VideoMAEClassifier.from_pretrained(folder, num_labels=2)
+    two = VideoMAEClassifier.from_pretrained(folder, num_labels=2, ignore_mismatched_sizes=True, revision='main')
+    old = VideoMAEClassifier.from_pretrained(folder)
+    assert two.head.out_features == 2 and two.labels is None and two.size == (4, 32, 32)
+    x, y = two.state_dict(), old.state_dict()
+    assert all(torch.equal(x[k], y[k]) for k in x if not k.startswith('head.'))
+    named = VideoMAEClassifier.from_pretrained(folder, label2id={'up': 1, 'down': 0}, ignore_mismatched_sizes=True)
+    assert named.labels == ('down', 'up')
+    with pytest.raises(ValueError, match='2 labels for 3 classes'):
+        VideoMAEClassifier.from_pretrained(folder, num_labels=3, labels=['a', 'b'])
+    c = HFConfig(image_size=32, num_frames=4, hidden_size=48, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=192, decoder_hidden_size=48, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=64, use_mean_pooling=False)
+    for name, kind in (('pre', VideoMAEForPreTraining), ('bare', VideoMAEModel)):
+        hf = kind(c)
+        hf.save_pretrained(tmp_path/name)
+        with pytest.raises(WeightsError, match='say num_labels=N'): VideoMAEClassifier.from_pretrained(tmp_path/name)
+        got = VideoMAEClassifier.from_pretrained(tmp_path/name, num_labels=2)
+        w = getattr(hf, 'videomae', hf).encoder.layer[0].intermediate.dense.weight
+        assert torch.equal(got.blocks[0].mlp.fc1.weight, w) and got.pool == 'mean' and got.size == (4, 32, 32)
+    mae = VideoMAE(VideoMAEConfig(ViTConfig(dim=64, depth=1, heads=1), ViTConfig(dim=64, depth=1, heads=1)), gen=gen())
+    got = VideoMAEClassifier.from_official(mae.to_official(), num_labels=5)
+    assert torch.equal(got.blocks[0].mlp.fc1.weight, mae.encoder.blocks[0].mlp.fc1.weight)
+    with pytest.raises(WeightsError, match='say num_labels=N'): VideoMAEClassifier.from_official(mae.to_official())
+    got = VideoMAEClassifier.from_official(two.to_official(), heads=2, num_labels=7, ignore_mismatched_sizes=True)
+    assert got.head.out_features == 7

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hf_videomae', 'timm_vit', 'WeightsError', 'KeyReport', 'load_strict', 'peel', 'read_weights', 'write_weights', 'Rule',
-           'KeyMap', 'save_hub', 'read_hub']
+           'KeyMap', 'save_hub', 'read_hub', 'hf_labels', 'labels_in']
 
 # %% ../../nbs/nn/weights.ipynb #af9facac
 import argparse, re, pickle
@@ -292,11 +292,13 @@ def save_hub(
     state, # Name -> tensor, or a module
     path, # Folder; made when missing
     config, # Dict or dataclass that says what to build
+    processor:dict=None, # What transformers should do to videos first: `preprocessor_config.json`
 )->Path: # The folder
     "Write config.json and model.safetensors"
     from vidlit.floor.store import write_json
     write_weights(state, Path(path)/'model.safetensors')
     write_json(Path(path)/'config.json', asdict(config) if is_dataclass(config) else config)
+    if processor is not None: write_json(Path(path)/'preprocessor_config.json', processor)
     return Path(path)
 
 # %% ../../nbs/nn/weights.ipynb #8b6d5cab
@@ -326,3 +328,23 @@ def read_hub(
     if file is None: raise WeightsError(f"{folder}: none of {', '.join(_hub_files)}")
     try: return read_json(folder/'config.json', dict), read_weights(file)
     except StoreError as e: raise WeightsError(str(e)) from e
+
+# %% ../../nbs/nn/weights.ipynb #be05194c
+def hf_labels(
+    n:int, # Classes
+    labels=None, # Their names in order; 'LABEL_0', 'LABEL_1'... when missing
+)->dict: # id2label, label2id
+    "Names of classes as config.json holds them"
+    names = [f'LABEL_{i}' for i in range(n)] if labels is None else [str(o) for o in labels]
+    if len(names)!=n: raise ValueError(f"{len(names)} labels for {n} classes")
+    twice = sorted({o for o in names if names.count(o)>1})
+    if twice: raise ValueError(f"labels are used twice: {_some(twice)}")
+    return dict(id2label={str(i):o for i,o in enumerate(names)}, label2id={o:i for i,o in enumerate(names)})
+
+def labels_in(
+    config:dict, # config.json
+)->tuple: # Names of the classes in order, or None where the file has none of its own
+    "The names of the classes that a config.json tells"
+    ids = config.get('id2label') or {}
+    names = tuple(str(ids[k]) for k in sorted(ids, key=int))
+    return None if names==tuple(f'LABEL_{i}' for i in range(len(names))) else names

@@ -138,6 +138,7 @@ class CEM:
     def __call__(self, energy, space, b, gen=None, noise=None, like=torch.zeros(())):
         scale = like.new_tensor(space.scale)
         mean,std = torch.zeros(b, self.horizon, len(scale)).to(like),scale.expand(b, self.horizon, -1)
+        for k,v in space.held.items(): mean[..., k] = v  # what is given is where the search begins, too
         draw,(alpha, beta) = _noise((b, self.samples, *mean.shape[1:]), self.iters, gen, noise,
             like),self.momenta(space, like)
         best,path = [],[]

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['videomae_s', 'videomae_b', 'videomae_l', 'videomae_h', 'hf_pretraining', 'hf_classifier', 'VideoMAEConfig', 'unpack',
-           'vit_sizes', 'hf_config', 'from_hf_config']
+           'vit_sizes', 'hf_config', 'hf_processor', 'from_hf_config']
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #38351f92
 from dataclasses import dataclass
 from pathlib import Path
+from ..video.pixels import imagenet_mean, imagenet_std
 from ..nn.vit import ViTConfig, vit_s, vit_b, vit_l, vit_h
-from ..nn.weights import KeyMap, hf_videomae, peel, read_weights
+from ..nn.weights import KeyMap, hf_labels, hf_videomae, peel, read_weights
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #e90693ac
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def hf_config(
     size:tuple=(16,224,224), # Frames, height, width of the clips it is meant for
     dec:ViTConfig=None, # Decoder, of a pretraining model
     n_classes:int=None, # Of a classifier
+    labels=None, # Names of its classes, in order
     head_eps:float=1e-6, # Kept for ourselves; transformers has its own constant
     mean_pool:bool=None, # No norm after the blocks, mean of the tokens before the head; what is usual when missing
 )->dict: # config.json
@@ -93,9 +95,18 @@ def hf_config(
     if dec:
         res |= dict(decoder_hidden_size=dec.dim, decoder_num_hidden_layers=dec.depth)
         res |= dict(decoder_num_attention_heads=dec.heads, decoder_intermediate_size=dec.hidden)
-    if n_classes is None: return res
-    names = [f'LABEL_{i}' for i in range(n_classes)]
-    return res | dict(id2label={str(i): o for i,o in enumerate(names)}, label2id={o: i for i,o in enumerate(names)})
+    return res if n_classes is None else res | hf_labels(n_classes, labels)
+
+# %% ../../nbs/pretrain/videomae_weights.ipynb #ab553da4
+def hf_processor(
+    kind:str, # 'VideoMAE' or 'VJEPA2': whose classes of transformers
+    size:tuple, # Frames, height, width of the clips
+)->dict: # preprocessor_config.json
+    "What transformers should do to the pixels: the shorter side to size, the middle, ImageNet's colours"
+    both = {'image_processor_type': f'{kind}ImageProcessor'} if kind=='VideoMAE' else {}
+    return dict(both, video_processor_type=f'{kind}VideoProcessor', do_resize=True,
+        size={'shortest_edge': min(size[1:])}, do_center_crop=True, crop_size={'height': size[1], 'width': size[2]}, do_rescale=True, rescale_factor=1/255,
+        do_normalize=True, image_mean=list(imagenet_mean), image_std=list(imagenet_std), resample=2)
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #461a2a03
 def from_hf_config(

@@ -251,9 +251,9 @@ def vjepa_momentum(step, total, base=.998, final=1., stretch=1.25):
 # %% ../../nbs/pretrain/08_vjepa.ipynb #4452486d
 @late_callback('vidlit.train.callbacks:GradClip', 'vidlit.train.callbacks:Stepped')
 class LateGradClip:
-    "Limits the norm of the gradient once the warm-up is over"
-    def __init__(self, norm=10., warmup=2/15):
-        super().__init__(norm)
+    "Limits the norms of the gradients of encoder and predictor, each for itself, once the warm-up is over"
+    def __init__(self, norm=10., warmup=2/15, parts=('encoder', 'predictor')):
+        super().__init__(norm, parts)
         self.warmup = warmup
     def before_step(self):
         if self.clock.done>=self.warmup*self.clock.total: super().before_step()

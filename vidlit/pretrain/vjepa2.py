@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from fastcore.basics import patch
 from torch import nn, Tensor
-from ..train.schedules import adamw, linear, wsd
+from ..train.schedules import adamw, from_one, linear, wsd
 from ..nn.tokens import Grid, Rope3D, grid_of, take
 from ..nn.vit import ViT, ViTConfig, init_vit, vit_g, vit_h, vit_l
 from .block_masking import Blocks, BlockSampler, late_callback, multiblock3d
@@ -71,8 +71,6 @@ class VJEPA2(VJEPA):
         self.predictor = predictor(cfg)
         init_vit(self, 'trunc', gen, rescale=True)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-
-    def no_weight_decay(self): return tuple(n for n,_ in self.named_parameters() if 'mask_tokens' in n)
 
     def forward(self,
         clip, # `[b, 3, t, h, w]`, ImageNet-normalised; or a list of such, one for each clip-length group
@@ -142,7 +140,7 @@ class Phase:
     start:float # Learning rate at its beginning
     end:float # And at its end
 
-    def lr(self, step, total): return linear(step, total, self.start, self.end)
+    def lr(self, step, total): return from_one(partial(linear, base=self.start, final=self.end), step, total)
 
 vjepa2_phases = (Phase('warm-up', 12_000, 16, 256, 1e-4, 5.25e-4),
     Phase('constant', 228_000, 16, 256, 5.25e-4, 5.25e-4), Phase('cool-down', 12_000, 64, 384, 5.25e-4, 1e-6))
@@ -163,7 +161,7 @@ def vjepa2_pretrainer(
     model, # A `VJEPA2`
     masks=multiblock3d, # Mask function `(b, grid, gen, **kw)` to a `Blocks` or a list
     lr=5.25e-4, # Rate of the plateau, warm-up from .19 of it; or a function of (step, total), such as `Phase.lr`
-    wd:float=.04, # Weight decay; none on biases, norms and mask tokens
+    wd:float=.04, # Weight decay, of mask tokens too; none on biases and norms
     momentum=.99925, # Of the EMA target encoder: a number, or a function of (step, total)
     warmup:float=.05, # Part of the steps to warm up
     decay:float=0., # Part of the steps to go down to nearly nothing
@@ -179,7 +177,8 @@ def vjepa2_pretrainer(
     from vidlit.train.health import Health
     if not isinstance(health, Health):
         health = Health(health, features=by_content, targets=lambda o: o.targ[0], min_std=.05)
-    sched = lr if callable(lr) else partial(wsd, warmup=warmup, base=lr, decay=decay, final=.002*lr, start=.19*lr)
+    plan = partial(wsd, warmup=warmup, base=lr, decay=decay, final=.002*lr, start=.19*lr)
+    sched = lr if callable(lr) else partial(from_one, plan)
     sampler = BlockSampler if lengths is None else partial(GroupSampler, lengths)
     sampler = sampler(masks, gen, patch=model.cfg.enc.patch, **kw)
     cbs = [sampler, ParamSchedule(lr=sched), EMA(momentum, 'encoder', 'target_encoder'), History(), health, *cbs]

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..worlds.control import rotation, rotation_vector
 from ..video.pixels import normalise
-from ..train.schedules import adamw, wsd
+from ..train.schedules import adamw, from_one, wsd
 from ..nn.tokens import Grid, Rope3D
 from ..nn.vit import Block, ViTConfig, init_vit, run_blocks, vit_l
 from ..nn.weights import KeyMap
@@ -250,7 +250,7 @@ def world_learner(
     "A Learner with the official recipe"
     from fastai.learner import Learner
     from vidlit.train.callbacks import History, ModelLoss, ParamSchedule
-    rate = partial(wsd, warmup=warmup, base=lr, decay=decay, final=0., start=lr*7.5/42.5)
+    plan = partial(wsd, warmup=warmup, base=lr, decay=decay, final=0., start=lr*7.5/42.5)
     opt = adamw(model, lr=lr, wd=wd, betas=(.9, .999))
     return Learner(dls, model, loss_func=ModelLoss(), opt_func=opt, lr=lr,
-        cbs=[Triples(), ParamSchedule(lr=rate), History(), *cbs])
+        cbs=[Triples(), ParamSchedule(lr=partial(from_one, plan)), History(), *cbs])

@@ -235,12 +235,15 @@ def load_state_dict(self:Autocast, state):
 
 # %% ../../nbs/train/02_callbacks.ipynb #30812cec
 class GradClip(Callback):
-    "Limits the norm of the whole gradient; `last` is the norm it had"
+    "Limits the norm of the whole gradient, or of named parts, each for itself; `last` is the norm it had"
     order, run_valid = 20, False
-    def __init__(self, norm=1.):
+    def __init__(self, norm=1., parts=()):
         if not norm>0: raise ValueError(f'the largest norm must be positive, got {norm}')
-        self.norm, self.last = norm, None
-    def before_step(self): self.last = nn.utils.clip_grad_norm_(self.learn.model.parameters(), self.norm)
+        self.norm, self.parts, self.last = norm, tuple(parts), None
+    def before_step(self):
+        clip, m = nn.utils.clip_grad_norm_, bare(self.learn.model)
+        if not self.parts: self.last = clip(m.parameters(), self.norm)
+        else: self.last = {k: clip(m.get_submodule(k).parameters(), self.norm) for k in self.parts}
 
 # %% ../../nbs/train/02_callbacks.ipynb #b233d030
 def bare(model):

@@ -155,7 +155,7 @@ def colour_jitter(
 def _affine(x, angle=0., shift=(0.,0.), shear=(0.,0.)):
     from torchvision.transforms import InterpolationMode
     return _TF.affine(x, angle=angle, translate=[shift[0]*x.shape[-1], shift[1]*x.shape[-2]], scale=1.,
-        shear=[math.degrees(math.atan(o)) for o in shear],
+        shear=[math.degrees(math.atan(o)) for o in shear], center=[0., 0.] if any(shear) else None,
         interpolation=InterpolationMode.BILINEAR, fill=list(imagenet_mean))
 
 # %% ../../nbs/video/06_transforms.ipynb #81365ad0

@@ -231,8 +231,10 @@ def orbit_path(
 # %% ../../nbs/worlds/01_camera.ipynb #71483409
 def mat_to_quat(
     R:Tensor, # [..., 3, 3], rotations
-)->Tensor: # [..., 4], unit, w x y z, w >= 0
+)->Tensor: # [..., 4], unit, w x y z, w >= 0; ValueError for a mirror, which no rotation is
     "Quaternion of a rotation matrix, stable for every angle"
+    if (torch.linalg.cross(R[..., 0, :], R[..., 1, :])*R[..., 2, :]).sum(-1).lt(0).any(): raise ValueError(
+        "a mirror, not a rotation: the determinant is negative (are two axes exchanged, or one turned round?)")
     m = lambda i, j: R[..., i, j]
     tr = m(0, 0) + m(1, 1) + m(2, 2)
     w = torch.stack([1+tr, m(2, 1)-m(1, 2), m(0, 2)-m(2, 0), m(1, 0)-m(0, 1)], -1)

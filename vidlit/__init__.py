@@ -44,6 +44,8 @@ _where = {
     'TimeSformer': 'pyramid.divided_attention', 'ViViT': 'pyramid.vivit', 'ToMe': 'pyramid.token_merging',
     'RunLength': 'pyramid.token_merging', 'Codec': 'pyramid.neural_codec', 'load_codec': 'pyramid.codec_file',
     'encode_video': 'pyramid.codec_file', 'decode_video': 'pyramid.codec_file',
+    'create_model': 'lab.models', 'list_models': 'lab.models', 'finetune_videos': 'pretrain.finetune_videos',
+    'predict_video': 'pretrain.finetune_videos',
 }
 # Pages that put more doors on a class (weights of others' layouts, streaming)
 _doors = {'VJEPA2': ('pretrain.vjepa2_weights',), 'DepthAnything': ('depth.depth_anything_weights',),

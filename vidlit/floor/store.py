@@ -4,12 +4,12 @@
 
 # %% ../../nbs/floor/03_store.ipynb #adb8192c
 from __future__ import annotations
-import fcntl, hashlib, json, os
+import hashlib, json, os
 from collections import Counter
 from contextlib import contextmanager
 from fastcore.basics import patch
 from pathlib import Path
-from .places import StoreBusy, locked, open_log, temp_path
+from .places import StoreBusy, flock, locked, open_log, temp_path
 from .reading import Num, StoreError, Text, _decoder, inside, misfit, open_zarr, parse_json, read_json
 
 # %% auto #0
@@ -21,7 +21,8 @@ class CacheMismatch(StoreError):
 
 # %% ../../nbs/floor/03_store.ipynb #e253257a
 def _sync(path):
-    fd = os.open(path, os.O_RDONLY)
+    if os.name=='nt' and os.path.isdir(path): return # a folder cannot be opened there, nor a file synced that is read
+    fd = os.open(path, os.O_RDWR if os.name=='nt' else os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
@@ -124,9 +125,10 @@ class _Log:
 
     def add(self, item, value):
         with open_log(self.path) as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+            flock(f.fileno())
             size = f.seek(0, os.SEEK_END)
-            if size and os.pread(f.fileno(), 1, size-1)!=b'\n': f.write(b'\n')
+            f.seek(max(size-1, 0))
+            if f.read(1) not in (b'', b'\n'): f.write(b'\n')
             f.write(_row(item, value))
             f.flush()
             os.fsync(f.fileno())

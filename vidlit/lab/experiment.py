@@ -235,11 +235,15 @@ def run_experiment(e:Experiment, # What to run
     return run_experiments([e], out, *args, **kw)[0]
 
 # %% ../../nbs/lab/02_experiment.ipynb #a162c2a7
-def results_dir()->Path: # data/results of the checkout
-    "Folder of the recorded results; FileNotFoundError outside a checkout"
+def results_dir(
+    write:bool=False, # To keep something there? Then only a checkout will do
+)->Path: # data/results of the checkout; what an installed wheel brings of it otherwise
+    "Folder of the recorded results; FileNotFoundError where there is none"
     import vidlit
-    for p in (Path.cwd(), *Path.cwd().parents, Path(vidlit.__file__).parents[1]):
+    here = Path(vidlit.__file__).parent
+    for p in (Path.cwd(), *Path.cwd().parents, here.parent):
         if (p/'settings.ini').exists() and (p/'data'/'results').is_dir(): return p/'data'/'results'
+    if not write and (here/'record'/'results').is_dir(): return here/'record'/'results'
     raise FileNotFoundError("recorded results live in data/results of a vidlit checkout; none was found here or above")
 
 # %% ../../nbs/lab/02_experiment.ipynb #09d51f25
@@ -256,7 +260,7 @@ def save_result(name:str, # Experiment
     src = inside(out, name)
     if not (src/'metrics.json').exists(): raise FileNotFoundError(f"{name!r} has no metrics.json: run it first")
     m = read_json(src/'metrics.json', metrics_form)
-    to = Path(to or results_dir())/(name if seeds in (None, m['seeds']) else f"{name}-{m['seeds']}-seeds")
+    to = Path(to or results_dir(True))/(name if seeds in (None, m['seeds']) else f"{name}-{m['seeds']}-seeds")
     to.mkdir(parents=True, exist_ok=True)
     for f in m.get('figures', []): shutil.copy2(inside(src, f['file']), inside(to, f['file']))
     _keep(to/'metrics.json', m)

@@ -6,7 +6,7 @@
 __all__ = ['lease_form', 'note_form', 'LeaseLost', 'Lease', 'state_at', 'ahead', 'run_chunk', 'Note', 'run', 'status', 'forget']
 
 # %% ../../nbs/pipeline/05_worker.ipynb #0b24b4e1
-import json, os, queue, resource, socket, threading, time, torch
+import json, os, queue, socket, sys, threading, time, torch
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from fastcore.basics import patch
@@ -164,8 +164,13 @@ def run_chunk(
             yield k-begun+1,real-(k and min(len(KEYS), real))
 
 # %% ../../nbs/pipeline/05_worker.ipynb #09ad5621
+def _peak(): # Bytes at most; 0 where the system does not say (Windows)
+    try: import resource
+    except ImportError: return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
+
 def _memory():
-    out = dict(memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024,
+    out = dict(memory=_peak(),
         device=f'cpu x {torch.get_num_threads()}')
     if torch.cuda.is_initialized():
         out.update(device=f'cuda:{torch.cuda.current_device()} {torch.cuda.get_device_name()}',

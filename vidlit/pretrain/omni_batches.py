@@ -12,7 +12,7 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
-from ..video.clips import ClipLoader, ClipSet, _Batches, _same, as_source, epoch_order, item_gen
+from ..video.clips import ClipLoader, ClipSet, Epochs, _Batches, _same, as_source, epoch_order, item_gen
 from ..nn.tokens import grid_of
 from ..train.callbacks import MaskSampler, world_size
 from .tube_masking import random_mask
@@ -77,9 +77,11 @@ class OmniSet:
         self.views,self.seed = views,seed
         self.images = [] if images is None else ClipSet(as_source(images), image_tfm or tfm, seed=seed)
         self.videos = [] if videos is None else ClipSet(as_source(videos), tfm, views, seed+1)
+        self.epochs = Epochs(len(self))
 
     def __len__(self): return len(self.images)+len(self.videos)
-    def __getitem__(self, i): return self.get(i)
+    def __getitem__(self, i): return self.get(i, self.epochs(i))
+    def set_epoch(self, epoch=None): self.epochs.set(epoch)
 
     def get(self, i, epoch=0):
         "Item `i` as an epoch sees it: image [c, h, w], or video [views, c, t, h, w]; and its label"

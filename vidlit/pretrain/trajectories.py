@@ -11,10 +11,11 @@ import json, torch
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
-from ..video.clips import fit_square, item_gen, to_clip
+from ..video.clips import Epochs, fit_square, item_gen, to_clip
 from ..video.writing import VideoError
 from ..worlds.motions import matmul3, turn
 from ..video.sampling import by_rate
+from ..floor.places import get_extra
 from ..floor.store import atomic_path
 from ..video.reader import VideoReader, write_video
 from ..floor.reading import StoreError, read_json
@@ -76,7 +77,7 @@ class TrajectoryError(ValueError):
 
 def _h5py(path):
     try: import h5py
-    except ImportError as e: raise TrajectoryError(path, None, "reading HDF5 needs h5py: pip install vidlit[h5]") from e
+    except ImportError as e: raise TrajectoryError(path, None, f"reading HDF5 needs h5py: {get_extra('h5')}") from e
     return h5py
 
 _pose,_grip,_camera = (f'observation/{k}' for k in ('robot_state/cartesian_position', 'robot_state/gripper_position',
@@ -175,11 +176,13 @@ class TrajectorySet(torch.utils.data.Dataset):
         tfm=fit_square, # `(clip [3,t,h,w], gen, size=)` to a square clip
     ):
         self.folders = list_trajectories(folders) if isinstance(folders, (str, Path)) else [Path(f) for f in folders]
-        self.t,self.rate,self.size,self.view,self.seed,self.epoch = t,rate,size,view,seed,0
+        self.t,self.rate,self.size,self.view,self.seed = t,rate,size,view,seed
         self.camera_frame,self.extrinsics,self.slack,self.tfm = camera_frame,extrinsics,slack,tfm
+        self.epochs = Epochs(len(self.folders))
 
     def __len__(self): return len(self.folders)
-    def set_epoch(self, epoch): self.epoch = epoch
+    def __getitem__(self, i): return self.get(i, self.epochs(i))
+    def set_epoch(self, epoch=None): self.epochs.set(epoch) # None: an item's epoch is how often it was asked for
 
 # %% ../../nbs/pretrain/trajectories.ipynb #f8bb9cd8
 @patch
@@ -195,8 +198,12 @@ def frames_of(self:TrajectorySet, video, n, gen):
     return by_rate(min(have, n), fps, gen, rate=self.rate, t=self.t)
 
 @patch
-def __getitem__(self:TrajectorySet, i):
-    folder,gen = self.folders[i],None if self.seed is None else item_gen(self.seed, self.epoch, i)
+def get(self:TrajectorySet,
+    i:int, # Which
+    epoch:int=0, # When
+)->tuple: # clip, actions, states, and extrinsics when asked for
+    "Trajectory `i` as an epoch sees it"
+    folder,gen = self.folders[i],None if self.seed is None else item_gen(self.seed, epoch, i)
     path = video_path(folder, self.view)
     states,cam = read_states(folder, path.stem)
     need = f'{_camera}{path.stem}_left'

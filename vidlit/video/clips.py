@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_clip', 'resize', 'resize_short', 'centre_crop', 'fit_square', 'item_gen', 'VideoSource', 'TensorSource',
-           'ItemSource', 'ClipSet', 'epoch_order', 'BadFile', 'TooManyBad', 'ClipLoader', 'as_source', 'clip_dls',
-           'VideoFolder']
+           'ItemSource', 'Epochs', 'ClipSet', 'epoch_order', 'BadFile', 'TooManyBad', 'ClipLoader', 'as_source',
+           'clip_dls', 'VideoFolder']
 
 # %% ../../nbs/video/05_clips.ipynb #2bbbd546
 import hashlib, importlib
@@ -140,6 +140,17 @@ class ItemSource:
     def __len__(self): return len(self.ds)
     def __call__(self, i, gen=None): return self.ds[i]
 
+# %% ../../nbs/video/05_clips.ipynb #c94ed6f8
+class Epochs:
+    "The epoch of each item: how often it was asked for, in whatever worker process, or the one that `set` says"
+    def __init__(self, n:int): self.seen = torch.cat((torch.zeros(n), -torch.ones(1))).long().share_memory_()
+    def set(self, epoch:int=None): self.seen[-1] = -1 if epoch is None else epoch # None counts again
+    def __call__(self, i:int)->int: # IndexError beyond the last item
+        i = range(len(self.seen)-1)[i]
+        if self.seen[-1]>=0: return int(self.seen[-1])
+        self.seen[i] += 1
+        return int(self.seen[i])-1
+
 # %% ../../nbs/video/05_clips.ipynb #fb70fb1f
 class ClipSet:
     "Items `(clip, label)` whose randomness comes from `(seed, epoch, index)`"
@@ -152,8 +163,10 @@ class ClipSet:
     ):
         if views is not None and views<1: raise ValueError(f"views must be at least 1, not {views}")
         self.source,self.tfm,self.views,self.seed,self.draw = source,tfm,views,seed,draw
+        self.epochs = Epochs(len(source))
     def __len__(self): return len(self.source)
-    def __getitem__(self, i): return self.get(i)
+    def __getitem__(self, i): return self.get(i, self.epochs(i) if self.draw else 0)
+    def set_epoch(self, epoch=None): self.epochs.set(epoch) # None: an item's epoch is how often it was asked for
 
     def get(self,
         i:int, # Which
@@ -331,6 +344,8 @@ def VideoFolder(
     views:int=None, # Draws of `tfm` per decoded clip
     seed:int=0, # Of samplers and transforms
     split:str=None, # 'train', 'valid' or 'test' of a folder with such folders
+    draw:bool=None, # Whether the sampler draws; None: not for 'valid' and 'test'
 )->ClipSet:
-    "All videos below a folder as a data set"
-    return ClipSet(VideoSource(list_folder(path, split=split), sampler, short), tfm, views, seed)
+    "All videos below a folder as a data set; an item asked for again is in its next epoch"
+    draw = split not in ('valid', 'test') if draw is None else draw
+    return ClipSet(VideoSource(list_folder(path, split=split), sampler, short), tfm, views, seed, draw)

@@ -2,10 +2,19 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from hypothesis import given, settings, strategies as st
-from vidlit.refiner.datasets import DatasetError, FilmDepth, Hypersim, TumRGBD, associate, hypersim_K, read_h5, tum_K
-from vidlit.refiner.datasets import tonemapped
+from PIL import Image
+from vidlit.refiner.datasets import (
+    DatasetError,
+    FilmDepth,
+    Hypersim,
+    TumRGBD,
+    associate,
+    hypersim_K,
+    read_h5,
+    tonemapped,
+    tum_K,
+)
 
 
 def brute(a, b, most):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['controls', 'Control', 'check_depth', 'jitter_clips', 'Ema', 'Bilateral', 'fit_log', 'ScaleShift', 'renewed', 'Chain',
-           'TwoNumberGRU', 'log_l1', 'control_learner']
+           'TwoNumberGRU', 'log_l1', 'control_learner', 'FeatureStats']
 
 # %% ../../nbs/refiner/01_baselines.ipynb #884a4810
 import torch
@@ -191,3 +191,33 @@ def control_learner(
     cbs = [ParamSchedule(lr=partial(warmup_cosine, warmup=.1, base=lr)), GradClip(1.), History(), *cbs]
     dls.n_inp = 3
     return Learner(dls, model, loss_func=log_l1, opt_func=adamw(model, lr=lr, wd=.01), lr=lr, cbs=cbs)
+
+# %% ../../nbs/refiner/01_baselines.ipynb #f65ff257
+class FeatureStats(nn.Module):
+    "A recurrent network that corrects mean and variance of features (eq. 3)"
+    def __init__(self, c:int=8, hidden:int=16, gen:torch.Generator=None): # Channels; width of the memory
+        super().__init__()
+        conv = lambda n: nn.Conv2d(n, c, 3, padding=1, padding_mode='replicate')
+        self.enc, self.dec = nn.Sequential(conv(2), nn.GELU(), conv(c)), nn.Conv2d(c, 1, 1, bias=False)
+        self.cell, self.out = nn.GRUCell(4*c+1, hidden), nn.Linear(hidden, 2*c)
+        bounds = {m: m.weight[0].numel()**-.5 for m in (*self.enc[::2], self.dec)} | {self.cell: hidden**-.5}
+        for m,bound in bounds.items():
+            for p in m.parameters(): nn.init.uniform_(p, -bound, bound, generator=gen)
+        for p in self.out.parameters(): nn.init.zeros_(p)
+
+    def init_state(self, b=1, h=None, w=None): return {}
+
+    def step(self, depth, conf=None, rgb=None, state=None): # [b, 1, h, w] metres -> the same, and the state
+        l = depth.log()
+        f = self.enc(torch.cat((l-1.1, torch.ones_like(l) if conf is None else conf), 1))
+        off = f-f.mean((2, 3), keepdim=True)
+        now = torch.cat((f.mean((2, 3)), (off.square().mean((2, 3))+1e-6).log()/2), 1) # means, log deviations
+        if not state: state = dict(last=now, n=0, hid=l.new_zeros(len(l), self.cell.hidden_size))
+        seen = torch.cat((10*(now-state['last']), now, torch.full_like(now[:, :1], 1/(state['n']+1))), 1)
+        hid = self.cell(seen, state['hid'])
+        move = self.out(hid)/10
+        mean, spread = move[..., None, None].chunk(2, 1)
+        y = l+self.dec(mean+spread.expm1()*off)
+        return y.exp(), dict(last=now+move, n=state['n']+1, hid=hid)
+
+    forward = Control.__call__

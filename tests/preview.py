@@ -134,9 +134,10 @@ def main():
     if lost := set(a.pages)-set(have): ap.error(f'no page {sorted(lost)[0]!r} below nbs/')
     todo = a.pages or [p for p in have if stale(p, a.out)]
     made = []
+    from preview import render as work  # by a name that a fresh process can import, not __main__'s
     fresh = multiprocessing.get_context('spawn')  # a page's own process, as a shell is made for each
     with ProcessPoolExecutor(max(1, min(a.jobs, len(todo))), fresh, max_tasks_per_child=8) as pool:
-        for i, (p, to) in enumerate(zip(todo, pool.map(render, todo, [a.out]*len(todo))), 1):
+        for i, (p, to) in enumerate(zip(todo, pool.map(work, todo, [a.out]*len(todo))), 1):
             made.append(to)
             print(f'{i:3d}/{len(todo)} {p}', flush=True)
     (Path(a.out)/'pages.json').write_text(json.dumps(have, indent=1)+'\n')

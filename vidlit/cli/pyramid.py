@@ -228,7 +228,8 @@ def pyramid_video(
         h, w, n, fps = r.info.height, r.info.width, len(r), Fraction(r.info.fps)
         asked = _about(video) | dict(levels=levels, filter=filter, crf=crf)
         times, done, most = [[] for _ in range(levels)], _begin(out, 'pyramid.json', asked), 0
-        if not done:
+        lost = [f'level{l}.mp4' for l in range(1, levels) if done and not (Path(out)/f'level{l}.mp4').exists()]
+        if not (done := done and not lost):
             with temp_path(Path(out)/'films') as tmp:
                 tmp.mkdir()
                 sinks = [_Sink(tmp/f'level{l}.mp4', fps/2**l, crf) for l in range(1, levels)]
@@ -247,6 +248,7 @@ def pyramid_video(
             _end(out, 'pyramid.json', asked, times=times[1:], held=most)
     rows = {f'level {l}': f'{-(-w//2**l)}x{-(-h//2**l)}, {-(-n//2**l)} frames at {float(fps)/2**l:g} a second'
         for l in range(levels)}
+    if lost: rows['lost, made again'] = lost
     size = sum(pyramid_bytes(n, h, w, levels))
     return dict(out=str(out), **rows, **{'in memory, float32': f'{size/1e9:.3g} GB', 'made now': not done})
 

@@ -2,6 +2,7 @@
 
 What it makes is found by counting the calls of an undisturbed run in a fork; then a fork is ended by a signal at its
 1st, 2nd, 3rd... call. `python tests/kills.py FOLDER [CASE...]` does all of them and prints rows; the tests do some."""
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -54,6 +56,7 @@ def _child(f, log, made, at, how):
     except KeyboardInterrupt: code = 130
     except BaseException: traceback.print_exc()
     made.write_text(' '.join(seen))
+    made.with_suffix('.imports').write_text(' '.join(sys.modules))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -190,11 +193,11 @@ CASES = {'depth png16': depth('--preview'), 'depth stream npz': depth('--mode', 
     'codec': codec, 'splat': splat, 'pretrain': pretrain, 'jobs': jobs}
 # which worker did what and how long it took is not the same twice
 OTHERWISE = re.compile(r'.*/(workers|logs)/.*|.*report\.json|.*metrics\.json|.*/(jobs/)?.*result\.json|.*splat\.json')
-FINDS = re.compile(r'\.vidlit|\.partial$|\.tmp$')
+FINDS, HALF = re.compile(r'\.vidlit|\.partial$|\.tmp$'), re.compile(r'\.vidlit-') # HALF: half written
 
 
 def contents(r): return {o.relative_to(r).as_posix(): o.read_bytes() for o in sorted(r.rglob('*')) if o.is_file()}
-def left_over(r): return [o.relative_to(r).as_posix() for o in sorted(r.rglob('*')) if FINDS.search(o.name)]
+def left_over(r, form=FINDS): return [str(o.relative_to(r)) for o in sorted(r.rglob('*')) if form.search(o.name)]
 def compared(d): return {k: v for k, v in d.items() if not OTHERWISE.fullmatch('/'+k)}
 
 
@@ -205,6 +208,9 @@ def undisturbed(name, root):
     p = inputs(root/'inputs')
     got = forked(lambda: CASES[name](p, r), root/'note')
     assert got.code==0 and not got.left and not left_over(r), (name, got.code, got.said[-2000:], left_over(r))
+    for o in (root/'note.imports').read_text().split(): # what it has imported late, so that the next forks need not
+        if o not in sys.modules and o.split('.')[0] in ('vidlit', 'matplotlib', 'scipy', 'torch', 'torchvision', 'zarr'):
+            with suppress(Exception): importlib.import_module(o)
     return got.calls, contents(r)
 
 
@@ -216,7 +222,7 @@ def ended_at(name, root, k, how, whole):
     first = forked(lambda: CASES[name](p, r), root/'note', k, how)
     if first.code not in (-how, 130): return f'not ended but {first.code}: {first.said[-500:]}'
     if first.left: return f'processes left: {first.left}'
-    if how==signal.SIGINT and (o := left_over(r)): return f'left by an interrupt: {o}'
+    if how==signal.SIGINT and (o := left_over(r, HALF)): return f'left by an interrupt: {o}'
     again = forked(lambda: CASES[name](p, r), root/'note')
     done = again.code==2 and 'is there already' in again.said # of a single file: it is whole, and not made again
     if again.code and not done or again.left: return f'again {again.code}: {again.said[-1500:]}'
@@ -243,7 +249,6 @@ def warm():
     "Imports, once: forks have them"
     import warnings
     warnings.filterwarnings('ignore')
-    import importlib
     import torch
     import torch._dynamo  # noqa: F401 - slow, so once, before forking
     import vidlit.cli.app  # noqa: F401

@@ -69,7 +69,7 @@ def _given(e, args): # What stood behind the option that typer refused
 
 def _no_room(e, args, code, text): # A full disk, whoever found it: a writer of ours has said it well
     from vidlit.floor.places import NoRoom, is_full
-    if 'No space left on the disk' in text or not is_full(e): return code,text
+    if ' is full, No space left' in text or not is_full(e): return code,text
     args = sys.argv[1:] if args is None else list(args)
     out = next((b for a,b in zip(args, args[1:]) if a=='--out'), getattr(e, 'filename', None) or '.')
     return code or 2,str(NoRoom(out))

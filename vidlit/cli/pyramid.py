@@ -44,7 +44,7 @@ def _progress(what, quiet): # Counts on standard error, on a terminal only
     return say
 
 def _begin(out, name, asked): # The folder, or why it cannot be gone on with; is it finished?
-    from vidlit.floor.places import sweep
+    from vidlit.floor.places import others, sweep
     from vidlit.floor.reading import read_json
     from vidlit.floor.store import write_json
     out, note = Path(out), Path(out)/name
@@ -55,7 +55,7 @@ def _begin(out, name, asked): # The folder, or why it cannot be gone on with; is
             f'{asked[other[0]]!r} here; name another folder')
         sweep(out)
         return have.get('done', False)
-    if out.exists() and any(out.iterdir()):
+    if others(out):
         raise ValueError(f'{out} is not empty and holds no {name}: name another folder')
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, asked)

@@ -26,8 +26,14 @@ def steps(ctx, n, seconds):
 def both(ctx): return dict(sum=sum(ctx.result(k)['done'] for k in ctx.job.needs))
 
 
+if slow := os.environ.get('TOY_IMPORT'): # where an import takes a minute, as on a busy network folder
+    Path(slow).touch()
+    time.sleep(60)
+
+
 if __name__ == '__main__':
     import sys
     from vidlit.lab.jobs import Job, run_jobs
+    if 'slow' in sys.argv: os.environ['TOY_IMPORT'] = f'{sys.argv[1]}/importing'
     run_jobs([Job(f'nap/{i}', 'experiment_toys:nap', dict(seconds=120)) for i in range(2)], Path(sys.argv[1]),
         workers=2)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 import chunk_toys
@@ -15,6 +16,7 @@ import torch
 import vidlit.cli.chunks  # noqa: F401 (puts its commands into the app)
 from vidlit.cli.app import app, run_app
 from vidlit.depth.windows import n_windows
+from vidlit.floor.store import write_json
 from vidlit.pipeline import pool as R
 from vidlit.pipeline.job import ChunkError, make_job
 from vidlit.pipeline.merge import merge
@@ -151,7 +153,7 @@ def test_ten_kills_through_the_command_line(job, undisturbed, tmp_path, forks):
             TOY_LOG=str(log), TOY_SLOW='.2')
     def kill(pid):
         nonlocal kills
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL) # who is not watched any more has left
         kills += 1
     for _ in range(3):
         (p, _), before = start(), done(job)
@@ -162,8 +164,8 @@ def test_ten_kills_through_the_command_line(job, undisturbed, tmp_path, forks):
             kill(pid)
             killed += pid!=p.pid
             if pid==p.pid: p.wait()
-        for o in pids(job): os.kill(o, signal.SIGKILL) # one that came for the first, when the watcher was quick enough
-        killed += len(pids(job))
+        killed += len(pids(job)) # one that came for the first, when the watcher was quick enough
+        until(lambda: not pids(job), 10) # with the watcher
     (p, said), before = start(), done(job)
     kill(rng.choice(until(lambda: done(job)>before and pids(job))))
     assert p.wait()==0 and kills==10, Path(said).read_text()
@@ -234,6 +236,40 @@ def test_asked_to_leave_it_takes_its_workers_along(job, undisturbed):
     assert 0<done(job)<windows(job)
     now = run_workers(job.path, 1, 'cpu', model='chunk_toys:drifting')
     assert now['deaths']==0 and contents(job.path)==undisturbed[0]
+
+
+@pytest.mark.parametrize('stopped', [False, True])
+def test_nobody_goes_on_whom_nobody_watches(job, undisturbed, forks, stopped):
+    "Only the watcher is killed: its workers leave, a stopped one too; the same command goes on at once"
+    p, _ = forks('run', job.path, '--model', 'chunk_toys:drifting', '--workers', 2, '--device', 'cpu', TOY_SLOW='.2')
+    two = until(lambda: done(job)>0 and len(o := pids(job))==2 and o)
+    if stopped: os.kill(two[0], signal.SIGSTOP)
+    p.kill()
+    p.wait()
+    until(lambda: all(map(gone, two)), 10)
+    began = time.monotonic()
+    assert run_workers(job.path, 1, 'cpu', model='chunk_toys:drifting')['deaths']==0 and time.monotonic()-began<30
+    assert contents(job.path)==undisturbed[0] and not list(job.path.rglob('.vidlit-*'))
+
+
+def test_steal(job, undisturbed, forks):
+    "A lease of a machine that was switched off: the line says for whom it waits, --steal does not wait"
+    elsewhere = dict(host='elsewhere', pid=7, token='x', until=time.time()+600, ttl=600.)
+    write_json(job.path/'leases'/'002.json', elsewhere)
+    args = 'run', job.path, '--model', 'chunk_toys:drifting', '--workers', 1, '--device', 'cpu'
+    p, said = forks(*args)
+    until(lambda: 'waits: chunk 2 is held by elsewhere:7 for up to 5' in Path(said).read_text())
+    assert done(job)==windows(job)-n_windows(job.length(2)) and Path(said).read_text().count('\n')==1
+    p.terminate()
+    assert p.wait()==130
+    assert forks(*args, '--steal')[0].wait()==0 and contents(job.path)==undisturbed[0]
+
+
+def test_a_lease_without_end_is_none(job, undisturbed):
+    "As a clock that was wrong leaves it"
+    write_json(job.path/'leases'/'002.json', dict(host='elsewhere', pid=7, token='x', until=time.time()+1e9, ttl=60.))
+    work_on(job.path, threads=1, model='chunk_toys:drifting')
+    assert contents(job.path)==undisturbed[0]
 
 
 def test_detached(job, undisturbed):

@@ -90,17 +90,43 @@ def session(sid):
     return {k for k, f in stat.items() if int(f[3]) == sid and f[0] != 'Z'}
 
 
+def leave(how, p, pids):
+    "End the caller `p` of jobs in processes `pids`"
+    if how == 'killed, a worker stopped': os.kill(min(pids), signal.SIGSTOP)
+    if how == 'terminal closed': return os.killpg(p.pid, signal.SIGHUP)
+    p.send_signal(dict(interrupted=signal.SIGINT, ended=signal.SIGTERM).get(how, signal.SIGKILL))
+
+
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='no /proc here')
-def test_nothing_is_left_of_a_killed_run(tmp_path):
-    "kill -9: workers, the process of their queue and the fork server leave; nobody goes on with locks and memory"
+@pytest.mark.parametrize('how, seconds', [('killed', 10), ('killed, a worker stopped', 10), ('interrupted', 5),
+    ('ended', 10), ('terminal closed', 10)])
+def test_nothing_is_left_of_a_run(tmp_path, how, seconds):
+    "Workers, the process of their queue and the fork server leave; nobody goes on with locks and memory"
     toys = [sys.executable, str(HERE/'experiment_toys.py'), str(tmp_path)]
-    p = subprocess.Popen(toys, stderr=subprocess.DEVNULL, start_new_session=True)
+    p = subprocess.Popen(toys, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert wait_for(lambda: len([o for o in tmp_path.rglob('pid') if o.read_text()]) == 2)
         pids = {int(o.read_text()) for o in tmp_path.rglob('pid')}
         there = session(p.pid)
         assert pids < there and len(there) >= 5, 'the caller, two workers, their queue, the fork server'
-        p.send_signal(signal.SIGKILL)
+        leave(how, p, pids)
+        assert wait_for(lambda: not session(p.pid)-{p.pid} and p.poll() is not None, seconds), session(p.pid)
+        if how == 'interrupted':
+            assert p.stderr.read().strip().splitlines()[-1] == 'KeyboardInterrupt'
+            assert not list(tmp_path.rglob('.vidlit*')), 'the jobs have unwound: no lock, no temporary file'
+    finally:
+        for i in session(p.pid): os.kill(i, signal.SIGKILL)
+        p.wait()
+        p.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='by the kernel of Linux')
+def test_a_caller_killed_while_its_fork_server_imports(tmp_path):
+    toys = [sys.executable, str(HERE/'experiment_toys.py'), str(tmp_path), 'slow']
+    p = subprocess.Popen(toys, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert wait_for(lambda: (tmp_path/'importing').exists())
+        p.kill()
         p.wait()
         assert wait_for(lambda: not session(p.pid), 10), session(p.pid)
     finally:

@@ -68,6 +68,13 @@ def _given(e, args): # What stood behind the option that typer refused
     args,opts = sys.argv[1:] if args is None else list(args),getattr(getattr(e, 'param', None), 'opts', [])
     return next((f", not {b!r}" for a,b in zip(args, args[1:]) if a in opts), '')
 
+def _no_room(e, args, code, text): # A full disk, whoever found it: a writer of ours has said it well
+    from vidlit.floor.places import NoRoom, is_full
+    if ' is full, No space left' in text or not is_full(e): return code,text
+    args = sys.argv[1:] if args is None else list(args)
+    out = next((b for a,b in zip(args, args[1:]) if a=='--out'), getattr(e, 'filename', None) or '.')
+    return code or 2,str(NoRoom(out))
+
 # %% ../../nbs/cli/01_app.ipynb #777b37f7
 def run_app(app:typer.Typer, # The commands
     args:list=None,          # Arguments; the process's by default
@@ -82,7 +89,9 @@ def run_app(app:typer.Typer, # The commands
     except Exception as e:
         if hasattr(e, 'format_message'): code,text = 2,e.format_message() + _given(e, args)  # typer's own usage errors
         else: code,text = _fault(e),' '.join(str(e).split()) or type(e).__name__
-        if code is None or verbose or os.environ.get('VIDLIT_TRACEBACK'): raise
+    # each adds its commands
+    for o in 'finetune stjepa depth chunks tracks refine stereo splat pyramid live codec'.split():
+        importlib.import_module(f'vidlit.cli.{o}')
         print(f'vidlit: {text}', file=sys.stderr)
     if code==130: print('interrupted: what is finished is kept, the same command goes on', file=sys.stderr)
     if verbose: print(f'{time.perf_counter()-start:.2f} s, exit code {code}', file=sys.stderr)

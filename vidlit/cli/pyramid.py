@@ -44,7 +44,7 @@ def _progress(what, quiet): # Counts on standard error, on a terminal only
     return say
 
 def _begin(out, name, asked): # The folder, or why it cannot be gone on with; is it finished?
-    from vidlit.floor.places import sweep
+    from vidlit.floor.places import others, sweep
     from vidlit.floor.reading import read_json
     from vidlit.floor.store import write_json
     out, note = Path(out), Path(out)/name
@@ -55,7 +55,7 @@ def _begin(out, name, asked): # The folder, or why it cannot be gone on with; is
             f'{asked[other[0]]!r} here; name another folder')
         sweep(out)
         return have.get('done', False)
-    if out.exists() and any(out.iterdir()):
+    if others(out):
         raise ValueError(f'{out} is not empty and holds no {name}: name another folder')
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, asked)
@@ -228,7 +228,8 @@ def pyramid_video(
         h, w, n, fps = r.info.height, r.info.width, len(r), Fraction(r.info.fps)
         asked = _about(video) | dict(levels=levels, filter=filter, crf=crf)
         times, done, most = [[] for _ in range(levels)], _begin(out, 'pyramid.json', asked), 0
-        if not done:
+        lost = [f'level{l}.mp4' for l in range(1, levels) if done and not (Path(out)/f'level{l}.mp4').exists()]
+        if not (done := done and not lost):
             with temp_path(Path(out)/'films') as tmp:
                 tmp.mkdir()
                 sinks = [_Sink(tmp/f'level{l}.mp4', fps/2**l, crf) for l in range(1, levels)]
@@ -247,6 +248,7 @@ def pyramid_video(
             _end(out, 'pyramid.json', asked, times=times[1:], held=most)
     rows = {f'level {l}': f'{-(-w//2**l)}x{-(-h//2**l)}, {-(-n//2**l)} frames at {float(fps)/2**l:g} a second'
         for l in range(levels)}
+    if lost: rows['lost, made again'] = lost
     size = sum(pyramid_bytes(n, h, w, levels))
     return dict(out=str(out), **rows, **{'in memory, float32': f'{size/1e9:.3g} GB', 'made now': not done})
 

@@ -104,7 +104,7 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
         raise ValueError(f"--path spline needs the cameras of a training, {scene} has none")
     if path=='orbit': poses = scene_orbit(s.keys(2), n, K, size, turn=turn)
     else: poses = spline_path(s.path, n) if path=='spline' and len(s.path)>1 else s.pose.expand(n, 4, 4)
-    times = torch.linspace(0, s.seconds, n).tolist()
+    times = torch.linspace(0, s.seconds, n, dtype=torch.float64).tolist() # float32 would end behind the last moment
     write_film(out, s.at, poses, times, K, size, fps, _reporter('frame', n, quiet), background=s.background)
     _show(dict(out=out, frames=n, size=f'{size[1]}x{size[0]}', fps=fps, path=path), as_json)
 

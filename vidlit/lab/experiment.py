@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from ..floor.metrics import interval, paired_interval, proportion_interval
-from ..floor.places import free_place
+from ..floor.places import free_place, sweep
 from ..floor.reading import Num, StoreError, Text, inside, read_json
 
 # %% ../../nbs/lab/02_experiment.ipynb #8fd85757
@@ -197,7 +197,8 @@ def _finish(e, jobs, results, root, start, **asked):
 
 # %% ../../nbs/lab/02_experiment.ipynb #09dc64ac
 def _own(root):
-    "Refuse a folder that no run has made"
+    "Refuse a folder that no run has made; remove what a killed one left half written"
+    sweep(root)
     if root.is_dir() and any(o.name[0]!='.' for o in root.iterdir()) and not (root/'jobs').is_dir():
         raise StoreError(f'{root} holds other things, it is not the folder of an experiment: name another --out')
 

@@ -7,16 +7,18 @@ __all__ = ['result_form', 'Job', 'show_jobs', 'Context', 'read_result', 'run_job
            'run_jobs']
 
 # %% ../../nbs/lab/01_jobs.ipynb #a593fae3
-import hashlib, importlib, json, os, re, time, traceback, warnings
+import hashlib, importlib, json, os, re, signal, time, traceback, warnings
 import multiprocessing as mp
+from contextlib import closing, contextmanager
 from multiprocessing import connection, forkserver
 from multiprocessing.managers import SyncManager
 from concurrent.futures import ProcessPoolExecutor, wait, FIRST_COMPLETED
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from ..floor.places import locked, sweep
+from ..floor.processes import end_all, leave_when_asked, leave_with
 from ..floor.reading import Num, StoreError, Text, inside, read_bytes, read_json
 from ..floor.store import atomic_path, write_json
 
@@ -125,7 +127,7 @@ def run_job(job:Job, # What to run
     "Run a job once: a second call returns what the first one kept"
     if (r := read_result(job, root)) is not None: return r
     path = inside(root, job.key)
-    with locked(path, wait=True):
+    with locked(path, wait=True, tell=report and (lambda said: report(job.key, 0., f'waits: {said}'))):
         if (r := read_result(job, root)) is not None: return r
         _make_room(path, job.stamp)
         start = time.time()
@@ -181,7 +183,9 @@ def _follow(parent): # A process whose caller was killed leaves
 
 def _watch_parent():
     "In each process of a run, once: leave when the caller is gone, however it went"
-    if parent := mp.parent_process(): Thread(target=_follow, args=(parent,), daemon=True).start()
+    if not (parent := mp.parent_process()): return
+    Thread(target=_follow, args=(parent,), daemon=True).start()
+    leave_with(os.getppid()) # the fork server, which leaves with the caller: also for a process that is stopped
 
 def _quiet_torch(threads): # torch as a worker uses it
     warnings.filterwarnings('ignore', message='.*torch.jit')  # fastai's import, nothing a user could do about
@@ -192,8 +196,11 @@ def _start(queue, threads):
     "In each worker process, once"
     global _queue
     _watch_parent()
+    ours = mp.parent_process() is not None
+    if ours: signal.signal(signal.SIGINT, signal.SIG_DFL) # while it imports there is nothing to unwind
     _queue = queue
     _quiet_torch(threads)
+    if ours: leave_when_asked()
 
 def _work(p, device):
     "In a worker process, per job"
@@ -242,18 +249,40 @@ def _context(modules):
     "Workers are forked from a server that has imported these, whose malloc gives nothing back between steps"
     if 'forkserver' not in mp.get_all_start_methods(): return mp.get_context('spawn')
     ctx = mp.get_context('forkserver')
-    ctx.set_forkserver_preload(sorted(modules))
-    was = os.environ.get('GLIBC_TUNABLES')
-    os.environ['GLIBC_TUNABLES'] = was or _roomy
-    try: forkserver.ensure_running()
-    finally:
-        if was is None: del os.environ['GLIBC_TUNABLES']
+    ctx.set_forkserver_preload(['vidlit.floor.processes', 'torch', *sorted(modules)])
+    with _environment(GLIBC_TUNABLES=os.environ.get('GLIBC_TUNABLES') or _roomy, VIDLIT_FORK_SERVER=_me()):
+        forkserver.ensure_running()
     return ctx
+
+def _me(): # whom a fork server leaves with: a thread, for the kernel, and only the main one lives as long as the run
+    return str(os.getpid()) if current_thread() is main_thread() else ''
+
+@contextmanager
+def _environment(**kw):
+    "Variables of the environment, for the time of a block"
+    was = {k: os.environ.get(k) for k in kw}
+    os.environ.update(kw)
+    try: yield
+    finally:
+        for k,v in was.items():
+            if v is None: del os.environ[k]
+            else: os.environ[k] = v
 
 # %% ../../nbs/lab/01_jobs.ipynb #573555c8
 def _outcome(f): # (result, traceback of a failure) of a future
     e = f.exception()
     return (None, ''.join(traceback.format_exception(e))) if e else (f.result(), None)
+
+@contextmanager
+def _pool(workers, ctx, queue, threads):
+    "A pool of processes that leave what they do when the block is left by an exception, an interrupt among them"
+    with ProcessPoolExecutor(workers, mp_context=ctx, initializer=_start, initargs=(queue, threads)) as pool:
+        try: yield pool
+        except BaseException:
+            procs = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            end_all(procs, lambda p: not p.is_alive())
+            raise
 
 def _parallel(order, devices, report, workers):
     "Run jobs in a pool of processes as their needs are met; gives (key, result, traceback of a failure)"
@@ -261,19 +290,17 @@ def _parallel(order, devices, report, workers):
     ctx = _context({p.job.fn.split(':')[0] for p in order} - {'__main__'})
     threads = max(1, (os.cpu_count() or 1)//workers)
     man = SyncManager(ctx=ctx)
-    man.start(_watch_parent) # its process, too, leaves when this one is killed; the fork server leaves after the last
-    with man:
-        queue = man.Queue()
-        with ProcessPoolExecutor(workers, mp_context=ctx, initializer=_start, initargs=(queue, threads)) as pool:
-            _submit(pool, left, done, running, devices, workers, chain)
-            while running:
-                ended,_ = wait(running, timeout=.2, return_when=FIRST_COMPLETED)
-                _drain(queue, report)
-                for f in ended:
-                    p,(r,why) = running.pop(f),_outcome(f)
-                    if not why: done.add(p.key)
-                    _submit(pool, left, done, running, devices, workers, chain) # first: workers must not wait
-                    yield p.key, r, why
+    man.start(_watch_parent) # its process, too, leaves when this one is killed, and the fork server
+    with man, _pool(workers, ctx, queue := man.Queue(), threads) as pool:
+        _submit(pool, left, done, running, devices, workers, chain)
+        while running:
+            ended,_ = wait(running, timeout=.2, return_when=FIRST_COMPLETED)
+            _drain(queue, report)
+            for f in ended:
+                p,(r,why) = running.pop(f),_outcome(f)
+                if not why: done.add(p.key)
+                _submit(pool, left, done, running, devices, workers, chain) # first: workers must not wait
+                yield p.key, r, why
     yield from ((p.key, None, _waits) for p in left)
 
 # %% ../../nbs/lab/01_jobs.ipynb #003bbb30
@@ -305,12 +332,13 @@ def run_placed(order:list, # `Placed` jobs, each after those it needs
 )->dict:                   # Result by key
     "Run what is not done yet; JobError names what failed, after everything else is done"
     results,failed = {},{}
-    for k,r,why in _runner(order, workers, device, report):
-        if report: report(k, 1., '')
-        if why: failed[k] = why
-        else:
-            results[k] = r
-            if each: each(k, r)
+    with closing(_runner(order, workers, device, report)) as ended: # an interrupt closes it at once
+        for k,r,why in ended:
+            if report: report(k, 1., '')
+            if why: failed[k] = why
+            else:
+                results[k] = r
+                if each: each(k, r)
     if failed: raise _failure(failed)
     return results
 

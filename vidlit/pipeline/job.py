@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from torch import Tensor
 from ..video.depth_frames import source_id
-from ..floor.places import clear, free_place
+from ..floor.places import clear, free_place, others
 from ..floor.reading import Num, Text, inside, misfit
 from ..floor.store import StoreBusy, StoreError, WorkList, atomic_path, read_json, write_json, writer
 from ..video.reader import VideoReader, write_video
@@ -173,7 +173,7 @@ def make_job(
     job = DepthJob(str(Path(video).resolve()), source_id(Path(video)), n, i.height, i.width, str(i.fps), overlap,
         tuple(ranges), path)
     if (path/'job.json').exists(): return _same(open_job(path), job)
-    if path.is_dir() and any(path.iterdir()): raise ChunkError(f"{path} holds other things")
+    if others(path): raise ChunkError(f"{path} holds other things")
     write_json(path/'job.json', _plain(job))
     return job
 

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from pathlib import Path
 from PIL import Image
 from ..video.depth_frames import DepthReader, DepthWriter
-from ..floor.places import free_place
+from ..floor.places import free_place, sweep
 from ..floor.store import read_json, writer
 from .job import ChunkError, ChunkFrames, DepthJob, cores, open_job, plan_form
 from .shared_windows import SharedFrames
@@ -199,6 +199,7 @@ def merge(
     kw = dict(fps=job.fps, storage=storage, dtype=dtype, lo=lo, hi=hi, units=info['units'], source=job.source,
         frames=job.frames, made=made)
     with writer(out), DepthWriter(out, info['kind'], (job.height, job.width), **kw) as w:
+        sweep(out) # what a killed call left
         frames = merge_frames(readers, ranges, fits, how=='discard', w.missing())
         side_by_side(lambda i, d: w.__setitem__(i, _hole(_whole(d, w.meta, lo, hi), info['kind'])), frames,
             1 if storage=='zarr' else min(8, cores()))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from fastcore.basics import patch
 from pathlib import Path
 from ..floor.places import open_log
+from ..floor.processes import end_all, leave_when_asked, leave_with
 from ..floor.store import StoreError, read_json, write_json
 from .worker import run, status
 from .job import ChunkError, cores, free_memory, open_job, patient, plan_form
@@ -152,7 +153,10 @@ _start = 'from vidlit.pipeline.pool import _worker; _worker()'
 
 def _worker(): # What a worker process runs
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try: work_on(**json.loads(sys.argv[1]))
+    leave_when_asked()
+    args = json.loads(sys.argv[1])
+    leave_with(args.pop('caller')) # nobody goes on whom nobody watches
+    try: work_on(**args)
     except (ValueError, OSError, RuntimeError, ChunkError) as e:
         if os.environ.get('VIDLIT_TRACEBACK'): raise
         sys.exit(f'vidlit: {" ".join(str(e).split())}')
@@ -199,20 +203,16 @@ def start(self:WorkerPool,
 ):
     "Start worker `i`"
     args = dict(path=str(self.path), device=self.devices[i], threads=self.threads, task=self.task, ttl=self.ttl,
-        model=self.model)
+        model=self.model, caller=os.getpid())
     self.procs[i] = _spawn(_start, json.dumps(args), self.log(i), self.threads)
 
 @patch
 def stop(self:WorkerPool,
-    seconds:float=5. # Before the signal that cannot be refused
+    seconds:float=3. # Before the signal that cannot be refused
 ):
-    "End all; what is on disk stays"
+    "End all; what is on disk stays, leases are given back"
     live = [p for p in self.procs.values() if p.poll() is None]
-    for p in live: p.terminate()
-    end = time.monotonic()+seconds
-    for p in live:
-        try: p.wait(max(.1, end-time.monotonic()))
-        except subprocess.TimeoutExpired: p.kill()
+    end_all(live, lambda p: p.poll() is not None, seconds)
     for p in live: p.wait()
     self.procs = {i: p for i,p in self.procs.items() if p not in live} # whom it ended did not die
 
@@ -225,7 +225,7 @@ def check(self:WorkerPool,
     for i,p in list(self.procs.items()):
         if (code := p.poll()) is None: continue
         del self.procs[i]
-        if code>=0: self._ended(i, p, code)
+        if code>=0 and code!=130: self._ended(i, p, code) # 130: somebody asked it to leave
         else: self._killed(i, code, patience)
     return bool(self.procs)
 
@@ -246,7 +246,7 @@ def _killed(self:WorkerPool, i, code, patience):
     self.done = now
     if not self.left(): return
     if self.in_a_row>=patience:
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if code<0 else 'SIGTERM'
         raise ChunkError(f"{self.path}: workers died {self.in_a_row} times in a row by {name} and no window was done "
             "in between; not enough memory? Try fewer workers or a smaller --max-res. "
             f"What is done is kept; what they said is in {self.log(i)}")

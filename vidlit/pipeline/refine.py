@@ -26,7 +26,7 @@ from ..nn.weights import read_weights, write_weights
 from ..refiner.inference import Blender, DriftMonitor, Stream, Windows, streams, window_starts
 from ..refiner.evaluation import VideoMeter
 from .preview import _panel, colour_depth, colour_range
-from .video_depth import _Clock, _explain_full_disk, read_video
+from .video_depth import _Clock, _explain_full_disk, _some, read_video
 from .depth_source import DepthSource
 
 # %% ../../nbs/pipeline/13_refine.ipynb #2ad27920
@@ -289,7 +289,14 @@ def finish(self:RefineRun):
     "All frames, and nothing left of the work"
     w = self.sink() # refuses a folder of something else
     sweep(self.out)
+    if self.closed() and (gone := w.missing()):
+        if self.report: self.report(dict(note=f"{_some(gone, self.stop)} lost from {self.out}: made again"))
+        clear(self.work, *_ours)
     if w.missing() or (self.work/'point.json').exists() and not self.closed(): self.advance()
+    if gone := w.missing():
+        clear(self.work, *_ours)
+        said = f"{_some(gone, self.stop)} removed while it was written; the same command makes them again"
+        raise DepthError(self.out, said)
     if self.closed(): self.alerts = read_json(self.out/'alerts.json', dict(alerts=[str]))['alerts']
     else:
         times = self.video.times[:self.stop] if self.video.info.vfr else []

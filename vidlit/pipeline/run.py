@@ -15,7 +15,7 @@ from ..floor.places import free_place
 from ..video.reader import VideoReader
 from .pool import WorkerPool, Plan, devices_for, make_plan, open_plan, slurm_task, trusted
 from .merge import drop_windows, is_merge_of, merge
-from .worker import status
+from .worker import status, steal
 from .job import ChunkError, auto_chunks, cores, make_job, open_job
 
 # %% ../../nbs/pipeline/09_run.ipynb #28729397
@@ -67,12 +67,14 @@ def run_workers(
     ttl:float=60., # Seconds after which a silent worker's chunk is free
     report:Callable=None, # Gets `status(path)` about once a second
     every:float=1., # Seconds between reports
-    model:str=None # What was typed as its model: a plan that names code is followed only where the same is said here
+    model:str=None, # What was typed as its model: a plan that names code is followed only where the same is said here
+    take:bool=False # Take pieces from whoever holds them, see `steal`
 )->dict: # `status(path)`, with `deaths`: how many workers died on the way
     "Keep workers at work until a job is done"
     pool = _make_pool(path, devices_for(device, workers), task or slurm_task(), ttl, model)
     if not pool.left(): return {**status(path), 'deaths':0}
     since,told = time.time(),0.
+    if take: steal(path)
     with _signals():
         try:
             for i in range(len(pool.devices) if workers else 1): pool.start(i)

@@ -6,14 +6,15 @@
 __all__ = ['run_form', 'read_video', 'DepthRun', 'video_depth']
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #1ac9d7ef
-import errno, numpy as np, re, time, torch
+import numpy as np, re, time, torch
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from pathlib import Path
-from ..video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, _replace, source_id
-from ..floor.places import clear, free_place, sweep
+from ..video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, source_id
+from ..video.depth_frames import _file, _read_meta, _replace, _write_meta
+from ..floor.places import clear, free_place, room_for, sweep
 from ..floor.reading import Num, StoreError, misfit
 from ..floor.store import read_json, write_json, writer
 from ..video.reader import VideoError, VideoReader
@@ -107,7 +108,7 @@ def claim(self:DepthRun
         if self.out.exists() and (not self.out.is_dir() or any(o.name!='.work' for o in self.out.iterdir())):
             raise DepthError(self.out, 'the folder holds other things')
         write_json(f, self.asked)
-    old,new = (_asked_of(DepthReader(self.out).meta) if done else read_json(f, run_form),
+    old,new = (_asked_of(_read_meta(self.out)) if done else read_json(f, run_form),
         dict(self.asked, frames=self.stop))
     for k in new:
         if old.get(k, new[k])!=new[k]:
@@ -222,9 +223,36 @@ def close(self:DepthRun, w, more):
         write_json(self.out/'times.json', [round(float(t), 6) for t in self.video.times[:self.stop]])
     extra = dict(fp32_again=more['again'], scenes=more['scenes'],
         rate='variable: fps is the mean, times.json has the seconds' if self.video.info.vfr else 'constant')
+    self.all_there()
     w.meta = replace(w.meta, frames=self.stop, made={**w.meta.made, **extra})
     w.close() # from here on the video is done, whatever is left of the folder of work
     clear(self.work, *_ours)
+
+# %% ../../nbs/pipeline/03_video_depth.ipynb #b0951ccb
+@patch
+def lost(self:DepthRun)->list: # Frame numbers
+    "Frames that should be there, and are not"
+    return [i for i in range(self.stop) if not _file(self.out, i, self.storage).exists()]
+
+@patch
+def all_there(self:DepthRun):
+    "Before the last note: a `DepthError` where frames were removed meanwhile; the next call begins anew"
+    if not (gone := self.lost()): return
+    clear(self.work, *_ours)
+    raise DepthError(self.out,
+        f"{_some(gone, self.stop)} removed while it was written; the same command makes them again")
+
+def _some(gone, n): return f"{len(gone)} of {n} frames (the first is {gone[0]}) {'were' if len(gone)>1 else 'was'}"
+
+@patch
+def reopen(self:DepthRun, gone):
+    "Take the last note of a finished folder back, and begin anew for the frames that are lost"
+    if self.report: self.report(dict(note=f"{_some(gone, self.stop)} lost from {self.out}: made again"))
+    meta = DepthReader(self.out, partial=True).meta
+    made = {k: v for k,v in meta.made.items() if k not in ('fp32_again', 'scenes', 'rate')}
+    clear(self.work, *_ours)
+    write_json(self.work/'run.json', self.asked)
+    _write_meta(self.out, replace(meta, frames=self.stop if self.integers else None, made=made))
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #1467bbb3
 def video_depth(
@@ -253,6 +281,7 @@ def video_depth(
     with v, _explain_full_disk(run), writer(run.out):
         done = run.claim()
         _tidy(run.out, done)
+        if done and (gone := run.lost()): done = run.reopen(gone)
         if not done: run.finish(run.advance())
         return run.summary(preview, time.perf_counter()-began)
 
@@ -268,15 +297,11 @@ def _tidy(out, done):
 @contextmanager
 def _explain_full_disk(run):
     "A full disk, said clearly"
-    try: yield
-    except Exception as e:
-        if getattr(e, 'errno', None)!=errno.ENOSPC: raise
+    def kept():
         p = run.work/'point.json'
-        row = read_json(p, {'n':Num(0), str:object}) if p.exists() else None
-        n = row['n'] if row else run.stop if (run.out/'sequence.json').exists() else 0
-        kept = f"{n} of {run.stop} frames are kept"
-        said = f"the disk of {run.out} is full: {kept}, the same call goes on when there is room"
-        raise OSError(errno.ENOSPC, said) from e
+        n = run.stop if run.closed() else read_json(p, {'n':Num(0), str:object})['n'] if p.exists() else 0
+        return f"{n} of {run.stop} frames are kept"
+    with room_for(run.out, kept): yield
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #7a9b8f1f
 @patch

@@ -1,0 +1,48 @@
+"""Every long command is ended at moments of its own choosing, and given again: the same bytes, nothing left.
+
+A few moments of each here; all of them with VIDLIT_KILLS=all, or by `python tests/kills.py FOLDER`."""
+import os
+import signal
+import kills
+import pytest
+
+SOME = None if os.environ.get('VIDLIT_KILLS')=='all' else 3
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    kills.warm()
+    root = tmp_path_factory.mktemp('kills')
+    kills.inputs(root/'inputs')
+    return root
+
+
+@pytest.mark.parametrize('name', kills.CASES)
+def test_killed_and_given_again(root, name):
+    got = kills.run_case(name, root, SOME)
+    assert got['calls']>=2 and got['tried'] and not got['wrong'], got
+
+
+@pytest.mark.parametrize('name', ['depth png16', 'pyramid', 'pretrain'] if SOME else kills.CASES)
+def test_interrupted_and_given_again(root, name):
+    got = kills.run_case(name, root, SOME, signal.SIGINT)
+    assert got['tried'] and not got['wrong'], got
+
+
+def test_the_harness_can_fail(root, monkeypatch):
+    "A command that is not written as ours are: half a file stands for a whole one"
+    def careless(p, r):
+        for i in range(3):
+            f = r/f'{i}.txt'
+            if f.exists(): continue
+            f.write_text('half')
+            os.replace(f, r/f'{i}.tmp')
+            (r/f'{i}.tmp').write_text('whole')
+            os.replace(r/f'{i}.tmp', f)
+    monkeypatch.setitem(kills.CASES, 'careless', careless)
+    got = kills.run_case('careless', root)
+    assert got['calls']==6 and set(got['wrong'])=={1, 3, 5} and 'other bytes' in got['wrong'][1], got
+
+
+def test_points():
+    assert kills.points(3, None)==[1, 2, 3] and kills.points(2, 3)==[1, 2] and kills.points(101, 3)==[1, 51, 101]

@@ -95,7 +95,7 @@ def refused(said, *words):
 # what goes well
 
 WAYS = (('--format', 'png16'), ('--format', 'npz', '--mode', 'stream'), ('--format', 'zarr', '--dtype', 'float16'),
-    ('--native', '--preview'), ('--upto', '30'))
+    ('--native', '--preview'), ('--max-len', '30'))
 
 
 @pytest.mark.parametrize('args', WAYS)
@@ -105,7 +105,7 @@ def test_a_video_through_the_shell(box, tmp_path, args):
     assert code == 0 and err.splitlines() == [row['model']]
     assert row['kind'] == 'disparity' and row['units'] == 'relative'
     r = DepthReader(tmp_path/'d', source=box/'video.mp4')
-    assert len(r) == row['frames'] == (30 if '--upto' in args else 60) and r.meta.fps == Fraction(30000, 1001)
+    assert len(r) == row['frames'] == (30 if '--max-len' in args else 60) and r.meta.fps == Fraction(30000, 1001)
     assert (r.meta.height, r.meta.width) == ((16, 24) if '--native' in args else (48, 80))
     assert r.meta.made['fingerprint'] == tiny().id
     assert not (tmp_path/'d/.work').exists() and not list((tmp_path/'d').rglob('.*')) and r[:].isfinite().all()
@@ -177,7 +177,7 @@ def test_shared_videos(box, tmp_path):
     "Every video a reader can read: frames out = frames in, rate kept; the damaged one named"
     seen = {}
     for video in sorted(o for o in SHARED.iterdir() if o.suffix in ('.mp4', '.mkv', '.mov')):
-        code, out, err = go(box, video, tmp_path/video.stem, '--upto', 40, '--native', '--json', '--mode',
+        code, out, err = go(box, video, tmp_path/video.stem, '--max-len', 40, '--native', '--json', '--mode',
             random.Random(video.name).choice(['offline', 'stream']))
         seen[video.name] = code
         if code:
@@ -242,9 +242,9 @@ def test_folders_of_something_else(box, tmp_path):
     before = files(tmp_path/'d')
     refused(go(box, box/'other.mp4', tmp_path/'d'), 'another video', 'nothing was touched')
     refused(shell(box/'video.mp4', '--out', tmp_path/'d', '--model', box/'other'), 'another model')
-    others = {'mode': ('--mode', 'stream'), 'precision': ('--precision', 'bf16'), 'input size': ('--max-res', 16),
+    others = {'mode': ('--mode', 'stream'), 'precision': ('--precision', 'bf16'), 'input size': ('--input-max', 16),
         'storage': ('--format', 'npz'),
-        'frames': ('--upto', 9), 'size': ('--native',), 'cut': ('--cut',)}
+        'frames': ('--max-len', 9), 'size': ('--native',), 'cut': ('--cut',)}
     for word, args in others.items(): refused(go(box, box/'video.mp4', tmp_path/'d', *args), f'another {word}')
     assert files(tmp_path/'d') == before
     assert go(box, box/'video.mp4', tmp_path/'d')[0] == 0 and files(tmp_path/'d') == before

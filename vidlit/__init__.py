@@ -18,6 +18,7 @@ _where = {
     'STJEPA': 'pretrain.stjepa',
     'DepthAnything': 'depth.depth_anything', 'VideoDepth': 'depth.temporal_head', 'load_depth_model': 'depth.models',
     'depth_in_chunks': 'pipeline.run', 'DepthMap': 'depth.measure', 'align': 'depth.measure',
+    'DepthPipeline': 'pipeline.depth_pipeline', 'VideoView': 'video.view',
     'temporal_report': 'depth.stability',
     'refine': 'refiner.inference', 'refine_video': 'pipeline.refine', 'stereo_video': 'pipeline.stereo',
     'VideoReader': 'video.reader', 'video_info': 'video.index', 'write_video': 'video.writing',

@@ -6,61 +6,133 @@
 __all__ = ['depth']
 
 # %% ../../nbs/cli/depth.ipynb #48a409f9
-import sys
+import sys, time
 from pathlib import Path
 from .app import _show, app, command
 
 # %% ../../nbs/cli/depth.ipynb #4140dbc3
 def _clock(s): return f'{s//3600:.0f}:{s//60%60:02.0f}:{s%60:02.0f}' if s>=3600 else f'{s//60:.0f}:{s%60:02.0f}'
 
-def _line(row): # One line of progress
+def _line(row, stages=()): # One line of progress
     left = f", {_clock(row['left'])} left" if row.get('left') is not None else ''
-    return f"{row.get('stage', 'depth')} {row['done']}/{row['frames']}, {row.get('rate') or 0:.1f} frames/s{left}"
+    stage = row.get('stage', 'depth')
+    at = f'{stages.index(stage)+1}/{len(stages)} ' if stage in stages and len(stages)>1 else ''
+    rate = f", {row['rate'] or 0:.1f} frames/s" if 'rate' in row else ''
+    return f"{at}{stage} {row['done']}/{row['frames']}{rate}{left}"
 
-def _reporter(quiet): # Tells on standard error how far it is
-    live = sys.stderr.isatty() and not quiet
+def _reporter(quiet, stages=(), every=30., now=time.monotonic): # Tells on standard error how far it is
+    live,last = sys.stderr.isatty() and not quiet,[now()]
     def report(row):
         if 'note' in row:
             if live: print(file=sys.stderr) # the counting line ends here
             print(f"vidlit: {row['note']}", file=sys.stderr, flush=True)
         elif live:
-            print(f'\r{_line(row):78}', end='\n' if row['done']==row['frames'] else '', file=sys.stderr, flush=True)
+            end = '\n' if row['done']==row['frames'] else ''
+            print(f'\r{_line(row, stages):78}', end=end, file=sys.stderr, flush=True)
+        elif not quiet and now()-last[0]>=every:
+            last[0] = now()
+            print(_line(row, stages), file=sys.stderr, flush=True)
     return report
 
 # %% ../../nbs/cli/depth.ipynb #6c4845f5
-def _chunked(video, out, m, preview, report, **kw): # Through several workers
-    from vidlit.video.reader import VideoReader
+def _chunked(video, out, m, report, **kw): # Through several workers
     from vidlit.pipeline.run import depth_in_chunks
-    from vidlit.pipeline.preview import write_preview
     r = depth_in_chunks(video, out, report=report, **kw)
-    row = dict(out=out, frames=len(r), size=f'{r.meta.width}x{r.meta.height}', fps=str(r.meta.fps), kind=r.meta.kind,
+    return dict(out=out, frames=len(r), size=f'{r.meta.width}x{r.meta.height}', fps=str(r.meta.fps), kind=r.meta.kind,
         units=r.meta.units, model=m.about)
-    if preview:
-        with VideoReader(video) as v:
-            row['preview'] = str(p if (p := Path(out)/'preview.mp4').exists() else write_preview(p, v, r))
-    return row
 
 def _alone(**kw): # What does not go with --chunks
-    off = [f"--{k} {v}" if isinstance(v, (str, int)) and v is not True else f'--{k}' for k,v in kw.items() if v]
+    off = [f"--{k.replace('_', '-')}" + ('' if v is True else f' {v}') for k,v in kw.items() if v not in (None, False)]
     if off: raise ValueError(f"--chunks is for whole videos by windows: leave out {', '.join(off)}")
+
+def _said_now(old, new): print(f'vidlit: {old} is now {new}', file=sys.stderr)
+
+def _named(model, encoder, metric, relative): # The model's name, and metres (True), relative (False) or ask it (None)
+    if metric and relative: raise ValueError("--metric and --relative contradict each other: give one of them")
+    if encoder is None: return model,True if metric else False if relative else None
+    from vidlit.depth.models import encoder as of
+    if model!='toy': raise ValueError(f"--encoder {encoder} and --model {model} name two models: give one of them")
+    return of(encoder, metric),None
+
+def _camera_of(fov, K, hw): # float64 [3, 3] of frames of this size, or None
+    from vidlit.cli.tracks import read_K
+    from vidlit.worlds.camera import make_K
+    if fov is not None and K is not None: raise ValueError("--K and --fov say the same thing: give one of them")
+    return read_K(K) if K is not None else None if fov is None else make_K(fov, *hw).double()
+
+# %% ../../nbs/cli/depth.ipynb #c7d2e301
+def _forms(save, metric, fov, K): # What --save names, checked before anything is computed
+    from vidlit.pipeline.export import forms
+    from vidlit.pipeline.points import clouds
+    names = [o.strip() for o in (save or '').split(',') if o.strip()]
+    for k in names:
+        if k not in (*forms, *clouds): raise ValueError(f"--save {k}: choose from {', '.join((*forms, *clouds))}")
+        if k in (*clouds, 'mm', 'log') and not metric: raise ValueError(
+            f"--save {k} needs metres, and the model gives relative disparity: take a metric model")
+        if k in clouds and fov is None and K is None: raise ValueError(
+            f"--save {k} needs the camera: --fov DEGREES across the width, or --K fx,fy,cx,cy")
+    return names
+
+def _look(grayscale, colours, view): # Name of the preview, and how it looks
+    colours = 'grey' if grayscale else colours
+    kw = dict(view=view, colours=colours)
+    return ('preview.mp4' if kw==dict(view='both', colours='near') else f'preview_{view}_{colours}.mp4'),kw
+
+def _preview(out, video, r, look, report): # Once
+    from vidlit.pipeline.preview import write_preview
+    name,kw = look
+    path = Path(out)/name
+    def told(n): report(dict(stage='preview', done=n, frames=len(r)))
+    return str(path if path.exists() else write_preview(path, video, r, report=told, **kw))
+
+def _save(out, names, video, fov, K, poses, every, report): # Further forms of a finished folder
+    from vidlit.pipeline.export import forms, save_as
+    from vidlit.pipeline.points import clouds, read_poses
+    from vidlit.video.depth_frames import DepthReader
+    r = DepthReader(out)
+    row = {k: save_as(r, k, report) for k in names if k in forms}
+    if rest := [k for k in names if k in clouds]:
+        camera,seconds = _camera_of(fov, K, (r.meta.height, r.meta.width)),[float(i/r.meta.fps) for i in range(len(r))]
+        kw = dict(every=every, poses=None if poses is None else read_poses(poses, seconds))
+        for k in rest:
+            name,write = clouds[k]
+            write(r, video, camera, Path(out)/name, **kw)
+            row[k] = str(Path(out)/name)
+    return row
 
 # %% ../../nbs/cli/depth.ipynb #4c724c63
 @command(app)
 def depth(video:str,       # A video file
     out:str=None,          # Folder of depth frames; gone on with when it is of the same video, model and settings
     model:str='toy',       # toy (comes with vidlit, for trying), a published name, a folder, or a file of weights
+    encoder:str=None,      # vits, vitb or vitl: a published video model, as the official program names it
+    metric:bool=False,     # Metres: with --encoder its metric model, else over what the file seems to give
+    relative:bool=False,   # Relative disparity, over what the file seems to give
     mode:str='offline',    # offline (windows of 32 frames, best) or stream (each frame from those before it)
     precision:str='fp32',  # fp32, bf16 or fp16; half precision that breaks is noticed and left
     device:str='auto',     # auto, cpu, cuda, cuda:1 or mps
-    max_res:int=None,      # Longer side of what the model sees, pixels, at most; depth keeps the video's size
+    input_size:int=None,   # Shorter side of what the model sees, pixels; the model's own when missing (518)
+    input_max:int=None,    # Longer side of what the model sees, pixels, at most; depth keeps the video's size
+    max_res:int=None,      # Frames are read with a longer side of at most this, pixels, and depth has their size
+    max_len:int=None,      # Only so many frames
+    target_fps:float=None, # About so many frames a second: every second, third... is taken
     format:str='png16',    # png16, npz, exr or zarr
     dtype:str=None,        # float32, float16 or uint16, as far as the format has it
+    save:str=None,         # Further forms, with commas: npz, mm, exr, log, ffv1, ply, nerfstudio, colmap
+    fov:float=None,        # Camera, for points: degrees across the width
+    K:str=None,            # Camera, for points: fx,fy,cx,cy in pixels of the depth, or a JSON file
+    poses:str=None,        # Camera, for points: trajectory, seconds x y z qx qy qz qw a line
+    every:int=None,        # Points of every so many frames; about one a second when missing
     preview:bool=False,    # Also write OUT/preview.mp4: the video beside its depth
+    view:str='both',       # Of the preview: both, or depth alone
+    colours:str='near',    # Of the preview: near (ours), grey, or matplotlib's: inferno, turbo, Spectral...
+    grayscale:bool=False,  # Of the preview: --colours grey
     native:bool=False,     # Depth at the model's size instead of the video's
     cut:bool=False,        # Start anew where a cut is seen
     partial:bool=False,    # Take a damaged video as far as it is good
-    upto:int=None,         # Only so many frames
     chunks:str=None,       # In so many pieces by several workers, or auto; the depth is that of one go
+    dry_run:bool=False,    # Say what it will take on this machine, and write nothing
+    upto:int=None,         # Older name of --max-len
     quiet:bool=False,      # No progress
     as_json:bool=False,    # Print JSON
 ):
@@ -68,25 +140,45 @@ def depth(video:str,       # A video file
 
     \b
     vidlit depth video.mp4 --out depth --preview
-    vidlit depth video.mp4 --out depth --model weights.pth --precision fp16 --max-res 924
+    vidlit depth video.mp4 --out depth --encoder vits --precision fp16 --input-max 924
+    vidlit depth video.mp4 --out depth --encoder vits --metric --save mm,ply --fov 70
 
     Killed? The same command goes on. What the numbers mean stands in OUT/sequence.json."""
-    if out is None: raise ValueError("--out is missing: the folder of depth frames")
+    if upto is not None:
+        _said_now('--upto', '--max-len')
+        max_len = upto if max_len is None else max_len
+    if max_res is not None and input_max is None: print('vidlit: --max-res now bounds the frames that are read, as in '
+        'the official program; for what the model sees there is --input-max', file=sys.stderr)
+    if out is None and not dry_run: raise ValueError("--out is missing: the folder of depth frames")
+    name,as_metric = _named(model, encoder, metric, relative)
     if chunks is not None:
         if chunks!='auto' and not (chunks.isdigit() and int(chunks)):
             raise ValueError(f"--chunks must be auto or a number from 1, not {chunks!r}")
-        _alone(mode=mode!='offline' and mode, native=native, cut=cut, partial=partial, upto=upto, dtype=dtype)
+        _alone(mode=mode!='offline' and mode, native=native, cut=cut, partial=partial, max_len=max_len, dtype=dtype,
+            max_res=max_res, target_fps=target_fps, input_size=input_size, metric=bool(as_metric), relative=relative,
+            dry_run=dry_run)
     from vidlit.floor.places import free_place
-    from vidlit.depth.models import load_depth_model
-    free_place(out, video if Path(video).is_file() else None, model)
+    from vidlit.pipeline.depth_pipeline import estimate, load_model
     from vidlit.pipeline.video_depth import read_video, video_depth
-    read_video(video, partial)[0].close() # a bad video is told before weights are loaded
-    m = load_depth_model(model, 'cpu' if chunks else device, precision, max_res)
+    from vidlit.video.depth_frames import DepthReader
+    from vidlit.video.view import VideoView
+    if out is not None: free_place(out, video if Path(video).is_file() else None, model)
+    v = VideoView(read_video(video, partial)[0], target_fps, max_len, max_res) # a bad video is told first
+    seen = fov if '/' in name and not Path(name).exists() else None # by models of other packages only
+    m = load_model(name, 'cpu' if chunks else device, precision, seen, metric=as_metric, max_res=input_max,
+        size=input_size)
+    names,look = _forms(save, m.metric, fov, K),_look(grayscale, colours, view)
     print(m.about, file=sys.stderr, flush=True)
-    kw = dict(storage=format, preview=preview, report=_reporter(quiet))
+    if dry_run: return _show({k: o for k,o in estimate(v, m, format, native, mode, names).items() if as_json or
+        k[0]!='_'}, as_json)
+    report = _reporter(quiet, ('depth', *['writing']*(format=='png16'), *['preview']*preview, *names))
     if chunks:
         n = chunks if chunks=='auto' else int(chunks)
-        kw |= dict(model=model, chunks=n, device=device, precision=precision, max_res=max_res)
-        row = _chunked(video, out, m, **kw)
-    else: row = video_depth(video, out, m, mode, cut=cut, partial=partial, upto=upto, native=native, dtype=dtype, **kw)
+        row = _chunked(video, out, m, report, storage=format, model=m.name, chunks=n, device=device,
+            precision=precision, max_res=input_max)
+    else: row = video_depth(v, out, m, mode, storage=format, cut=cut, partial=partial, native=native, dtype=dtype,
+        preview=preview and look[0]=='preview.mp4', report=report)
+    with v:
+        if preview and 'preview' not in row: row['preview'] = _preview(out, v, DepthReader(out), look, report)
+        row |= _save(out, names, v, fov, K, poses, every, report)
     _show(row, as_json)

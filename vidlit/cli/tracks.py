@@ -40,31 +40,35 @@ def _size(text): # (height, width), or None
     return int(h),int(w)
 
 # %% ../../nbs/cli/tracks.ipynb #3ac307e8
-def _camera(K, fov, size, path, relative): # float64 [3, 3], or None
+def _camera(K, fov, size, path, relative, depth=None): # float64 [3, 3], or None
     from vidlit.worlds.camera import make_K
     from vidlit.pipeline.tracks import TrackError, video_of, read_tracks
+    from vidlit.video.depth_frames import DepthReader
     if K is not None and fov is not None: raise TrackError("--K and --fov say the same thing: give one of them")
     if K is not None: return read_K(K)
     if fov is None:
         if not relative: raise TrackError("metres need the camera: --K fx,fy,cx,cy or --fov DEGREES")
         return None
-    video = video_of(read_tracks(path))
+    m = None if depth is None else DepthReader(depth).meta
+    of = None if m is None else (m.height, m.width)
+    video = video_of(read_tracks(path, size or of))
     h,w = size or (video.get('height'), video.get('width'))
+    if None in (h, w) and of: h,w = of
     if None in (h, w):
         raise TrackError("--fov needs the size of the frames, which the tracks do not say: add --size WIDTHxHEIGHT")
     return make_K(fov, h, w).double()
 
 # %% ../../nbs/cli/tracks.ipynb #5b1a92c9
 @command(app, 'tracks')
-def tracks_3d(file:str,      # Tracking JSON: boxes or points by frame
+def tracks_3d(file:str,      # Boxes or points by frame: JSON, MOT .txt, CVAT .xml, or a folder of YOLO labels
     depth:str=None,          # Folder of depth frames of the same video (vidlit depth)
-    out:str=None,            # JSON to write
+    out:str=None,            # JSON to write; .txt: lines of MOT's 3D form
     K:str=None,              # Camera: fx,fy,cx,cy or nine numbers or a JSON file; pixels of the frames with the boxes
     fov:float=None,          # Camera: degrees across the width, instead of --K
     size:str=None,           # WIDTHxHEIGHT of the frames with the boxes, where it is not that of the depth
     boxes:str='auto',        # Four numbers: xyxy, xywh (corner), cxcywh (middle); auto: xyxy, or xywh in COCO files
     prefer:str='box',        # Where an entry has both: box or point
-    first:int=0,             # Number of the first frame in the file
+    first:int=None,          # Number of the first frame in the file; 0, or what the form of the file has
     scale:float=None,        # Relative disparity d: 1/z = SCALE*d + SHIFT, in 1/m
     shift:float=0.,          # See --scale
     relative:bool=False,     # Relative disparity: write the bare number, no metres
@@ -90,8 +94,10 @@ def tracks_3d(file:str,      # Tracking JSON: boxes or points by frame
     hw = _size(size)
     kw = dict(boxes=boxes, prefer=prefer, first=first, scale=scale, shift=shift, relative=relative, near=near, far=far,
         how=how, field=field)
-    r = enrich_file(file, depth, out, _camera(K, fov, hw, file, relative), video=video, size=hw, **kw)
+    r = enrich_file(file, depth, out, _camera(K, fov, hw, file, relative, depth), video=video, size=hw, **kw)
     lines = r.pop('positions')
+    if r['out_of_frame']: print(f"vidlit: {r['out_of_frame']} of {r['entries']} boxes lie outside the frame, "
+        f"{r['cut']} reach over its edge: are --size and --boxes right?", file=sys.stderr)
     if picture: _draw(lines, picture)
     _show({'out': out, **r, **({'positions': lines} if as_json else {'tracks': len(lines)})}, as_json)
 

@@ -43,20 +43,28 @@ def colour_range(
 
 # %% ../../nbs/pipeline/02_preview.ipynb #07117bc4
 @cache
-def _table():
-    return (depth_rgb(torch.linspace(0, 1, 256)[None,None], 0, 1)[:,0].T*255).round().byte() # [256, 3], near first
+def _table(colours='near'):
+    "Colours [256, 3], near first"
+    x = torch.linspace(0, 1, 256)
+    if colours=='near': return (depth_rgb(x[None,None], 0, 1)[:,0].T*255).round().byte()
+    if colours in ('grey','gray'): return ((1-x)*255).round().byte()[:,None].expand(256, 3).contiguous()
+    from matplotlib import colormaps
+    if colours not in colormaps: raise ValueError(
+        f"no colours {colours!r}: near, grey, or a colour map of matplotlib such as inferno, turbo, viridis, Spectral")
+    return (torch.from_numpy(colormaps[colours](1-x.numpy())[:,:3])*255).round().byte()
 
 def colour_depth(
     depth:Tensor, # `[1, h, w]` or `[h, w]`; nan where there is none
     lo:float, # Value at one end of the colours
     hi:float, # Value at the other
-    kind:str='depth' # 'depth', 'radius' or 'disparity'
+    kind:str='depth', # 'depth', 'radius' or 'disparity'
+    colours:str='near' # 'near' (ours), 'grey', or a name of matplotlib's
 )->Tensor: # uint8 `[h, w, 3]`
     "A depth map in colour"
     d = depth.reshape(depth.shape[-2:])
     x = ((d-lo)/(hi-lo)).nan_to_num(0).clamp(0, 1)
     if kind=='disparity': x = 1-x
-    rgb = _table()[(x*255).round().long()]
+    rgb = _table(colours)[(x*255).round().long()]
     return torch.where(d.isfinite()[...,None], rgb, torch.tensor(153, dtype=torch.uint8))
 
 # %% ../../nbs/pipeline/02_preview.ipynb #c892607c
@@ -69,26 +77,34 @@ def preview_frames(
     frames, # Iterable of uint8 `[h, w, 3]`: the video
     depth, # `DepthReader` of it
     kind:str='depth', # What its numbers are
-    side:int=640 # Longer side of a panel at most, pixels
-)->Iterator: # uint8 `[h, 2w, 3]`
+    side:int=640, # Longer side of a panel at most, pixels
+    view:str='both', # 'both' side by side, or 'depth' alone
+    colours:str='near' # As for `colour_depth`
+)->Iterator: # uint8 `[h, 2w, 3]`, or `[h, w, 3]`
     "Video and depth as one video"
+    if view not in ('both','depth'): raise ValueError(f"view must be both or depth, got {view!r}")
+    _table(colours)
     lo,hi = colour_range(depth)
     for i,f in zip(range(len(depth)), frames):
         h,w = f.shape[:2]
         s = min(1, side/max(h, w))
         hw = max(1, round(h*s)),max(1, round(w*s))
-        yield torch.cat([_panel(f, hw), _panel(colour_depth(depth[i], lo, hi, kind), hw)], 1)
+        far = _panel(colour_depth(depth[i], lo, hi, kind, colours), hw)
+        yield far if view=='depth' else torch.cat([_panel(f, hw), far], 1)
 
 def write_preview(
     path, # The video to be, .mp4
     video, # [i] -> uint8 `[h, w, 3]` with `stream()`: a `VideoReader`
     depth:DepthReader, # Of it
     side:int=640, # Longer side of a panel at most, pixels
-    report:Callable=None # Gets the number of frames written after each
+    report:Callable=None, # Gets the number of frames written after each
+    view:str='both', # As for `preview_frames`
+    colours:str='near' # As for `colour_depth`
 )->Path: # `path`
     "Write a video beside its depth, H.264, at the video's rate"
     def told():
-        for n,f in enumerate(preview_frames(video.stream(0, len(depth)), depth, depth.meta.kind, side), 1):
+        rows = preview_frames(video.stream(0, len(depth)), depth, depth.meta.kind, side, view, colours)
+        for n,f in enumerate(rows, 1):
             yield f
             if report: report(n)
     return write_video(path, told(), depth.meta.fps, odd='pad')

@@ -18,6 +18,7 @@ from ..floor.places import clear, free_place, room_for, sweep
 from ..floor.reading import Num, StoreError, misfit
 from ..floor.store import read_json, write_json, writer
 from ..video.reader import VideoError, VideoReader
+from ..video.view import VideoView
 from ..depth.models import DepthModel, load_depth_model
 from .parts import Recent, load_point, modes, next_part, save_point
 from .preview import colour_range, write_preview
@@ -34,13 +35,13 @@ def _hint(partial):
         raise type(e)(e.path, f"{e.why}; --partial (partial=True) takes the good frames", e.good, e.frames) from e
 
 def read_video(
-    path, # A video
+    path, # A video, or a `VideoView`
     partial:bool=False, # As far as it is good?
     upto:int=None # Only so many frames
 )->tuple: # `VideoReader`, number of frames to be used
     "Open a video, or say what is wrong with it"
     if upto is not None and upto<1: raise ValueError(f"upto must be at least 1 frame, got {upto}")
-    with _hint(partial): v = VideoReader(path, partial=partial)
+    with _hint(partial): v = path if isinstance(path, VideoView) else VideoReader(path, partial=partial)
     return v,min(len(v), upto or len(v))
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #c4cf2ec6
@@ -60,7 +61,8 @@ class DepthRun:
 
     def __post_init__(self):
         if self.mode not in modes: raise ValueError(f"mode must be one of {', '.join(modes)}, got {self.mode!r}")
-        self.source,i = source_id(Path(self.video.path)),self.video.info
+        v = self.video if isinstance(self.video, VideoView) else Path(self.video.path)
+        self.source,i = source_id(v),self.video.info
         self.inside = self.m.inside((i.height, i.width))
         self.size = tuple(self.inside if self.native else (i.height, i.width))
         # checks both
@@ -256,7 +258,7 @@ def reopen(self:DepthRun, gone):
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #1467bbb3
 def video_depth(
-    video, # Path of a video
+    video, # Path of a video, or a `VideoView` of one
     out, # Folder; made, or gone on with when it is of the same video, model and settings
     model='toy', # A `DepthModel`, or what `load_depth_model` takes
     mode:str='offline', # 'offline' (windows of 32) or 'stream' (from the past only)

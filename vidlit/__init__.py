@@ -14,7 +14,7 @@ _where = {
     'tube_mask': 'pretrain.tube_masking', 'random_mask': 'pretrain.tube_masking',
     'VideoMAE2': 'pretrain.videomae_v2', 'OmniMAE': 'pretrain.omnimae', 'multiblock3d': 'pretrain.block_masking',
     'VJEPA': 'pretrain.vjepa', 'VJEPAConfig': 'pretrain.vjepa_weights', 'VJEPA2': 'pretrain.vjepa2',
-    'WorldModel': 'pretrain.world_model', 'Planner': 'pretrain.planner', 'CEM': 'pretrain.planner',
+    'VJEPA21': 'pretrain.vjepa21', 'WorldModel': 'pretrain.world_model', 'Planner': 'pretrain.planner', 'CEM': 'pretrain.planner',
     'STJEPA': 'pretrain.stjepa',
     'DepthAnything': 'depth.depth_anything', 'VideoDepth': 'depth.temporal_head', 'load_depth_model': 'depth.models',
     'depth_in_chunks': 'pipeline.run', 'DepthMap': 'depth.measure', 'align': 'depth.measure',

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['droid', 'cem_defaults', 'l1_energy', 'cosine_energy', 'Obs', 'imagine', 'ActionSpace', 'Found', 'CEM', 'Shooting',
-           'Descent', 'Planner', 'lowest', 'show_landscapes']
+           'Descent', 'Planner', 'arm_planner', 'lowest', 'show_landscapes']
 
 # %% ../../nbs/pretrain/11_planner.ipynb #279e9574
 import hashlib, torch, torch.nn.functional as F
 from collections import OrderedDict, namedtuple
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fastcore.basics import patch
 from torch import Tensor
 from .world_model import move_by
@@ -30,8 +30,9 @@ def cosine_energy(
     return -F.cosine_similarity(tok, goal, dim=-1).mean(-1)
 
 # %% ../../nbs/pretrain/11_planner.ipynb #924e3741
-class Obs(namedtuple('Obs', 'frames states actions', defaults=(None,))):
-    "Frames `[b, 3, t, h, w]` in [0, 1], states `[b, t, ds]`, actions `[b, t-1, da]` between them (none for one frame)"
+class Obs(namedtuple('Obs', 'frames states actions extrinsics', defaults=(None, None))):
+    """Frames `[b, 3, t, h, w]` in [0, 1], states `[b, t, ds]`, actions `[b, t-1, da]` between them (none for one frame),
+    poses of the camera `[b, t, 6]` where the model asks for them"""
     __slots__ = ()
 
 # %% ../../nbs/pretrain/11_planner.ipynb #b6696aae
@@ -43,12 +44,16 @@ def imagine(
     actions:Tensor, # `[b, h, da]`, to try
     move=move_by, # `(state, action)` to the next state
     window:int=0, # Frames the model is shown at each step; 0, officially: all so far
+    extrinsics:Tensor=None, # `[b, t, 6]`, poses of the camera, which then stays where it is
 )->Tensor: # `[b, h, n, d]`
     "Tokens of the frame after each action, each step fed with the answers before it"
     for a in actions.unbind(1):
         past = torch.cat((past, a[:, None]), 1)
-        tok = torch.cat((tok, model.step(tok[:, -window:], past[:, -window:], states[:, -window:])[:, None]), 1)
+        cam = () if extrinsics is None else (extrinsics[:, -window:],)
+        z = model.step(tok[:, -window:], past[:, -window:], states[:, -window:], *cam)
+        tok = torch.cat((tok, z[:, None]), 1)
         states = torch.cat((states, move(states[:, -1], a)[:, None]), 1)
+        if cam: extrinsics = torch.cat((extrinsics, extrinsics[:, -1:]), 1)
     return tok[:, -actions.shape[1]:]
 
 # %% ../../nbs/pretrain/11_planner.ipynb #775fb6b4
@@ -268,8 +273,9 @@ def scorer(self:Planner,
             raise ValueError(f"past actions must be [{b}, {t-1}, {da}], got {list(past.shape)}")
         i = torch.arange(b, device=actions.device).repeat_interleave(s).split(self.chunk)
         parts = zip(i, actions.flatten(0, 1).split(self.chunk))
-        return torch.cat([self.judge(imagine(self.model, tok[j], obs.states[j], past[j], a, self.move, self.window),
-            goal[j]) for j,a in parts]).view(b, s)
+        cam = (lambda j: None) if obs.extrinsics is None else obs.extrinsics.__getitem__
+        return torch.cat([self.judge(imagine(self.model, tok[j], obs.states[j], past[j], a, self.move, self.window,
+            cam(j)), goal[j]) for j,a in parts]).view(b, s)
     return energy
 
 # %% ../../nbs/pretrain/11_planner.ipynb #c0764c88
@@ -285,6 +291,20 @@ def plan(self:Planner,
     if gen is None and noise is None: gen = torch.Generator().manual_seed(self.seed)
     like = next(reversed(self.seen.values()))
     return self.search(energy, self.space, len(goal), gen, noise, like.new_zeros(()))
+
+# %% ../../nbs/pretrain/11_planner.ipynb #d908d11d
+def arm_planner(
+    model, # A `WorldModel` of seven-number states, such as `WorldModel.from_official` gives
+    samples:int=800, # Plans in a round
+    horizon:int=1, # Actions in a plan
+    reach:float=.05, # Largest step along each axis, metres
+    **kw, # Further arguments of `Planner`
+)->Planner: # For `plan(Obs(frames, states), goal)`
+    "The paper's planner of an arm: ten of the plans are elite, ten rounds, rotation stays as it is"
+    acts = getattr(getattr(model.predictor, 'cfg', None), 'acts', 7)
+    if acts != 7: raise ValueError(f"this model's actions have {acts} numbers, an arm's have 7")
+    space = replace(droid, scale=(reach,)*3+droid.scale[3:], most=(reach,)*3+droid.most[3:])
+    return Planner(model, space, CEM(samples, min(10, samples), 10, horizon), **kw)
 
 # %% ../../nbs/pretrain/11_planner.ipynb #60d1529f
 @patch

@@ -9,8 +9,9 @@ __all__ = ['vjepa2_ac', 'ac_keys', 'unit_norm', 'frame_tokens', 'encode_frames',
 # %% ../../nbs/pretrain/10_world_model.ipynb #d4772beb
 import torch, torch.nn.functional as F
 from collections import namedtuple
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from einops import rearrange
 from fastcore.basics import patch
 from torch import nn, Tensor
@@ -19,7 +20,11 @@ from ..video.pixels import normalise
 from ..train.schedules import adamw, from_one, wsd
 from ..nn.tokens import Grid, Rope3D
 from ..nn.vit import Block, ViTConfig, init_vit, run_blocks, vit_l
-from ..nn.weights import KeyMap
+from ..nn.weights import KeyMap, WeightsError, load_strict, read_hub, save_hub
+from .trajectories import pose_move
+from .videomae_weights import vit_sizes
+from .vjepa2 import VJEPA2Config, rope_encoder
+from .vjepa2_weights import official_parts
 from .block_masking import late_callback
 
 # %% ../../nbs/pretrain/10_world_model.ipynb #83f143d9
@@ -154,14 +159,17 @@ def ac_loss(
     states:Tensor, # `[b, t, ds]`
     auto_steps:int=2, # Frames rolled out from the first
     targ:Tensor=None, # `[b, t, n, d]`, what the answers are compared with; `tok` when missing
+    extrinsics:Tensor=None, # `[b, t, 6]`, poses of the camera, for a predictor that asks for them
 )->ACOut: # Predictions and their loss
     "Teacher forcing plus rollout (eq. 3)"
     if not 1 <= auto_steps < tok.shape[1]:
         raise ValueError(f"auto_steps {auto_steps} must be at least 1 and less than the {tok.shape[1]} frames")
-    forced = unit_norm(predictor(tok[:, :-1], actions, states[:, :-1]))
+    def answer(z, k, **kw): # The predictor on k frames; a camera is mentioned only where there is one
+        cam = {} if extrinsics is None else dict(extrinsics=extrinsics[:, :k])
+        return unit_norm(predictor(z, actions[:, :k], states[:, :k], **cam, **kw))
+    forced = answer(tok[:, :-1], tok.shape[1]-1)
     z = torch.cat((tok[:, :1], forced[:, :1]), 1)
-    for k in range(2, auto_steps+1):
-        z = torch.cat((z, unit_norm(predictor(z, actions[:, :k], states[:, :k], last=True))[:, None]), 1)
+    for k in range(2, auto_steps+1): z = torch.cat((z, answer(z, k, last=True)[:, None]), 1)
     rolled,targ = z[:, 1:],tok if targ is None else targ
     loss = F.l1_loss(forced, targ[:, 1:]) + F.l1_loss(rolled, targ[:, 1:auto_steps+1])
     return ACOut(forced, rolled, loss)
@@ -188,18 +196,20 @@ class WorldModel(nn.Module):
         frames:Tensor, # `[b, 3, t, h, w]` in [0, 1] or bytes; or tokens `[b, t, n, d]`
         actions:Tensor, # `[b, t-1, da]`
         states:Tensor, # `[b, t, ds]`
+        extrinsics:Tensor=None, # `[b, t, 6]`, poses of the camera, where the predictor asks for them
     )->ACOut: # Predictions and loss
         tok = self.encode(frames) if frames.ndim == 5 else frames.float()
-        return ac_loss(self.predictor, tok, actions, states, self.auto_steps)
+        return ac_loss(self.predictor, tok, actions, states, self.auto_steps, extrinsics=extrinsics)
 
 # %% ../../nbs/pretrain/10_world_model.ipynb #feeb4cd9
 def move_by(
-    state:Tensor, # `[b, 2]`, `[b, 3]` metres, or `[b, 6]` with a rotation vector, radians
+    state:Tensor, # `[b, 2]`, `[b, 3]` metres; `[b, 6]` with a rotation vector, radians; `[b, 7]`, an arm as in `pose_move`
     action:Tensor, # As the state
 )->Tensor: # The next state
     "Where an action leads when nothing is in the way"
     k = state.shape[-1]
-    if k not in (2, 3, 6): raise ValueError(f"states of 2, 3 or 6 numbers are understood, not {k}")
+    if k not in (2, 3, 6, 7): raise ValueError(f"states of 2, 3, 6 or 7 numbers are understood, not {k}")
+    if k == 7: return pose_move(state, action)
     if k < 6: return state+action
     turned = rotation_vector((rotation(action[..., 3:].double())@rotation(state[..., 3:].double())))
     return torch.cat((state[..., :3]+action[..., :3], turned.to(state)), -1)
@@ -210,9 +220,11 @@ def step(self:WorldModel,
     tok:Tensor, # `[b, t, n, d]`, the frames so far
     actions:Tensor, # `[b, t, da]`, the last one is the one in question
     states:Tensor, # `[b, t, ds]`
+    extrinsics:Tensor=None, # `[b, t, 6]`
 )->Tensor: # `[b, n, d]`
     "Tokens of the next frame"
-    return unit_norm(self.predictor(tok, actions, states, last=True))
+    cam = {} if extrinsics is None else dict(extrinsics=extrinsics)
+    return unit_norm(self.predictor(tok, actions, states, last=True, **cam))
 
 @patch
 def rollout(self:WorldModel,
@@ -220,14 +232,82 @@ def rollout(self:WorldModel,
     state0:Tensor, # `[b, ds]`, or `[1, ds]`
     actions:Tensor, # `[b, h, da]`, candidates
     move=move_by, # `(state, action)` to the next state
+    extrinsics:Tensor=None, # `[b, 6]`, or `[1, 6]`: where the camera stands meanwhile
 )->Tensor: # `[b, h, n, d]`
     "Imagine what each sequence of actions does"
     b,h = actions.shape[:2]
     tok,state = tok0.expand(b, -1, -1)[:, None],state0.expand(b, -1)[:, None]
     for k in range(1, h+1):
-        tok = torch.cat((tok, self.step(tok, actions[:, :k], state)[:, None]), 1)
+        cam = None if extrinsics is None else extrinsics.expand(b, -1)[:, None].expand(-1, k, -1)
+        tok = torch.cat((tok, self.step(tok, actions[:, :k], state, cam)[:, None]), 1)
         if k < h: state = torch.cat((state, move(state[:, -1], actions[:, k-1])[:, None]), 1)
     return tok[:, 1:]
+
+# %% ../../nbs/pretrain/10_world_model.ipynb #b64af487
+_plain = KeyMap([('{rest}', 'module.{rest}')])
+
+@patch(cls_method=True)
+def from_official(cls:WorldModel,
+    ckpt, # A file such as `vjepa2-ac-vitg.pt`, or what it holds: states under 'encoder' and 'predictor'
+    size:tuple=(256,256), # Height and width of the frames, pixels
+    extrinsics:bool=False, # Is the predictor told where the camera is? The published one is not
+    heads:int=None, # Of the encoder, when not the official number
+    pred_heads:int=None, # Of the predictor, likewise
+    legacy_tiled:bool=True, # The published pairing of channels
+    which:str='encoder', # Or 'target_encoder'; training kept both equal
+    **kw, # Further arguments of the class
+)->WorldModel:
+    "V-JEPA 2-AC from its official checkpoint, strictly"
+    parts = official_parts(ckpt, drop_pos=True)
+    enc,pred = parts[which],parts['predictor']
+    if 'action_encoder.weight' not in pred: raise WeightsError(
+        "its predictor has no action_encoder.weight: no V-JEPA 2-AC; VJEPA2.from_official reads V-JEPA 2")
+    e = vit_sizes(enc, heads=heads)
+    blocks = replace(vit_sizes(pred, 'predictor_', pred_heads), patch=ViTConfig().patch)
+    hw = size[0]//e.patch[1],size[1]//e.patch[2]
+    cfg = ACConfig(e.dim, hw, pred['action_encoder.weight'].shape[1], blocks, extrinsics, legacy_tiled)
+    res = cls(rope_encoder(VJEPA2Config(e, legacy_tiled=legacy_tiled)), ACPredictor(cfg), **kw)
+    load_strict(res.encoder, enc)
+    load_strict(res.predictor, pred)
+    return res
+
+@patch
+def to_official(self:WorldModel,
+)->dict: # States under 'encoder' and 'predictor', as the authors' loader wants them
+    "The way back"
+    parts = dict(encoder=_plain.to_theirs(self.encoder.state_dict()), predictor=ac_keys.to_theirs(
+        self.predictor.state_dict()))
+    return {k: {n: v.detach().cpu().clone() for n,v in s.items()} for k,s in parts.items()}
+
+# %% ../../nbs/pretrain/10_world_model.ipynb #a4be51af
+@patch
+def save_pretrained(self:WorldModel,
+    path, # Folder, made if missing
+)->Path: # The folder
+    "Write config.json and model.safetensors"
+    if not isinstance(getattr(self.encoder, 'pos', None), Rope3D) or not isinstance(self.predictor, ACPredictor):
+        raise WeightsError(f"{type(self.encoder).__name__} and {type(self.predictor).__name__}: only a V-JEPA 2 "
+            "encoder and an ACPredictor can be written so")
+    c = dict(model_type='vjepa2_ac', encoder=asdict(self.encoder.cfg), legacy_tiled=self.encoder.pos.legacy_tiled,
+        predictor=asdict(self.predictor.cfg), auto_steps=self.auto_steps)
+    return save_hub(self, path, c)
+
+def _sizes(c, **kw): return ViTConfig(**{**c, 'patch': tuple(c['patch'])})
+
+@patch(cls_method=True)
+def from_pretrained(cls:WorldModel,
+    name, # Folder, or repository on the Hub, that `save_pretrained` wrote
+    revision:str=None, # Branch, tag or commit on the Hub
+)->WorldModel:
+    "The model of such a folder, strictly"
+    c,state = read_hub(name, revision)
+    if c.get('model_type')!='vjepa2_ac': raise WeightsError(f"{name}: holds a {c.get('model_type')!r}, not a world "
+        "model of ours; transformers has no layout for V-JEPA 2-AC, so only our folders and official files load")
+    p = {**c['predictor'], 'hw': tuple(c['predictor']['hw']), 'blocks': _sizes(c['predictor']['blocks'])}
+    enc = rope_encoder(VJEPA2Config(_sizes(c['encoder']), legacy_tiled=c['legacy_tiled']))
+    res = cls(enc, ACPredictor(ACConfig(**p)), c['auto_steps'])
+    load_strict(res, state)
+    return res
 
 # %% ../../nbs/pretrain/10_world_model.ipynb #ed93fd9a
 @late_callback('fastai.callback.core:Callback')

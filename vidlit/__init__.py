@@ -46,7 +46,7 @@ _where = {
     'RunLength': 'pyramid.token_merging', 'Codec': 'pyramid.neural_codec', 'load_codec': 'pyramid.codec_file',
     'encode_video': 'pyramid.codec_file', 'decode_video': 'pyramid.codec_file',
     'create_model': 'lab.models', 'list_models': 'lab.models', 'finetune_videos': 'pretrain.finetune_videos',
-    'predict_video': 'pretrain.finetune_videos',
+    'predict_video': 'pretrain.finetune_videos', 'pretrain_videos': 'pretrain.pretrain_videos',
 }
 # Pages that put more doors on a class (weights of others' layouts, streaming)
 _doors = {'VJEPA2': ('pretrain.vjepa2_weights',), 'DepthAnything': ('depth.depth_anything_weights',),

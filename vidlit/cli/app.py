@@ -244,6 +244,6 @@ def reproduce(names:list=None, # Experiments (see --list), or tour/NAME; none fo
 def main(): # What the shell calls
     "Entry point of `vidlit`"
     # each adds its commands
-    for o in 'finetune stjepa depth chunks tracks refine stereo splat pyramid live codec'.split():
+    for o in 'finetune stjepa pretrain depth chunks tracks refine stereo splat pyramid live codec'.split():
         importlib.import_module(f'vidlit.cli.{o}')
     sys.exit(run_app(app))

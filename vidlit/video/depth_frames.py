@@ -157,12 +157,33 @@ def source_id(
     if not p.is_file():
         if isinstance(source, Path): raise MissingVideoError(source, 'there is no such file')
         return {'name':source}
-    n,h = p.stat().st_size,hashlib.sha256()
-    with p.open('rb') as f:
-        h.update(f.read(1<<20))
-        f.seek(max(0, n-(1<<20)))
-        h.update(f.read())
-    return dict(name=p.name, bytes=n, sha256_ends=h.hexdigest(), **getattr(source, 'taken', {}))
+    return _Source(p, **getattr(source, 'taken', {}))
+
+class _Source(dict):
+    "A file by its content: equal whatever its name, also to what older folders say of it (size and both ends)"
+    def __init__(self, x=(), **kw):
+        self.file = x if isinstance(x, Path) else None
+        if self.file: x = dict(name=x.name, bytes=x.stat().st_size, sha256_samples=_samples(x))
+        super().__init__(x, **kw)
+    def __eq__(self, o):
+        if not isinstance(o, dict) or self.get('bytes')!=o.get('bytes') or _taken(self)!=_taken(o): return False
+        if self.file and 'sha256_ends' in o: return o['sha256_ends']==_samples(self.file, 2, 1<<20)
+        if 'sha256_samples' in self: return self['sha256_samples']==o.get('sha256_samples')
+        return dict.__eq__(self, o)
+    def __ne__(self, o): return not self==o
+    __hash__ = None
+
+def _samples(path, n=256, size=1<<16): # Hash of `n` pieces from its first to its last byte; of all where it is short
+    total,h = path.stat().st_size,hashlib.sha256()
+    with path.open('rb') as f:
+        if n > 2 and total <= n*size: return hashlib.file_digest(f, 'sha256').hexdigest()
+        for i in range(n):
+            f.seek(i*max(0, total-size)//(n-1))
+            h.update(f.read(size))
+    return h.hexdigest()
+
+def _taken(o): # What else is said of a source: which of its frames were taken, how small
+    return {k: v for k,v in o.items() if k not in ('name', 'bytes', 'sha256_ends', 'sha256_samples')}
 
 # %% ../../nbs/video/07_depth_frames.ipynb #dcd9379b
 _side,_amount = Num(1, 1<<16),(Num(-1e300, 1e300, whole=False), None)

@@ -16,6 +16,7 @@ import av, numpy as np, torch
 from fastcore.basics import patch
 from torch import Tensor
 from .writing import *
+from .packets import av_reason, decode, open_video
 from .index import *
 
 # %% ../../nbs/video/03_reader.ipynb #c4208164
@@ -48,9 +49,10 @@ class VideoReader:
         self.keys = np.unique(np.searchsorted(self.index.pts, self.index.roots))
         self.waits = _waits(self.index)
         self._forget()
+        self._start = None # good frames at the start, where asked
         if backend=='decord': self._check_decord()
 
-    def _forget(self): self._pid,self._file,self._run,self._at = None,None,None,-1
+    def _forget(self): self._pid,self._file,self._run,self._at,self._alone = None,None,None,-1,False
     def __len__(self): return self.info.frames
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
@@ -92,7 +94,7 @@ def _mine(self:VideoReader):
     if self._pid != os.getpid():
         if self._file is not None: _inherited.append((self._file, self._run))
         self._forget()
-        self._file = (open_video(self.path, self.threads, self.stream_number) if self.backend=='pyav'
+        self._file = (self._open() if self.backend=='pyav'
             else _decord(self.path, self.threads))
         self._pid = os.getpid()
     return self._file
@@ -111,61 +113,69 @@ def __getstate__(self:VideoReader): return {k:v for k,v in self.__dict__.items()
 @patch
 def __setstate__(self:VideoReader, state):
     self.__dict__.update(state)
+    self._start = None
     self._forget()
 
 # %% ../../nbs/video/03_reader.ipynb #b0d7d9da
 @patch
-def _seek(self:VideoReader, i):
-    "Packets from a key packet shown at or before frame `i`, and that packet's stamp (None: from the beginning)"
+def _seek(self:VideoReader, i, back=0):
+    """Packets from a key packet shown at or before frame `i`, and that packet's stamp (None: from the beginning);
+    `back` key packets earlier"""
     x,(c,s) = self.index,self._mine()
-    for to in (x.pts[i], x.dts[i], x.pts[0]) if x.seekable else ():
+    places = x.pts[i],x.dts[i],x.pts[0]
+    if back: places = x.roots[max(np.searchsorted(x.roots, x.pts[i], side='right')-1-back, 0):][:1]
+    for to in places if x.seekable else ():
         c.seek(int(to), stream=s)
         it = c.demux(s)
         p = next((p for p in it if p.is_keyframe or not p.size), None)
         if p is not None and p.size and p.pts is not None and p.pts <= x.pts[i]: return itertools.chain([p], it),p.pts
     c.close()
-    self._file = c,s = open_video(self.path, self.threads, self.stream_number)
+    self._file = c,s = self._open()
     return c.demux(s),None
 
 @patch
-def _decode(self:VideoReader, i):
+def _open(self:VideoReader): return open_video(self.path, 1 if self._alone else self.threads, self.stream_number)
+
+@patch
+def _decode(self:VideoReader, i, sure=False):
     "`(number, frame, what is wrong with it)` in the order shown, from a key packet at or before frame `i` on"
-    packets,first = self._seek(i)
+    packets,first = self._seek(i, 2 if sure else 0)
     if not self.index.seekable: return self._count(packets)
     # leading frames are left out: their references are not here
-    return self._watch((p for p in packets if first is None or p.pts is None or p.pts >= first), first)
+    return self._watch((p for p in packets if first is None or p.pts is None or p.pts >= first), first,
+        sure or first is None and not self._threads())
+
+@patch
+def _threads(self:VideoReader): return 1 < self.threads and not self._alone
 
 @patch
 def _count(self:VideoReader, packets):
     "As `_decode`, where frames can only be counted"
-    for n,f in enumerate(f for p in packets for f in p.decode()):
-        yield n,f,'the decoder calls it damaged' if f.is_corrupt else None
+    n = 0
+    for p in packets:
+        frames,why = decode(p, self.threads)
+        for f in frames:
+            yield n,f,why or ('the decoder calls it damaged' if f.is_corrupt else None)
+            n += 1
 
 # %% ../../nbs/video/03_reader.ipynb #d4324666
+class _Doubt(Exception): "A complaint that may come from entering the video here: ask again from further back"
+
 @patch
-def _watch(self:VideoReader, packets, first):
+def _watch(self:VideoReader, packets, first, sure):
     "Decoded frames, each held back until all that it may lean on has come out"
-    x,hurt,wait = self.index,{},[]
+    x,hurt,wait = self.index,dict(self.index.torn),[]
     due = 0 if first is None else int(np.searchsorted(x.pts, first))
-    for p in packets:
-        try: frames = p.decode()
-        except av.FFmpegError as e:
-            if (j := self._number(p.pts)) is not None: hurt.setdefault(int(x.rank[j]), av_reason(e))
-            continue
+    for r,frames,why in decoded(packets, x, first, self.threads):
+        if not sure and (why or any(f.is_corrupt for f in frames)): raise _Doubt
+        if why: hurt.setdefault(r, why)
         for f in frames:
-            if (n := self._number(f.pts)) is None: continue
+            if (n := frame_at(x, f.pts)) is None: continue
             hurt |= {int(x.rank[j]): 'the decoder left it out' for j in range(due, n) if int(x.rank[j]) not in hurt}
             if f.is_corrupt: hurt[int(x.rank[n])] = 'the decoder calls it damaged'
             wait,due = [*wait, (n, f)],n+1
             while wait and self.waits[wait[0][0]] <= n: yield self._judged(*wait.pop(0), hurt)
     for n,f in wait: yield self._judged(n, f, hurt)
-
-@patch
-def _number(self:VideoReader, pts):
-    "The number of the frame with this stamp, or None"
-    if pts is None: return None
-    n = int(np.searchsorted(self.index.pts, pts))
-    return n if n < len(self.index.pts) and self.index.pts[n]==pts else None
 
 @patch
 def _judged(self:VideoReader, n, f, hurt):
@@ -191,8 +201,8 @@ def _until(self:VideoReader, i):
 def _bad(self:VideoReader, i, why):
     "The error for frame number `i`, with the count of frames that are good"
     self.close()
-    return CorruptVideoError(self.path, f"frame {i} cannot be decoded ({why})",
-        _good(self.path, self.stream_number), len(self))
+    if self._start is None: self._start = _good(self.path, self.stream_number)
+    return CorruptVideoError(self.path, f"frame {i} cannot be decoded ({why})", self._start, len(self))
 
 # %% ../../nbs/video/03_reader.ipynb #d4521a92
 @patch
@@ -203,9 +213,23 @@ def _get(self:VideoReader, i):
     if not (self._at < i and k <= self._at+4): self._run = None
     with _door(self.path):
         try:
-            if self._run is None: self._run,self._at = self._decode(i),-1
-            return self._until(i)
+            try:
+                if self._run is None: self._run,self._at = self._decode(i),-1
+                return self._until(i)
+            except _Doubt:
+                if self._threads(): self._again_alone()
+                self._run,self._at = self._decode(i, sure=True),-1
+                return self._until(i)
         except av.FFmpegError as e: raise self._bad(i, av_reason(e)) from e
+
+@patch
+def _again_alone(self:VideoReader):
+    "Go on with one decoder thread, which says what it means"
+    self.close()
+    self._mine()
+    self._alone = True
+    self._file[0].close()
+    self._file = self._open()
 
 # %% ../../nbs/video/03_reader.ipynb #b059fbe6
 @patch
@@ -217,7 +241,7 @@ def _rgb(self:VideoReader, f):
     h,w = (self.width,self.height) if i.rotation%180 else (self.height,self.width)
     if (h, w) != (f.height, f.width): kw = dict(width=w, height=h)
     wide = self.dtype==torch.uint16
-    a = f.to_ndarray(format='rgb48le' if wide else 'rgb24', threads=self.threads, **kw)
+    with _door(self.path): a = f.to_ndarray(format='rgb48le' if wide else 'rgb24', threads=self.threads, **kw)
     a = np.rot90(a, -i.rotation//90)
     return torch.from_numpy(np.ascontiguousarray(a[:,::-1] if i.mirrored else a))
 

@@ -1,0 +1,182 @@
+"""68 lossless cuts, 40 damaged videos, 12 habits of cameras: every frame is right by its painted number or refused by
+name. `VIDLIT_LONG=1` runs all of them and prints the table; otherwise a few of each kind."""
+import os
+import random
+import warnings
+import numpy as np
+import pytest
+import torch
+from video_toys import CAMERAS, FILMS, FPS, HOWS, N, SOURCES, camera, cut, damage, film, frames, remux, report, source
+from vidlit.video.depth_frames import source_id
+from vidlit.video.packets import _scan, decode, hear, open_video
+from vidlit.video.reader import CorruptVideoError, TruncatedVideoError, VideoError, VideoReader, write_video
+from vidlit.video.writing import read_number
+
+LONG = bool(os.environ.get('VIDLIT_LONG'))
+CUTS = [round(.05+k*5.6/16, 3) for k in range(17)]
+EXTS = 'mp4', 'mov', 'mkv'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return tmp_path_factory.mktemp('films')
+
+
+def add(table, name, got):
+    for k, v in got.items(): table.setdefault(name, dict(right=0, refused=0, wrong=0))[k] += v
+    assert got['right']+got['refused'] > 0
+
+
+def show(capsys, table):
+    if LONG:
+        with capsys.disabled():
+            for k, v in table.items(): print(f'{k:48}', v)
+    assert not any(v['wrong'] for v in table.values()), {k: v for k, v in table.items() if v['wrong']}
+
+
+def test_lossless_cuts(folder, tmp_path, capsys):
+    table = {}
+    for k, kind in enumerate(SOURCES):
+        for j, at in enumerate(CUTS if LONG else CUTS[k::6]):
+            ext = EXTS[(j+k)%3]
+            path = cut(source(folder, kind), tmp_path/f'{kind}-{j}.{ext}', at)
+            got = report(path, last=N-1)
+            assert got['right'], (path, got)
+            add(table, kind, got)
+    show(capsys, table)
+
+
+def test_damage(folder, tmp_path, capsys):
+    table, refused = {}, 0
+    names = list(FILMS)
+    for k, name in enumerate(names):
+        for how in HOWS if LONG else [HOWS[k%4]]:
+            path = damage(film(folder, name), tmp_path/f'{how}-{name}', how, 0)
+            for kw in ({}, dict(partial='skip')):
+                got = report(path, **kw)
+                add(table, f'{name} {how}', got)
+                refused += got['refused'] if not kw else 0
+    assert refused
+    show(capsys, table)
+
+
+def test_cameras(tmp_path, capsys):
+    table = {}
+    for k, (name, (file, make)) in enumerate(CAMERAS.items()):
+        if not LONG and k%3: continue
+        (tmp_path/f'{k}').mkdir()
+        path = make(tmp_path/f'{k}'/file)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            r = VideoReader(path)
+        upright = torch.stack([r[i].rot90(1) if r.info.rotation else r[i] for i in range(len(r))])
+        n = read_number(upright).tolist()
+        scattered = random.Random(k).sample(range(len(r)), 8)
+        again = r[scattered]
+        again = read_number(again.rot90(1, (1, 2)) if r.info.rotation else again).tolist()
+        good = n == list(range(n[0], N)) and again == [n[i] for i in scattered]
+        add(table, name, dict(right=len(r) if good else 0, refused=0, wrong=0 if good else len(r)))
+    show(capsys, table)
+
+
+# ---- what FFmpeg says, and what the file knows itself
+
+def flip(src, dst, k, at=.5, n=1):
+    "Change bytes inside packet `k`"
+    import av
+    with av.open(str(src)) as c: pos, size = [(p.pos, p.size) for p in c.demux(video=0) if p.size][k]
+    b, i = bytearray(src.read_bytes()), pos+int(size*at)
+    b[i:i+n] = bytes(o ^ 1 for o in b[i:i+n])
+    dst.write_bytes(b)
+    return dst
+
+
+def test_a_checksum_that_only_the_log_knows(folder, tmp_path):
+    "FFV1 shows a slice with a wrong checksum, without a flag"
+    p = flip(film(folder, 'ffv1.mkv'), tmp_path/'a.mkv', 9)
+    whole = p.read_bytes()
+    r = VideoReader(p)
+    with pytest.raises(CorruptVideoError, match='frame 9'): r[9]
+    assert int(read_number(r[50])) == 50 and p.read_bytes() == whole
+    c, s = open_video(p)
+    with c: told = [why for q in c.demux(s) if q.size for _, why in [decode(q)]]
+    assert [k for k, why in enumerate(told) if why] == [9] and 'CRC' in told[9]
+
+
+def test_a_packet_that_was_lost_on_the_way(folder, tmp_path):
+    "The frames that refer to it decode, and are wrong: H.264 says so in its log only"
+    def but(k): return lambda s, packets: (p for j, p in enumerate(packets) if j != k)
+    p = remux(film(folder, 'h264.mp4'), tmp_path/'a.mp4', but(17))
+    r, clean = VideoReader(p), VideoReader(film(folder, 'h264.mp4'))
+    assert len(r) == N-1
+    at = np.rint(r.times*FPS).astype(int)
+    refused = 0
+    for i in random.Random(0).sample(range(len(r)), len(r)):
+        try: assert torch.equal(r[i], clean[int(at[i])]), i
+        except VideoError as e:
+            refused += 1
+            assert 'a.mp4' in str(e)
+    assert 0 < refused < 12
+
+
+def test_a_cluster_that_does_not_match_its_sum(folder, tmp_path):
+    src = film(folder, 'hevc.mkv')
+    assert not _scan(src).hurt
+    p = flip(src, tmp_path/'a.mkv', 20, .9)
+    assert 20 in _scan(p).hurt
+    with pytest.raises(CorruptVideoError, match='checksum'): VideoReader(p)[20]
+
+
+def test_a_hole_of_zeros(folder, tmp_path):
+    import av
+    for name in ('hevc.mp4', 'vp9.webm'):
+        src = film(folder, name)
+        with av.open(str(src)) as c: pos, size = [(p.pos, p.size) for p in c.demux(video=0) if p.size][24]
+        b = bytearray(src.read_bytes())
+        b[pos+size//3:pos+size//3+80] = bytes(80)
+        (tmp_path/name).write_bytes(b)
+        assert 24 in _scan(tmp_path/name).hurt and not _scan(src).hurt
+        with pytest.raises(CorruptVideoError, match='zeros'): VideoReader(tmp_path/name)[:]
+
+
+@pytest.mark.parametrize('name', ['h264.ts', 'hevc.ts'])
+def test_transport_streams_cut_in_the_middle(folder, tmp_path, name):
+    "Wherever the last picture is torn, the cut is told; cut between two pictures, all that is there is right"
+    src = film(folder, name)
+    b, rng, told = src.read_bytes(), random.Random(1), 0
+    assert len(VideoReader(src)) == N
+    for _ in range(12 if LONG else 5):
+        (tmp_path/name).write_bytes(b[:rng.randrange(len(b)//4, len(b))//188*188])
+        try: r = VideoReader(tmp_path/name)
+        except TruncatedVideoError as e:
+            told += 1
+            assert 'ends early' in str(e)
+            first = read_number(VideoReader(tmp_path/name, partial=True)[:]).tolist()
+            assert first == list(range(len(first)))
+            continue
+        assert read_number(r[:]).tolist() == list(range(len(r)))
+    assert told > 2
+
+
+def test_hearing_leaves_the_log_as_it_was():
+    import av.logging as log
+    was = log.get_level(), log.get_skip_repeated()
+    with hear() as said:
+        with hear() as inner: log.log(log.ERROR, 'x', 'hurt')
+        assert len(inner) == 1 and log.get_level() == log.WARNING
+    assert (log.get_level(), log.get_skip_repeated()) == was and said == []
+
+
+def test_a_source_is_its_content(tmp_path):
+    rng = random.Random(0)
+    b = bytearray(rng.randbytes(20_000_000))
+    (tmp_path/'a.mp4').write_bytes(b)
+    a = source_id(tmp_path/'a.mp4')
+    b[9_000_000:9_300_000] = bytes(300_000)
+    (tmp_path/'b.mp4').write_bytes(b)
+    assert source_id(tmp_path/'b.mp4') != a, 'same size, same ends'
+    (tmp_path/'a.mp4').rename(tmp_path/'c.mp4')
+    assert source_id(tmp_path/'c.mp4') == a and dict(a) == source_id(tmp_path/'c.mp4'), 'a name is no identity'
+    import hashlib
+    h = hashlib.sha256(b[:1 << 20]+b[-(1 << 20):]).hexdigest()
+    old = dict(name='old.mp4', bytes=len(b), sha256_ends=h)
+    assert old == source_id(tmp_path/'b.mp4') and old != source_id('a label'), 'folders of before are known'

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MethodType
 from torch import Tensor
 from ..floor.fingerprint import fingerprint
-from ..floor.reading import Text, read_json
+from ..floor.reading import Text, read_json, reads
 from ..nn.weights import WeightsError, peel, read_weights
 from .depth_anything_weights import DepthAnything, whose # with its files
 from .dpt import lower_bound, to_input, to_source
@@ -249,7 +249,7 @@ def load_depth_model(
         p = got[0] if len(got)==1 else got[0].parent
         metric = 'Metric' in name if metric is None else metric
     if not p.exists(): raise ValueError(f"no model {name!r}: {choices()}")
-    model,remark = _folder(p) if p.is_dir() else _file(p, version, metric, max_depth)
+    with reads(p, WeightsError): model,remark = _folder(p) if p.is_dir() else _file(p, version, metric, max_depth)
     about = f"{_sizes(model)}{'; '+remark if remark else ''}{'; '+licence(name) if name in published else ''}"
     return wrap(model, name, about, device, precision=precision, max_res=max_res)
 

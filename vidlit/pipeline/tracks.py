@@ -17,13 +17,13 @@ from ..worlds.camera import crop_K, resize_K, unproject
 from ..video.depth_frames import DepthReader
 from ..floor.charts import COLOURS, FAINT, INK, Picture
 from ..floor.places import free_place, replaceable
-from ..floor.reading import Limits, StoreError, read_json
+from ..floor.reading import FileError, Limits, StoreError, read_json
 from ..floor.store import atomic_path
 from .box_depth import sample_frame
 from ..depth.measure import DepthMap, Kind, disparity_to_z, file_kind
 
 # %% ../../nbs/pipeline/12_tracks.ipynb #cbbf8254
-class TrackError(ValueError): "A tracking file that cannot be used; the message names the place in it"
+class TrackError(FileError): "A tracking file that cannot be used; the message names the place in it"
 
 class Kept(float):
     "A number that knows how it was written"

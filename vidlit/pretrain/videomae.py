@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from ..video.pixels import denormalise, imagenet_mean, imagenet_std
 from ..nn.tokens import denorm_patches, grid_of, norm_patches, patchify, put, split_mask, take_patches, unpatchify
 from ..nn.vit import Block, ViT, ViTConfig, flat_pos, init_vit, run_blocks, vit_b
-from ..nn.weights import load_strict, read_hub, save_hub
+from ..nn.weights import load_strict, read_hub, save_hub, sized
 from .tube_masking import tube_mask
 from .videomae_weights import VideoMAEConfig, videomae_s, videomae_b, videomae_l, videomae_h
 from .videomae_weights import unpack, vit_sizes, hf_config, from_hf_config, hf_pretraining, hf_classifier
@@ -305,8 +305,9 @@ def from_pretrained(cls:VideoMAE,
     c,state = read_hub(name)
     bare = c.get('use_mean_pooling', True) and 'videomae.layernorm.weight' not in state # no norm after the encoder
     if bare: kw = dict(encoder=partial(ViT, norm=False)) | kw
-    res = cls(from_hf_config(c), **kw)
-    load_strict(res, state, hf_pretraining)
+    with sized(state):
+        res = cls(from_hf_config(c), **kw)
+        load_strict(res, state, hf_pretraining)
     return res
 
 @patch(cls_method=True)
@@ -317,8 +318,9 @@ def from_pretrained(cls:VideoMAEClassifier,
     "The classification model in the layout of transformers, strictly"
     c,state = read_hub(name)
     if 'classifier.weight' not in state: raise ValueError(f"{name}: no classifier.weight, not a fine-tuned model")
-    sizes = from_hf_config(c)
     pool = 'mean' if c.get('use_mean_pooling', True) else 'first'
-    res = cls(sizes.enc, len(state['classifier.weight']), head_eps=sizes.head_eps, pool=pool, **kw)
-    load_strict(res, state, hf_classifier)
+    with sized(state):
+        sizes = from_hf_config(c)
+        res = cls(sizes.enc, len(state['classifier.weight']), head_eps=sizes.head_eps, pool=pool, **kw)
+        load_strict(res, state, hf_classifier)
     return res

@@ -56,10 +56,10 @@ def decode_file(file:str, # File of the codec
     "A file of the neural codec to a video"
     import hashlib
     from vidlit.floor.places import free_place
-    from vidlit.pyramid.codec_file import decode_video, load_codec
+    from vidlit.pyramid.codec_file import load_codec, read_coded
     from vidlit.video.writing import write_video
     out,start = free_place(out or Path(file).with_suffix('.mkv'), file, file=True),time.process_time()
-    clip,head = decode_video(Path(file).read_bytes(), load_codec(weights), level, _progress('decoded'))
+    clip,head = read_coded(file, load_codec(weights), level, _progress('decoded'))
     seconds = time.process_time()-start
     kw = dict(codec='ffv1', pix_fmt='bgr0') if lossless else dict(crf=10, pix_fmt='yuv444p')
     fps = head.fps/2**(head.levels-1-level) if level is not None and level<head.levels else head.fps

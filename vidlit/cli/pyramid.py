@@ -27,12 +27,13 @@ def write_flo(
 def read_flo(
     path, # A .flo file
 ): # Tensor [2, h, w], pixels
-    "Read a .flo file; a damaged one is a ValueError that names it"
+    "Read a .flo file; a damaged one is a `StoreError` that names it"
     import numpy as np, torch
-    b = Path(path).read_bytes()
-    if len(b)<12 or np.frombuffer(b, '<f4', 1)[0] != np.float32(202021.25): raise ValueError(f"{path} is no .flo file")
+    from vidlit.floor.reading import StoreError, read_bytes
+    b = read_bytes(path, 12+(8<<27))
+    if len(b)<12 or np.frombuffer(b, '<f4', 1)[0] != np.float32(202021.25): raise StoreError(f"{path} is no .flo file")
     w, h = (int(v) for v in np.frombuffer(b, '<i4', 2, 4))
-    if w<1 or h<1 or len(b) != 12+8*w*h: raise ValueError(f"{path}: {len(b)} bytes are no flow of {w}x{h}")
+    if w<1 or h<1 or len(b) != 12+8*w*h: raise StoreError(f"{path}: {len(b)} bytes are no flow of {w}x{h}")
     return torch.from_numpy(np.frombuffer(b, '<f4', offset=12).reshape(h, w, 2).copy()).permute(2, 0, 1)
 
 # %% ../../nbs/cli/pyramid.ipynb #7f274a4a

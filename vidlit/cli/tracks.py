@@ -19,16 +19,17 @@ def read_K(
     "Intrinsics as people type them"
     import torch
     from vidlit.floor.reading import StoreError, read_json
+    wrong = StoreError if Path(text).is_file() else ValueError
     try:
-        if Path(text).is_file():
+        if wrong is StoreError:
             o = read_json(text, (dict, list))
             v = [float(x) for x in _flatten(o.get('K', o.get('intrinsics')) if isinstance(o, dict) else o)]
         else: v = [float(x) for x in text.split(',')]
-    except (ValueError, TypeError, StoreError) as e:
-        raise ValueError(f"--K must be fx,fy,cx,cy, nine numbers, or a JSON file with them, not {text!r}") from e
+    except (ValueError, TypeError, OverflowError) as e:
+        raise wrong(f"--K must be fx,fy,cx,cy, nine numbers, or a JSON file with them, not {text!r}") from e
     if len(v)==4: v = [v[0], 0., v[2], 0., v[1], v[3], 0., 0., 1.]
     good = len(v)==9 and all(map(math.isfinite, v)) and v[0]>0 and v[4]>0 and v[6:]==[0, 0, 1]
-    if not good: raise ValueError(f"--K must be fx,fy,cx,cy or nine numbers of a pinhole, in pixels, not {text!r}")
+    if not good: raise wrong(f"--K must be fx,fy,cx,cy or nine numbers of a pinhole, in pixels, not {text!r}")
     return torch.tensor(v, dtype=torch.float64).view(3, 3)
 
 # %% ../../nbs/cli/tracks.ipynb #7b78d00a

@@ -11,7 +11,7 @@ from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
 from ..nn.vit import ViTConfig
-from ..nn.weights import WeightsError, load_strict, read_hub, peel, read_weights, save_hub
+from ..nn.weights import WeightsError, load_strict, peel, read_hub, read_weights, save_hub, sized
 from .depth_anything import DepthAnything, DepthAnythingConfig, first_version
 from .dinov2 import dinov2_sizes, hf_dinov2, official_dinov2
 from .dpt import DPTConfig, hf_dpt, official_dpt
@@ -155,10 +155,11 @@ def from_pretrained(cls:DepthAnything,
 )->DepthAnything: # `WeightsError` says what is wrong
     "The model in transformers' layout, or in that of the first version's repositories, strictly"
     c,state = read_hub(name)
-    if 'model_type' not in c and 'out_channels' in c:
-        return cls.from_official(state, version=1, **kw) # LiheYoung/depth_anything_vits14
-    state = _ours(state, hf_depth_anything, "transformers' Depth Anything")
-    return _filled(cls, replace(config_from_hf(c, 'encoder.mask_token' in state), **kw), state)
+    with sized(state):
+        if 'model_type' not in c and 'out_channels' in c:
+            return cls.from_official(state, version=1, **kw) # LiheYoung/depth_anything_vits14
+        state = _ours(state, hf_depth_anything, "transformers' Depth Anything")
+        return _filled(cls, replace(config_from_hf(c, 'encoder.mask_token' in state), **kw), state)
 
 @patch
 def save_pretrained(self:DepthAnything,

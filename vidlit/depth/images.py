@@ -11,17 +11,22 @@ __all__ = ['formats', 'endings', 'BadImage', 'decode_image', 'ImageFiles', 'imag
 import http.client, io, ipaddress, numpy as np, socket, ssl, threading, time, torch
 from dataclasses import dataclass
 from pathlib import Path
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from urllib.parse import urljoin, urlsplit
 from ..floor.fingerprint import fingerprint
+from ..floor.reading import FileError, read_lines
 from ..floor.store import WorkList, atomic_path, writer
 from ..video.reader import VideoError, VideoReader
 from ..worlds.worlds import WorldConfig, make_worlds
 
 # %% ../../nbs/depth/07_images.ipynb #c72d2087
-class BadImage(Exception): "An image that cannot be used; the message says why"
+class BadImage(FileError):
+    "An image that cannot be used; `.why` is the reason without the file"
+    def __init__(self, why, path=None):
+        super().__init__(f'{path}: {why}' if path else why)
+        self.why = why
 
 formats = 'JPEG','PNG','WEBP','BMP','TIFF','PPM','GIF'
 
@@ -30,13 +35,15 @@ def decode_image(
     max_pixels:int=100_000_000, # More than this is not decoded
 )->Tensor: # uint8 [h, w, 3], RGB, upright
     "An image from a file; `BadImage` when it is none"
+    name = None if isinstance(data, bytes) else data
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats) as im:
-            if im.width*im.height>max_pixels: raise BadImage(f'{im.width}x{im.height} pixels, more than {max_pixels}')
+            if im.width*im.height>max_pixels:
+                raise BadImage(f'{im.width}x{im.height} pixels, more than {max_pixels}', name)
             rgb = np.array(ImageOps.exif_transpose(im).convert('RGB'))
-    except BadImage: raise
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-        raise BadImage(f'cannot be decoded ({type(e).__name__})') from e
+    except (BadImage, MemoryError): raise
+    except Exception as e: # of many families: a decoder for each format
+        raise BadImage(f'cannot be decoded ({type(e).__name__})', name) from e
     return torch.from_numpy(rgb)
 
 # %% ../../nbs/depth/07_images.ipynb #d605e7c7
@@ -73,7 +80,7 @@ def image_list(
 )->ImageFiles: # In the order of the lines
     "Images named in a file"
     root = Path(root or Path(path).parent)
-    lines = [o.strip() for o in Path(path).read_text().splitlines()]
+    lines = [o.strip() for o in read_lines(path)]
     return ImageFiles([root/o for o in lines if o and o[0]!='#'], root)
 
 # %% ../../nbs/depth/07_images.ipynb #f7b7efc5
@@ -279,7 +286,7 @@ def fetch_list(
                 data = fetch_image(url, **kw)
                 decode_image(data)
                 with atomic_path(folder/name) as p: p.write_bytes(data)
-            except (FetchError, BadImage) as e: why = str(e)
+            except (FetchError, BadImage) as e: why = getattr(e, 'why', str(e))
             work.finish(url, **(dict(why=why) if why else dict(file=name)))
             if report: report(dict(done=i+1, total=len(urls), url=url, why=why))
         return [dict(url=u, **work.done[u]) for u in urls]

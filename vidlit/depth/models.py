@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MethodType
 from torch import Tensor
 from ..floor.fingerprint import fingerprint
-from ..floor.reading import Text, read_json
+from ..floor.reading import Text, read_json, reads
 from ..nn.weights import WeightsError, peel, read_weights
 from ..video.pixels import normalise
 from ..video.view import shrink, shrunk_size
@@ -315,7 +315,7 @@ def load_depth_model(
         metric = 'Metric-Video' in name if metric is None and 'Video' in name else metric
     if not p.exists(): raise ValueError(f"no model {name!r}: {choices()}")
     kw = dict(version=version, metric=metric, max_depth=max_depth)
-    model,remark = _folder(p, **kw) if p.is_dir() else _file(p, **kw)
+    with reads(p, WeightsError): model,remark = _folder(p, **kw) if p.is_dir() else _file(p, **kw)
     if metric is not None: model = _as(model, metric)
     about = f"{_sizes(model)}{'; '+remark if remark else ''}{'; '+licence(name) if name in published else ''}"
     still = bool(remark) and 'frame by frame' in remark

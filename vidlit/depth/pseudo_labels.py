@@ -8,7 +8,7 @@ __all__ = ['meta_form', 'row_form', 'Teacher', 'document_score', 'document_confi
            'shard_rows', 'seal', 'Labels', 'LabelSet']
 
 # %% ../../nbs/depth/08_pseudo_labels.ipynb #45f0038b
-import hashlib, io, json, math, numpy as np, time, torch, zipfile, zlib
+import hashlib, io, json, math, numpy as np, time, torch, zipfile
 from fastcore.basics import patch
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ..video.depth_frames import step16
 from ..floor.fingerprint import fingerprint
 from ..floor.places import free_place, sweep
-from ..floor.reading import Num, Text, parse_json
+from ..floor.reading import Num, Text, parse_json, reads
 from ..floor.store import CacheMismatch, Manifest, StoreBusy, StoreError, WorkList
 from ..floor.store import atomic_path, read_json, write_json, writer
 from .measure import Kind, centre_spread, fit_spread, z_to_disparity
@@ -138,7 +138,7 @@ def read_images(
     for i in at:
         row = rows[i] = dict(i=i, name=source.names[i])
         try: x = source[i]
-        except BadImage as e: row['why'] = str(e)
+        except BadImage as e: row['why'] = e.why
         else:
             row['why'] = rules(x) if rules else None
             if row['why'] is None: good[i],row['picture'] = x,hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16]
@@ -258,10 +258,8 @@ def _member(z, name, most=1<<30): # A file of a shard, not larger than one can b
 
 def shard_rows(path)->list: # Dicts of i, name, and file, scale, offset, conf, or why
     "What became of the images of a shard; a damaged one is a `StoreError`"
-    try:
-        with zipfile.ZipFile(path) as z: return parse_json(_member(z, 'rows.json'), f'rows.json of {path}', [row_form])
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, NotImplementedError, RuntimeError, zlib.error) as e:
-        raise StoreError(f'{path} is damaged: {e}') from e
+    with reads(path), zipfile.ZipFile(path) as z:
+        return parse_json(_member(z, 'rows.json'), f'rows.json of {path}', [row_form])
 
 def seal(folder, shards):
     "List all shards in the manifest, once"
@@ -291,11 +289,12 @@ class Labels:
     def __getitem__(self, i): # Disparity [1, h, w]
         r = self.rows[i]
         if 'file' not in r: raise StoreError(f"image {r['name']} has no label: {r['why']}")
-        return unpack(self._read(i, r['file']), r['scale'], r['offset'])
+        with reads(self._shard(i)): return unpack(self._read(i, r['file']), r['scale'], r['offset'])
     def conf(self, i): # [1, h, w] in [0, 1], or None
-        data = self._read(i, f'{i:09d}.conf.png')
-        return None if data is None else torch.from_numpy(np.array(Image.open(io.BytesIO(data),
-            formats=['PNG'])))[None]/255
+        with reads(self._shard(i)):
+            data = self._read(i, f'{i:09d}.conf.png')
+            return None if data is None else torch.from_numpy(np.array(Image.open(io.BytesIO(data),
+                formats=['PNG'])))[None]/255
     def check(self): return Manifest(self.folder).check()
 
 # %% ../../nbs/depth/08_pseudo_labels.ipynb #981a2e53

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from fastcore.basics import patch
 from pathlib import Path
 from ..nn.vit import ViTConfig
-from ..nn.weights import KeyMap, WeightsError, load_strict, read_hub, peel, read_weights, save_hub
+from ..nn.weights import KeyMap, WeightsError, load_strict, peel, read_hub, read_weights, save_hub, sized
 from .depth_anything import DepthAnythingConfig
 from .depth_anything_weights import official_config, whose
 from .dinov2 import official_dinov2
@@ -121,4 +121,4 @@ def from_pretrained(cls:VideoDepth,
             raise WeightsError(f"{name}: the Hugging Face Hub did not give {_hub[name]} ({why})") from e
         return cls.from_official(file, metric='Metric' in name)
     c,state = read_hub(name)
-    return _filled(cls, config_from_json(c), _ours(state))
+    with sized(state): return _filled(cls, config_from_json(c), _ours(state))

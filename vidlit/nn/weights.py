@@ -4,23 +4,26 @@
 
 # %% auto #0
 __all__ = ['hf_videomae', 'timm_vit', 'WeightsError', 'KeyReport', 'load_strict', 'peel', 'read_weights', 'write_weights', 'Rule',
-           'KeyMap', 'save_hub', 'read_hub', 'hf_labels', 'labels_in']
+           'KeyMap', 'save_hub', 'read_hub', 'hf_labels', 'labels_in', 'sized']
 
 # %% ../../nbs/nn/weights.ipynb #af9facac
 import argparse, re, pickle
 from dataclasses import dataclass, asdict, is_dataclass
 from pathlib import Path
-import numpy as np, torch
+import math, numpy as np, torch
+from contextlib import contextmanager
 from torch import nn, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from fastcore.basics import patch
+from ..floor.reading import FileError, reads
 
 # %% ../../nbs/nn/weights.ipynb #91199c99
-class WeightsError(ValueError):
+class WeightsError(FileError):
     "A checkpoint cannot be read, or does not fit"
 
 def _some(names, k=6):
     "The first few names, and how many more there are"
-    names = list(names)
+    names = list(map(str, names))
     return ', '.join(names[:k]) + (f' and {len(names)-k} more' if len(names)>k else '')
 
 # %% ../../nbs/nn/weights.ipynb #1d7fd036
@@ -80,12 +83,14 @@ def _torch_file(path):
     try:
         with torch.serialization.safe_globals(_harmless()): return torch.load(path, map_location='cpu',
             weights_only=True)
-    except pickle.UnpicklingError as e:
+    except (pickle.UnpicklingError, ImportError, AttributeError) as e:
         what = re.search(r'(?:GLOBAL|global|Unsupported class|class) [`\']?([\w.]+)', str(e))
         wants = f' but wants {what[1]}' if what else ''
         raise WeightsError(f"{path}: refused, this pickle is not only tensors{wants}") from e
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as e: raise WeightsError(
-        f"{path}: not a readable torch file: {e}") from e
+    except Exception as e: # of many families: the parts of a damaged file mean anything
+        why = ' '.join(str(e).split())[:300]
+        if 'allocate' in why: why = 'it asks for more memory than its bytes can fill'
+        raise WeightsError(f"{path}: not a readable torch file: {why or type(e).__name__}") from e
 
 # %% ../../nbs/nn/weights.ipynb #1d21864b
 def _safe_file(path):
@@ -133,6 +138,17 @@ def _no_weights(path): # What a small file is that was taken for weights, or Non
     if head.lstrip()[:1]==b'<': return 'a web page, not weights: the download answered with HTML'
     return None
 
+def _believable(state, path): # Tensors with no more numbers than the file has bytes for
+    most = path.stat().st_size
+    if not isinstance(state, dict): raise WeightsError(f"{path}: holds a {type(state).__name__}, not tensors by name")
+    for k,v in state.items():
+        if not isinstance(k, str): raise WeightsError(f"{path}: a tensor is called {k!r:.40}, not a text")
+        if isinstance(v, Tensor) and (v.layout!=torch.strided or v.is_quantized or v.is_meta):
+            raise WeightsError(f"{path}: {k} is no plain tensor ({v.layout}, {v.dtype}, {v.device})")
+        if isinstance(v, Tensor) and v.numel()*v.element_size()>most:
+            raise WeightsError(f"{path}: {k} says {list(v.shape)}, more numbers than the file has")
+    return state
+
 def read_weights(
     path, # A .safetensors file, a .safetensors.index.json, or any torch file
     part:str=None, # Which entry holds the weights, when the usual ones do not tell
@@ -142,7 +158,7 @@ def read_weights(
     if not path.is_file(): raise WeightsError(f"{path}: no such file")
     if said := _no_weights(path): raise WeightsError(f"{path}: {said}")
     if path.suffix in ('.safetensors','.json'): return _safe_file(path)
-    return _unwrap(_torch_file(path), part, path)
+    return _believable(_unwrap(_torch_file(path), part, path), path)
 
 # %% ../../nbs/nn/weights.ipynb #58414230
 def write_weights(
@@ -326,8 +342,9 @@ def read_hub(
     if not (folder/'config.json').is_file(): raise WeightsError(f"{folder}: no config.json")
     file = next((folder/o for o in _hub_files if (folder/o).is_file()), None)
     if file is None: raise WeightsError(f"{folder}: none of {', '.join(_hub_files)}")
-    try: return read_json(folder/'config.json', dict), read_weights(file)
+    try: config,state = read_json(folder/'config.json', dict),read_weights(file)
     except StoreError as e: raise WeightsError(str(e)) from e
+    return config,_State(state, folder/'config.json')
 
 # %% ../../nbs/nn/weights.ipynb #be05194c
 def hf_labels(
@@ -348,3 +365,38 @@ def labels_in(
     ids = config.get('id2label') or {}
     names = tuple(str(ids[k]) for k in sorted(ids, key=int))
     return None if names==tuple(f'LABEL_{i}' for i in range(len(names))) else names
+
+# %% ../../nbs/nn/weights.ipynb #1dbc6548
+class _State(dict):
+    "Tensors by name that know which configuration came with them"
+    def __init__(self, state, file):
+        super().__init__(state)
+        self.file = file
+
+_scalars = 'arange','linspace','eye','randperm','logspace'
+
+class _Counted(TorchDispatchMode):
+    "Refuses what is larger, or more, than a model needs that has these tensors"
+    def __init__(self, state):
+        super().__init__()
+        self.left = 8*sum(v.numel() for v in state.values())+(1<<26)
+        self.calls = 200*(len(state)+100)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        sizes = [math.prod(o) for o in args if isinstance(o, (list, tuple)) and o and all(type(n) is int for n in o)]
+        if func.__name__.split('.')[0] in _scalars:
+            sizes += [o for o in (*args, *(kwargs or {}).values()) if type(o) in (int, float)]
+        self.calls -= 1
+        if not types: self.left -= int(max(sizes, default=0)) # made of nothing: a parameter, a table
+        if self.left<0 or self.calls<0 or max(sizes, default=0)>self.left:
+            raise ValueError('it describes a model that is much larger than its weights')
+        return func(*args, **(kwargs or {}))
+
+# %% ../../nbs/nn/weights.ipynb #40a857ad
+@contextmanager
+def sized(
+    state:dict, # Of `read_hub`
+    file=None # What describes the model; the config.json that `read_hub` read
+):
+    "Build a model that a file describes; `WeightsError` names the file when that is no model, or one much too large"
+    with reads(file or getattr(state, 'file', 'config.json'), WeightsError), _Counted(state): yield

@@ -6,11 +6,11 @@
 __all__ = ['depth_files', 'camera', 'DepthSource']
 
 # %% ../../nbs/pipeline/depth_source.ipynb #12c3b028
-import builtins, hashlib, json, math, numpy as np, re, torch
+import builtins, hashlib, json, math, numpy as np, re, torch, zipfile
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
-from ..floor.reading import Num, read_json
+from ..floor.reading import Num, read_json, read_npy, read_npz, reads
 from ..video.depth_frames import DepthError, DepthReader, _load
 from ..worlds.camera import make_K, radius_to_z, resize_K
 from ..depth.measure import Kind, file_kind
@@ -33,15 +33,17 @@ def depth_files(
 
 def _array(p):
     "All frames in one file"
-    a = np.load(p, mmap_mode='r', allow_pickle=False)
-    if isinstance(a, np.ndarray): return a
-    name = next((k for k in ('depths', 'depth', 'value', *a.files) if k in a.files), None)
-    if name is None: raise DepthError(p, 'an npz without arrays')
-    return a[name]
+    if p.suffix.lower()=='.npy': return read_npy(p, error=_bad(p), mapped=True)
+    with reads(p, _bad(p)), zipfile.ZipFile(p) as z: there = [o.removesuffix('.npy') for o in z.namelist()]
+    if not there: raise DepthError(p, 'an npz without arrays')
+    a, = read_npz(p, [('depths', 'depth', 'value', *there)], most=4<<30, error=_bad(p)).values()
+    return a
+
+def _bad(p): return lambda said: DepthError(p, said.removeprefix(f'{p} '))
 
 def _read(p):
     "One frame file as [h, w]"
-    a = np.load(p, allow_pickle=False) if p.suffix=='.npy' else _load(p, _suffixes[p.suffix.lower()])
+    a = read_npy(p) if p.suffix.lower()=='.npy' else _load(p, _suffixes[p.suffix.lower()])
     return a.squeeze()
 
 # %% ../../nbs/pipeline/depth_source.ipynb #6dc44ba5

@@ -8,10 +8,10 @@ __all__ = ['TrackError', 'read_mot', 'read_yolo', 'read_cvat', 'is_text', 'read_
 # %% ../../nbs/pipeline/track_files.ipynb #4c72f8f5
 import math, re
 from pathlib import Path
-from ..floor.reading import read_bytes
+from ..floor.reading import FileError, read_bytes
 
 # %% ../../nbs/pipeline/track_files.ipynb #4211603e
-class TrackError(ValueError): "A tracking file that cannot be used; the message names the place in it"
+class TrackError(FileError): "A tracking file that cannot be used; the message names the place in it"
 
 def _text(path):
     try: return read_bytes(path, 1<<30).decode('utf-8-sig')

@@ -20,7 +20,7 @@ from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import Grid, denorm_patches, grid_of, patchify, put, split_mask, take_patches, unpatchify
 from ..train.callbacks import History, ModelLoss, ParamSchedule
 from ..nn.vit import Block, PatchEmbed, ViT, ViTConfig, flat_pos, init_vit, run_blocks, vit_b, vit_h, vit_l
-from ..nn.weights import WeightsError, load_strict, peel, read_hub, read_weights, save_hub
+from ..nn.weights import WeightsError, load_strict, peel, read_hub, read_weights, save_hub, sized
 from .omni_batches import OmniMasks, as_clip, modality
 from .videomae import MAEOut, target_ref
 from .videomae_weights import vit_sizes
@@ -347,8 +347,9 @@ def _read(name, classifier):
         raise WeightsError(
             f"{name}: holds a {c.get('model_type')!r} {'classifier' if 'n_classes' in c else 'model'}, not an "
             f"OmniMAE{' classifier'*classifier}")
-    enc,dec = (ViTConfig(**{**c[k], 'patch': tuple(c[k]['patch'])}) for k in ('enc','dec'))
-    return OmniMAEConfig(enc, dec, tuple(c['size'])), state, c.get('n_classes')
+    with sized(state):
+        enc,dec = (ViTConfig(**{**c[k], 'patch': tuple(c[k]['patch'])}) for k in ('enc','dec'))
+        return OmniMAEConfig(enc, dec, tuple(c['size'])), state, c.get('n_classes')
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #e83816de
 @patch(cls_method=True)
@@ -358,8 +359,9 @@ def from_pretrained(cls:OmniMAE,
 )->OmniMAE:
     "The model of a folder that `save_pretrained` wrote, strictly"
     cfg,state,_ = _read(name, False)
-    res = cls(cfg, **kw)
-    load_strict(res, state)
+    with sized(state):
+        res = cls(cfg, **kw)
+        load_strict(res, state)
     return res
 
 @patch(cls_method=True)
@@ -369,6 +371,7 @@ def from_pretrained(cls:OmniMAEClassifier,
 )->OmniMAEClassifier:
     "The classifier of a folder that `save_pretrained` wrote, strictly"
     cfg,state,n = _read(name, True)
-    res = cls(cfg, n, **kw)
-    load_strict(res, state)
+    with sized(state):
+        res = cls(cfg, n, **kw)
+        load_strict(res, state)
     return res

@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import Grid, grid_of, put, sincos_3d, split_mask, take
 from ..nn.vit import Block, FactorisedBlock, PatchEmbed, ViTConfig, init_vit, run_blocks, vit_s
-from ..nn.weights import load_strict, read_hub, save_hub
+from ..nn.weights import WeightsError, load_strict, read_hub, save_hub, sized
 from .block_masking import late_callback
 from .tube_masking import tube_mask
 
@@ -208,12 +208,15 @@ def from_pretrained(cls:STJEPA,
 )->STJEPA: # With `.step` and `.clips`
     "The student of a folder, strictly; one of step 0 is refused"
     c,state = read_hub(name)
-    res = cls(student_config(c), **kw)
-    if not c['step'] and not untrained:
+    with sized(state):
+        res = cls(student_config(c), **kw)
+        res.step,res.clips = c['step'],c['clips']
+        load_strict(res, state)
+    if type(res.step) is not int or not isinstance(res.clips, (dict, type(None))):
+        raise WeightsError(f"{name}: config.json says step {res.step!r:.40} and clips {res.clips!r:.40}")
+    if not res.step and not untrained:
         raise ValueError(f"{name} is a checkpoint of step 0: an untrained student, whose features mean nothing. "
             "Train it first (vidlit pretrain stjepa)")
-    load_strict(res, state)
-    res.step,res.clips = c['step'],c['clips']
     return res
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #39f8e786

@@ -13,10 +13,11 @@ from torch import nn, Tensor
 from ..video.clips import normalise
 from ..floor.fingerprint import fingerprint
 from ..video.sampling import VideoList
+from ..floor.reading import reads
 from ..floor.store import StoreError
 from ..video.reader import VideoError
 from ..nn.vit import ViT
-from ..nn.weights import read_hub, read_weights, write_weights
+from ..nn.weights import WeightsError, read_hub, read_weights, write_weights
 from .target_cache import free_cache, ClipSpec, TargetCache, read_clip
 from .videomae import VideoMAE, VideoMAEClassifier
 from .videomae_weights import unpack
@@ -113,9 +114,10 @@ def load_encoder(
 )->tuple: # encoder, 'finetuned' or 'pretrained'
     "The encoder of a VideoMAE checkpoint, strictly"
     if Path(name).is_file():
-        state = unpack(read_weights(name))
-        if 'head.weight' in state: return VideoMAEClassifier.from_official(state, heads), 'finetuned'
-        return VideoMAE.from_official(state, heads).encoder, 'pretrained'
+        with reads(name, WeightsError):
+            state = unpack(read_weights(name))
+            if 'head.weight' in state: return VideoMAEClassifier.from_official(state, heads), 'finetuned'
+            return VideoMAE.from_official(state, heads).encoder, 'pretrained'
     if 'classifier.weight' in read_hub(name)[1]: return VideoMAEClassifier.from_pretrained(name), 'finetuned'
     return VideoMAE.from_pretrained(name).encoder, 'pretrained'
 
@@ -159,8 +161,9 @@ def save_projection(p:Projection, path):
 
 def load_projection(path, kind='')->Projection:
     "A kept projection"
-    s = read_weights(path)
-    return Projection(s['weight'], s['mean'], kind)
+    with reads(path, WeightsError):
+        s = read_weights(path)
+        return Projection(s['weight'], s['mean'], kind)
 
 # %% ../../nbs/pretrain/token_targets.ipynb #fed33044
 def build_targets(

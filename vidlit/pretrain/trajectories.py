@@ -18,7 +18,7 @@ from ..video.sampling import by_rate
 from ..floor.places import get_extra
 from ..floor.store import atomic_path
 from ..video.reader import VideoReader, write_video
-from ..floor.reading import StoreError, read_json
+from ..floor.reading import FileError, StoreError, read_json, reads
 
 # %% ../../nbs/pretrain/trajectories.ipynb #aaa3a6b5
 def euler_matrix(
@@ -69,7 +69,7 @@ def in_camera(
     return torch.cat((x, matrix_euler(matmul3(Rc, euler_matrix(states[..., 3:6]))), states[..., 6:]), -1)
 
 # %% ../../nbs/pretrain/trajectories.ipynb #d70e1051
-class TrajectoryError(ValueError):
+class TrajectoryError(FileError):
     "What is wrong with a trajectory: `path` of the file, `key` in it, and `why`"
     def __init__(self, path, key, why):
         super().__init__(f"{path}: {key}: {why}" if key else f"{path}: {why}")
@@ -85,9 +85,14 @@ _pose,_grip,_camera = (f'observation/{k}' for k in ('robot_state/cartesian_posit
 
 def _array(f, path, key, width):
     "One array of a file, checked"
-    if key not in f:
-        raise TrajectoryError(path, key, f"is missing; the file has {', '.join(sorted(_keys(f))) or 'nothing'}")
-    x = torch.from_numpy(f[key][()].astype('float64'))
+    bad = lambda said: TrajectoryError(path, key, said.removeprefix(f'{path} '))
+    with reads(path, bad):
+        if key not in f: raise bad(f"is missing; the file has {', '.join(sorted(_keys(f))) or 'nothing'}")
+        d = f[key]
+        if not hasattr(d, 'dtype') or d.dtype.kind not in 'biuf':
+            raise bad(f"holds {getattr(d, 'dtype', 'no numbers')}, not plain numbers")
+        if d.nbytes>1032*path.stat().st_size: raise bad(f"says {list(d.shape)}, more numbers than the file has")
+        x = torch.from_numpy(d[()].astype('float64'))
     if x.ndim != (2 if width else 1) or width and x.shape[1] != width:
         raise TrajectoryError(path, key, f"must be [n{f', {width}' if width else ''}], is {list(x.shape)}")
     if not x.isfinite().all():
@@ -109,8 +114,8 @@ def read_states(
     h5py = _h5py(path)
     if not path.is_file(): raise TrajectoryError(path, None, 'no such file')
     try: f = h5py.File(path)
-    except OSError as e: raise TrajectoryError(path, None, f'not a readable HDF5 file: {e}') from e
-    with f:
+    except Exception as e: raise TrajectoryError(path, None, f'not a readable HDF5 file: {e}') from e
+    with reads(path, lambda said: TrajectoryError(path, None, said.removeprefix(f'{path} '))), f:
         pose,grip = _array(f, path, _pose, 6),_array(f, path, _grip, 0)
         if len(pose) != len(grip): raise TrajectoryError(path, _grip, f"has {len(grip)} rows, {_pose} has {len(pose)}")
         key = f'{_camera}{camera}_left'
@@ -125,7 +130,7 @@ def video_path(
     path,key = Path(folder)/'metadata.json',f'{view}_mp4_path'
     try: meta = read_json(path, dict)
     except (OSError, StoreError) as e: raise TrajectoryError(path, None, f'not readable: {e}') from e
-    if not isinstance(meta, dict) or key not in meta:
+    if key not in meta:
         raise TrajectoryError(path, key, f"is missing; there are {', '.join(sorted(map(str, meta)))}")
     video = Path(folder)/'recordings'/'MP4'/Path(str(meta[key])).name
     if not video.is_file(): raise TrajectoryError(path, key, f'names {video.name}, which is not in recordings/MP4')

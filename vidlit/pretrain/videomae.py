@@ -19,7 +19,7 @@ from ..video.pixels import denormalise, imagenet_mean, imagenet_std
 from ..nn.tokens import denorm_patches, grid_of, norm_patches, patchify, put, split_mask, take_patches, unpatchify
 from ..nn.vit import Block, ViT, ViTConfig, flat_pos, init_vit, run_blocks, vit_b
 from ..train.schedules import warmup_cosine
-from ..nn.weights import WeightsError, hf_videomae, labels_in, load_strict, peel, read_hub, save_hub
+from ..nn.weights import WeightsError, hf_videomae, labels_in, load_strict, peel, read_hub, save_hub, sized
 from .tube_masking import tube_mask
 from .videomae_weights import VideoMAEConfig, videomae_s, videomae_b, videomae_l, videomae_h
 from .videomae_weights import unpack, vit_sizes, hf_config, hf_processor, from_hf_config
@@ -294,7 +294,7 @@ def _with_head(cls, name, enc, state, num_labels=None, ignore_mismatched_sizes=F
     if n is None: raise WeightsError(f"{name}: there is no head in it; say num_labels=N (or labels=[...]) to start one")
     if have not in (None, n) and not ignore_mismatched_sizes: raise WeightsError(
         f"{name}: its head has {have} classes, asked for are {n}: pass ignore_mismatched_sizes=True to start a new head, or leave num_labels out")
-    res = cls(enc, n, labels=labels, **kw)
+    with sized(state, name): res = cls(enc, n, labels=labels, **kw)
     own = res.state_dict()
     fresh = ('head',) if have else ('head', 'fc_norm')
     if have!=n: state = {k: o for k,o in state.items() if k.split('.')[0] not in fresh} | {k: o for k,o in own.items()
@@ -352,12 +352,13 @@ def from_pretrained(cls:VideoMAE,
     **kw, # Parts, as `VideoMAE` takes them
 )->VideoMAE:
     "The pretraining model in the layout of transformers, strictly"
-    c,state = read_hub(name, revision)
-    state = peel(state)
+    c,read = read_hub(name, revision)
+    state = peel(read)
     bare = c.get('use_mean_pooling', True) and 'videomae.layernorm.weight' not in state # no norm after the encoder
     if bare: kw = dict(encoder=partial(ViT, norm=False)) | kw
-    res = cls(from_hf_config(c), **kw)
-    load_strict(res, state, hf_pretraining)
+    with sized(read):
+        res = cls(from_hf_config(c), **kw)
+        load_strict(res, state, hf_pretraining)
     return res
 
 # %% ../../nbs/pretrain/02_videomae.ipynb #300df78b
@@ -383,10 +384,11 @@ def from_pretrained(cls:VideoMAEClassifier,
     **kw, # Further arguments of the class
 )->VideoMAEClassifier:
     "The classification model in the layout of transformers, strictly; or a new head on what is there"
-    c,state = read_hub(name, revision)
+    c,read = read_hub(name, revision)
     ids = id2label or {i: k for k,i in (label2id or {}).items()}
     if ids: labels = labels_in({'id2label': ids})
-    state,sizes,has = peel(state),from_hf_config(c),'classifier.weight' in state
+    with sized(read): sizes = from_hf_config(c)
+    state,has = peel(read),'classifier.weight' in read
     if pool is None: pool = 'mean' if not has or c.get('use_mean_pooling', True) else 'first'
     state = _pretrained_encoder(_keys(state).to_ours(state), pool)
     if labels is None and num_labels in (None, len(labels_in(c) or ())): labels = labels_in(c)

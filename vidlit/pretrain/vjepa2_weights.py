@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..train.probe import CrossAttention
 from ..nn.vit import Block, Mlp, ViTConfig, init_vit, run_blocks
-from ..nn.weights import KeyMap, WeightsError, _torch_file, hf_labels, labels_in, load_strict, peel, read_hub, save_hub
+from ..nn.weights import KeyMap, WeightsError, _torch_file, hf_labels, labels_in, load_strict, peel, read_hub
+from ..nn.weights import save_hub, sized
 from .videomae_weights import hf_processor, vit_sizes
 from .vjepa2 import RopePredictor, VJEPA2, VJEPA2Config, rope_encoder, vjepa2_l
 
@@ -256,8 +257,9 @@ def from_pretrained(cls:VJEPA2,
 )->VJEPA2: # Fast and EMA target encoder are the one in the file
     "The model in the layout of transformers, strictly"
     c,state = read_hub(name, revision)
-    res,state = cls(sizes_from_hf(c)),hf_vjepa2.to_ours(_apart(state))
-    load_strict(res, state | {f'target_{k}': v for k,v in state.items() if k.startswith('encoder.')})
+    with sized(state):
+        res,state = cls(sizes_from_hf(c)),hf_vjepa2.to_ours(_apart(state))
+        load_strict(res, state | {f'target_{k}': v for k,v in state.items() if k.startswith('encoder.')})
     return res
 
 @patch(cls_method=True)
@@ -268,9 +270,10 @@ def from_pretrained(cls:VJEPA2Classifier,
     "The classification model in the layout of transformers, strictly"
     c,state = read_hub(name, revision)
     if 'classifier.weight' not in state: raise WeightsError(f"{name}: no classifier.weight, not a classification model")
-    res = cls(sizes_from_hf(c), len(state['classifier.weight']), c.get('num_pooler_layers', 3))
-    res.labels = labels_in(c)
-    load_strict(res, _apart(state), hf_vjepa2_classifier)
+    with sized(state):
+        res = cls(sizes_from_hf(c), len(state['classifier.weight']), c.get('num_pooler_layers', 3))
+        res.labels = labels_in(c)
+        load_strict(res, _apart(state), hf_vjepa2_classifier)
     return res
 
 # %% ../../nbs/pretrain/vjepa2_weights.ipynb #f0820179

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'order_of', 'CodecError', 'FrameCoder', 'finish', 'save_codec', 'load_codec', 'codec_folder', 'decoder_sum',
-           'Header', 'encode_video', 'decode_video', 'train_codec', 'rate_distortion']
+           'Header', 'encode_video', 'decode_video', 'read_coded', 'train_codec', 'rate_distortion']
 
 # %% ../../nbs/pyramid/codec_file.ipynb #a9c782d7
 import struct, zlib
@@ -12,7 +12,8 @@ import numpy as np, torch
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from ..nn.weights import load_strict, read_hub, save_hub
+from ..floor.reading import FileError, reads
+from ..nn.weights import WeightsError, load_strict, read_hub, save_hub, sized
 from .neural_codec import SCALES, Y_MAX, Z_MAX, Codec, CodecConfig
 from .neural_codec import codec_clips, codec_learner, counts, fold, freeze, normal_counts, unfold
 
@@ -31,7 +32,7 @@ def order_of(
     return out
 
 # %% ../../nbs/pyramid/codec_file.ipynb #a28fa904
-class CodecError(ValueError):
+class CodecError(FileError):
     "A file of the codec that cannot be decoded; says where"
 
 def _coder():
@@ -110,12 +111,13 @@ def load_codec(
 )->Codec: # In evaluation mode
     "A saved codec"
     c,state = read_hub(path or codec_folder())
-    if c.pop('model_type', None)!='vidlit_codec': raise ValueError(f"{path}: not a codec of vidlit")
-    codec = finish(Codec(CodecConfig(**{k: c[k] for k in asdict(CodecConfig())})))
-    for k,v in state.items():
-        if k.startswith('synthesis.'): state[k] = v.float()/128
-        elif v.is_floating_point(): state[k] = v.float()
-    load_strict(codec, state)
+    with sized(state):
+        if c.pop('model_type', None)!='vidlit_codec': raise WeightsError('not a codec of vidlit')
+        codec = finish(Codec(CodecConfig(**{k: c[k] for k in asdict(CodecConfig())})))
+        for k,v in state.items():
+            if k.startswith('synthesis.'): state[k] = v.float()/128
+            elif v.is_floating_point(): state[k] = v.float()
+        load_strict(codec, state)
     return codec.eval()
 
 def codec_folder()->Path:
@@ -209,6 +211,9 @@ def decode_video(
 )->tuple: # uint8 `[n, h, w, 3]` and `Header`; CodecError says which frame and byte is damaged
     "A file as a clip"
     codec,head = codec or load_codec(),Header.read(data)
+    if not head.n or head.n>len(data)//_each.size: raise CodecError(
+        f"the header says {head.n} frames, {len(data)} bytes hold at most {len(data)//_each.size}")
+    if not 0<head.w*head.h<=1<<26: raise CodecError(f"the header says {head.w}x{head.h} pixels, at most 64 million")
     if head.model!=decoder_sum(codec): raise CodecError(
         f"the file was made with other weights (checksum {head.model:08x}, not {decoder_sum(codec):08x})")
     coder,at,done,frames = FrameCoder(codec),_head.size,{},{}
@@ -223,13 +228,20 @@ def decode_video(
             f"{where}: the file ends after {len(data)} bytes, {size-len(body)} too early")
         if zlib.crc32(body)!=crc: raise CodecError(f"{where}: its {size} bytes are damaged")
         try: done[i] = coder.decode(body, _reference(done, refs, grey), head.step)
-        except AssertionError as e: raise CodecError(f"{where}: its symbols fit no distribution") from e
+        except (AssertionError, ValueError) as e: raise CodecError(f"{where}: its symbols fit no distribution") from e
         frames[i] = _crop(done[i], head.h, head.w)
         if zlib.crc32(frames[i].tobytes())!=crc_frame: raise CodecError(
             f"{where}: decoded to another picture than encoded")
         at += _each.size+size
         if progress: progress(k+1, len(order))
     return np.stack([frames[i] for i in sorted(frames)]),head
+
+def read_coded(
+    path, # File of `encode_video`
+    *args, # See `decode_video`
+)->tuple: # uint8 `[n, h, w, 3]` and `Header`; CodecError names the file
+    "A file on disk as a clip"
+    with reads(path, CodecError): return decode_video(Path(path).read_bytes(), *args)
 
 # %% ../../nbs/pyramid/codec_file.ipynb #201fb1c5
 def train_codec(

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn, Tensor
 from ..nn.tokens import Grid, grid_of
 from ..nn.vit import Attention, Block, PatchEmbed, ViTConfig, attend_ref, init_vit, vit_b
-from ..nn.weights import KeyMap, Rule, load_strict, read_hub, read_weights, save_hub, write_weights
+from ..nn.weights import KeyMap, Rule, load_strict, read_hub, read_weights, save_hub, sized, write_weights
 
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #d4fdefa0
 kinds_of_attention = 'divided','joint','space'
@@ -249,8 +249,9 @@ def from_pretrained(cls:TimeSformer,
     "A model of transformers, or our own"
     c,state = read_hub(name, revision)
     head = state.get('classifier.weight')
-    model = cls(from_hf_config(c, 0 if head is None else len(head)))
-    load_strict(model, state, hf_names if any(k.startswith('timesformer.') for k in state) else _body)
+    with sized(state):
+        model = cls(from_hf_config(c, 0 if head is None else len(head)))
+        load_strict(model, state, hf_names if any(k.startswith('timesformer.') for k in state) else _body)
     return model.eval()
 
 @patch

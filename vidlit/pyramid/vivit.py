@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn, Tensor
 from ..nn.tokens import Grid, grid_of
 from ..nn.vit import Attention, Block, PatchEmbed, ViTConfig, init_vit, run_blocks, vit_b
-from ..nn.weights import KeyMap, load_strict, read_hub, save_hub
+from ..nn.weights import KeyMap, load_strict, read_hub, save_hub, sized
 from .divided_attention import resize_nearest
 
 # %% ../../nbs/pyramid/vivit.ipynb #d299f798
@@ -216,8 +216,9 @@ def from_pretrained(cls:ViViT,
     c,state = read_hub(name, revision)
     head,act = state.get('classifier.weight'),c.get('hidden_act', 'gelu_fast')
     if act not in ('gelu','gelu_fast','gelu_new'): raise ValueError(f"hidden_act {act!r} is not known here")
-    model = cls(_our_config(c, 0 if head is None else len(head)))
-    load_strict(model, state, hf_names if any(k.startswith('vivit.') for k in state) else _body)
+    with sized(state):
+        model = cls(_our_config(c, 0 if head is None else len(head)))
+        load_strict(model, state, hf_names if any(k.startswith('vivit.') for k in state) else _body)
     return (model if act=='gelu' else _tanh(model)).eval()
 
 @patch

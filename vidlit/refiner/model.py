@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 from torch import nn, Tensor
 from ..nn.temporal_cores import core_kinds, make_core
-from ..nn.weights import load_strict, read_hub, save_hub
+from ..nn.weights import WeightsError, load_strict, read_hub, save_hub, sized
 
 # %% ../../nbs/refiner/04_model.ipynb #d24e2d7a
 def jitter(
@@ -440,7 +440,8 @@ def from_pretrained(cls:Refiner,
     "Read a refiner back"
     cfg,state = read_hub(name)
     wrong = [k for k in cfg if k not in RefinerConfig.__dataclass_fields__]
-    if wrong: raise ValueError(f"{name}: config.json has unknown {', '.join(wrong)}")
-    model = cls(RefinerConfig(**cfg))
-    load_strict(model, state)
+    if wrong: raise WeightsError(f"{name}: config.json has unknown {', '.join(wrong)}")
+    with sized(state):
+        model = cls(RefinerConfig(**cfg))
+        load_strict(model, state)
     return model

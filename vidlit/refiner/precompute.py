@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 from ..floor.places import sweep
-from ..floor.reading import Num, StoreError, read_json
+from ..floor.reading import Num, StoreError, read_json, read_npz
 from ..floor.store import Manifest, atomic_path, write_json, writer
 
 # %% ../../nbs/refiner/02_precompute.ipynb #d17e2378
@@ -106,8 +106,7 @@ def read_frame(
     i:int, # Number
 )->dict: # Name -> tensor, see the table above
     "What is known about a frame"
-    with np.load(Path(folder)/f'{i:06d}.npz', allow_pickle=False) as f:
-        return {k: torch.from_numpy(f[k]) for k in f.files}
+    return {k: torch.from_numpy(v) for k,v in read_npz(Path(folder)/f'{i:06d}.npz').items()}
 
 # %% ../../nbs/refiner/02_precompute.ipynb #59169356
 def show_precomputed(

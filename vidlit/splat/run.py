@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from torch import Tensor
 from ..floor.fingerprint import fingerprint
-from ..floor.reading import StoreError, read_json
+from ..floor.reading import Num, StoreError, read_json, reads
 from ..floor.store import atomic_path, write_json
+from ..nn.weights import read_weights
 from ..worlds.camera import make_K
 from .densify import DensifyConfig
+from .files import SceneError
 from .gaussians import Gaussians
 from .scene_files import read_scene
 from .scenes import Scene, pick_views
@@ -213,16 +215,21 @@ def open_scene(
     sky = torch.tensor(background or (0., 0., 0.))
     return Opened(at, long, K, size, pose, None, (0., -1., 0.), sky, len(gs))
 
+_real = Num(-1e9, 1e9, whole=False)
+_about = dict(recipe=dict, scene=str, seconds=_real, K=[[_real]], size=[Num(1, 1<<14)], pose=[[_real]], up=[_real],
+    path=[[[_real]]], background=[_real], lo=[_real], hi=[_real], moments=Num(1, 1<<20))
+_about[str] = object # What later versions add
+
 def _open_trained(path, seconds, background):
-    from safetensors.torch import load_file
-    i = _read(path/'splat.json')
     if not (path/'model.safetensors').is_file():
         raise ValueError(f"{path} is not trained yet: vidlit splat train goes on with it")
-    pose,recipe = torch.tensor(i['pose']),Recipe(**i['recipe'])
-    blank = Scene(torch.zeros(1, *i['size'], 3), torch.zeros(1), torch.tensor(i['K'])[None], pose[None],
-        background=tuple(i['background']), lo=tuple(i['lo']), hi=tuple(i['hi']))
-    model = splat_model(blank, recipe.kind, degree=recipe.degree)
-    model.load_state_dict(load_file(path/'model.safetensors'))
+    with reads(path/'splat.json', SceneError):
+        i,state = read_json(path/'splat.json', _about),read_weights(path/'model.safetensors')
+        pose,recipe = torch.tensor(i['pose']),Recipe(**i['recipe'])
+        blank = Scene(torch.zeros(1, *i['size'], 3), torch.zeros(1), torch.tensor(i['K'])[None], pose[None],
+            background=tuple(i['background']), lo=tuple(i['lo']), hi=tuple(i['hi']))
+        model = splat_model(blank, recipe.kind, degree=recipe.degree)
+    with reads(path/'model.safetensors', SceneError): model.load_state_dict(state)
     model.degree = model.gaussians.sh_degree
     still = model.deform is None and type(model.gaussians) is Gaussians
     long = 0. if still else seconds or i['seconds']

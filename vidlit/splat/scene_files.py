@@ -11,7 +11,8 @@ import math, re, struct, torch
 import numpy as np
 from pathlib import Path
 from torch import Tensor
-from ..floor.reading import StoreError, read_json
+from ..floor.reading import StoreError, read_json, read_lines, read_npy, reads
+from .files import SceneError
 from .scenes import Scene
 from ..worlds.camera import inv_pose, make_K, quat_to_mat
 
@@ -23,20 +24,23 @@ def _background(name):
     return _colours[name]
 
 def _json(path, form):
-    if not Path(path).is_file(): raise ValueError(f"there is no {path}")
+    if not Path(path).is_file(): raise SceneError(f"there is no {path}")
     try: return read_json(path, form)
-    except StoreError as e: raise ValueError(f"{path}: {e}" if str(path) not in str(e) else str(e)) from e
+    except StoreError as e: raise SceneError(str(e)) from e
 
 def read_image(
     path, # PNG or JPEG
     background=(0., 0., 0.), # Behind what is transparent
 )->Tensor: # `[h, w, 3]` in [0, 1]
     "An image, on a background where it is transparent"
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     try:
-        with Image.open(path) as im: a = np.asarray(im.convert('RGBA'))
-    except FileNotFoundError: raise ValueError(f"there is no image {path}") from None
-    except (UnidentifiedImageError, OSError) as e: raise ValueError(f"{path} is no readable image: {e}") from None
+        with Image.open(path) as im:
+            if im.width*im.height>100_000_000: raise ValueError(f"{im.width}x{im.height} pixels, more than 100 million")
+            a = np.asarray(im.convert('RGBA'))
+    except FileNotFoundError: raise SceneError(f"there is no image {path}") from None
+    except MemoryError: raise
+    except Exception as e: raise SceneError(f"{path} is no readable image: {e}") from None # a decoder for each format
     x = torch.from_numpy(a.copy()).float()/255
     return x[..., :3]*x[..., 3:]+(1-x[..., 3:])*torch.tensor(background)
 
@@ -46,7 +50,7 @@ def _stacked(paths, background=(0., 0., 0.)): # Images of one size
         out.append(read_image(p, background))
         if out[-1].shape!=out[0].shape:
             (h,w),(a,b) = out[-1].shape[:2],out[0].shape[:2]
-            raise ValueError(f"{p} is {w}x{h}, but {paths[0]} is {b}x{a}: all images must have one size")
+            raise SceneError(f"{p} is {w}x{h}, but {paths[0]} is {b}x{a}: all images must have one size")
     return torch.stack(out)
 
 def _from_opengl(m): # Camera-to-world with y up and z backwards -> OpenCV
@@ -58,9 +62,10 @@ def _spread(numbers): # Numbers -> times in [0, 1], equal steps for equal differ
     return (x-lo)/(hi-lo) if hi>lo else torch.zeros_like(x)
 
 def _matrix(path, i, m):
-    t = torch.tensor(m, dtype=torch.float32) if isinstance(m, list) else torch.zeros(0)
+    with reads(path, lambda said: SceneError(f"{path}: transform_matrix of frame {i} must be 4x4 numbers ({said})")):
+        t = torch.tensor(m, dtype=torch.float32) if isinstance(m, list) else torch.zeros(0)
     if tuple(t.shape)!=(4, 4):
-        raise ValueError(f"{path}: transform_matrix of frame {i} must be 4x4, not {list(t.shape)}")
+        raise SceneError(f"{path}: transform_matrix of frame {i} must be 4x4, not {list(t.shape)}")
     return t
 
 # %% ../../nbs/splat/scene_files.ipynb #45f6abe6
@@ -77,19 +82,20 @@ def read_dnerf(
     "A synthetic scene of D-NeRF"
     folder,path = Path(folder),Path(folder)/f'transforms_{split}.json'
     d,back = _json(path, _dnerf),_background(background)
-    if not d['frames']: raise ValueError(f"{path} has no frames")
-    n = len(d['frames'])
-    times = torch.tensor([f.get('time', i/max(n-1, 1)) for i,f in enumerate(d['frames'])], dtype=torch.float32)
-    if ((times<0) | (times>1)).any():
-        i = int(((times<0) | (times>1)).nonzero()[0])
-        raise ValueError(f"{path}: time {times[i].item():g} of frame {i} is outside [0, 1]")
-    def file_of(name): return folder/(name if Path(name).suffix in ('.png', '.jpg') else name+'.png')
-    files = [file_of(f['file_path']) for f in d['frames']]
-    images = _stacked(files, back)
-    K = make_K(math.degrees(d['camera_angle_x']), *images.shape[1:3])
-    pose = torch.stack([_from_opengl(_matrix(path, i, f['transform_matrix'])) for i,f in enumerate(d['frames'])])
-    box = (bounds,)*3
-    return Scene(images, times, K.expand(n, 3, 3), pose, background=back, lo=tuple(-o for o in box), hi=box)
+    with reads(path, SceneError):
+        if not d['frames']: raise SceneError(f"{path} has no frames")
+        n = len(d['frames'])
+        times = torch.tensor([f.get('time', i/max(n-1, 1)) for i,f in enumerate(d['frames'])], dtype=torch.float32)
+        if ((times<0) | (times>1)).any():
+            i = int(((times<0) | (times>1)).nonzero()[0])
+            raise SceneError(f"{path}: time {times[i].item():g} of frame {i} is outside [0, 1]")
+        def file_of(name): return folder/(name if Path(name).suffix in ('.png', '.jpg') else name+'.png')
+        files = [file_of(f['file_path']) for f in d['frames']]
+        images = _stacked(files, back)
+        K = make_K(math.degrees(d['camera_angle_x']), *images.shape[1:3])
+        pose = torch.stack([_from_opengl(_matrix(path, i, f['transform_matrix'])) for i,f in enumerate(d['frames'])])
+        box = (bounds,)*3
+        return Scene(images, times, K.expand(n, 3, 3), pose, background=back, lo=tuple(-o for o in box), hi=box)
 
 # %% ../../nbs/splat/scene_files.ipynb #02a45ea9
 _stud = {'frames': [{'file_path': str, 'transform_matrix': list, str: object}], str: object}
@@ -100,28 +106,28 @@ def read_nerfstudio(
 )->Scene:
     "A scene in nerfstudio's format"
     folder,path = Path(folder),Path(folder)/'transforms.json'
-    d = _json(path, _stud)
-    frames = sorted(d['frames'], key=lambda f: f['file_path'])
-    if not frames: raise ValueError(f"{path} has no frames")
-    images = _stacked([folder/f['file_path'] for f in frames], _background(background))
-    h,w = images.shape[1:3]
-    def get(f, k):
-        v = f.get(k, d.get(k))
-        if not isinstance(v, (int, float)): raise ValueError(f"{path}: {f['file_path']} has no {k}")
-        return float(v)
-    def K_of(f):
-        for k in ('k1', 'k2', 'k3', 'k4', 'p1', 'p2'):
-            v = f.get(k, d.get(k, 0))
-            if v: raise ValueError(f"{path}: distortion {k}={v}: undistort the images first")
-        if int(get(f, 'w'))!=w or int(get(f, 'h'))!=h:
-            raise ValueError(f"{path}: {f['file_path']} is {w}x{h}, not {get(f, 'w'):g}x{get(f, 'h'):g}")
-        return torch.tensor([[get(f, 'fl_x'), 0, get(f, 'cx')], [0, get(f, 'fl_y'), get(f, 'cy')], [0, 0, 1.]])
-    times = [f.get('time', i) for i,f in enumerate(frames)]
-    given = all('time' in f for f in frames)
-    times = torch.tensor(times, dtype=torch.float32) if given else _spread(times)
-    pose = torch.stack([_from_opengl(_matrix(path, i, f['transform_matrix'])) for i,f in enumerate(frames)])
-    try: return Scene(images, times, torch.stack([K_of(f) for f in frames]), pose, background=_background(background))
-    except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
+    d,back = _json(path, _stud),_background(background)
+    with reads(path, SceneError):
+        frames = sorted(d['frames'], key=lambda f: f['file_path'])
+        if not frames: raise SceneError(f"{path} has no frames")
+        images = _stacked([folder/f['file_path'] for f in frames], back)
+        h,w = images.shape[1:3]
+        def get(f, k):
+            v = f.get(k, d.get(k))
+            if not isinstance(v, (int, float)): raise SceneError(f"{path}: {f['file_path']} has no {k}")
+            return float(v)
+        def K_of(f):
+            for k in ('k1', 'k2', 'k3', 'k4', 'p1', 'p2'):
+                v = f.get(k, d.get(k, 0))
+                if v: raise SceneError(f"{path}: distortion {k}={v}: undistort the images first")
+            if int(get(f, 'w'))!=w or int(get(f, 'h'))!=h:
+                raise SceneError(f"{path}: {f['file_path']} is {w}x{h}, not {get(f, 'w'):g}x{get(f, 'h'):g}")
+            return torch.tensor([[get(f, 'fl_x'), 0, get(f, 'cx')], [0, get(f, 'fl_y'), get(f, 'cy')], [0, 0, 1.]])
+        times = [f.get('time', i) for i,f in enumerate(frames)]
+        given = all('time' in f for f in frames)
+        times = torch.tensor(times, dtype=torch.float32) if given else _spread(times)
+        pose = torch.stack([_from_opengl(_matrix(path, i, f['transform_matrix'])) for i,f in enumerate(frames)])
+        return Scene(images, times, torch.stack([K_of(f) for f in frames]), pose, background=back)
 
 # %% ../../nbs/splat/scene_files.ipynb #4b0af023
 _hyper = dict(
@@ -140,29 +146,31 @@ def read_hypernerf(
     if split not in ('train', 'test'): raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     s,d = (_json(folder/f'{k}.json', _hyper[k]) for k in ('scene', 'dataset'))
     meta = _json(folder/'metadata.json', {str: {'warp_id': int, str: object}})
-    ids = d['ids']
-    if d.get('val_ids'): keep = d['train_ids' if split=='train' else 'val_ids']
-    else: keep = [ids[i] for i in range(len(ids)) if (i%4==0 if split=='train' else i%4==2)]
-    if not keep: raise ValueError(f"{folder/'dataset.json'} has no images for {split!r}")
-    if lost := [i for i in keep if i not in meta]: raise ValueError(f"{folder/'metadata.json'} lacks {lost[0]!r}")
-    last = max(max(meta[i]['warp_id'] for i in ids if i in meta), 1)
-    cams = [_hyper_camera(folder/'camera'/f'{i}.json', s, ratio) for i in keep]
-    images = _stacked([folder/'rgb'/f'{ratio}x'/f'{i}.png' for i in keep])
-    times = torch.tensor([meta[i]['warp_id']/last for i in keep])
-    K,pose = (torch.stack(o) for o in zip(*cams))
-    return Scene(images, times, K, pose)
+    with reads(folder, SceneError):
+        ids = d['ids']
+        if d.get('val_ids'): keep = d['train_ids' if split=='train' else 'val_ids']
+        else: keep = [ids[i] for i in range(len(ids)) if (i%4==0 if split=='train' else i%4==2)]
+        if not keep: raise SceneError(f"{folder/'dataset.json'} has no images for {split!r}")
+        if lost := [i for i in keep if i not in meta]: raise SceneError(f"{folder/'metadata.json'} lacks {lost[0]!r}")
+        last = max(max(meta[i]['warp_id'] for i in ids if i in meta), 1)
+        cams = [_hyper_camera(folder/'camera'/f'{i}.json', s, ratio) for i in keep]
+        images = _stacked([folder/'rgb'/f'{ratio}x'/f'{i}.png' for i in keep])
+        times = torch.tensor([meta[i]['warp_id']/last for i in keep])
+        K,pose = (torch.stack(o) for o in zip(*cams))
+        return Scene(images, times, K, pose)
 
 def _hyper_camera(path, s, ratio):
     c = _json(path, _hyper['camera'])
-    for k in ('radial_distortion', 'tangential_distortion', 'skew'):
-        if any(np.atleast_1d(c.get(k, 0.))): raise ValueError(f"{path}: {k} {c[k]}: undistort the images first")
-    R,p = torch.tensor(c['orientation']),torch.tensor(c['position'])
-    if tuple(R.shape)!=(3, 3) or tuple(p.shape)!=(3,):
-        raise ValueError(f"{path}: orientation {list(R.shape)} or position {list(p.shape)} has another shape")
-    pose = torch.eye(4)
-    pose[:3, :3],pose[:3, 3] = R.T,(p-torch.tensor(s['center']))*s['scale']
-    f,a,(x,y) = c['focal_length']/ratio,c.get('pixel_aspect_ratio', 1.),c['principal_point']
-    return torch.tensor([[f, 0, x/ratio], [0, f*a, y/ratio], [0, 0, 1.]]),pose
+    with reads(path, SceneError):
+        for k in ('radial_distortion', 'tangential_distortion', 'skew'):
+            if any(np.atleast_1d(c.get(k, 0.))): raise SceneError(f"{path}: {k} {c[k]}: undistort the images first")
+        R,p = torch.tensor(c['orientation']),torch.tensor(c['position'])
+        if tuple(R.shape)!=(3, 3) or tuple(p.shape)!=(3,):
+            raise SceneError(f"{path}: orientation {list(R.shape)} or position {list(p.shape)} has another shape")
+        pose = torch.eye(4)
+        pose[:3, :3],pose[:3, 3] = R.T,(p-torch.tensor(s['center']))*s['scale']
+        f,a,(x,y) = c['focal_length']/ratio,c.get('pixel_aspect_ratio', 1.),c['principal_point']
+        return torch.tensor([[f, 0, x/ratio], [0, f*a, y/ratio], [0, 0, 1.]]),pose
 
 # %% ../../nbs/splat/scene_files.ipynb #3dec9be4
 def read_dynerf(
@@ -175,28 +183,30 @@ def read_dynerf(
     from vidlit.video.reader import VideoReader
     if split not in ('train', 'test'): raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     folder = Path(folder)
-    a,videos = _poses_bounds(folder/'poses_bounds.npy'),sorted(folder.glob('cam*.mp4'))
-    if len(videos)!=len(a): raise ValueError(f"{folder}: {len(videos)} videos for {len(a)} cameras of poses_bounds.npy")
-    m = a[:, :15].view(-1, 3, 5)
-    pose = torch.eye(4).repeat(len(a), 1, 1)
-    pose[:, :3, :4] = torch.stack((m[..., 1], m[..., 0], -m[..., 2], m[..., 3]), -1)
-    out,n0 = [],None
-    for i in [0] if split=='test' else range(1, len(a)):
-        with VideoReader(videos[i]) as r:
-            n0 = n0 or len(r)
-            if len(r)!=n0: raise ValueError(f"{videos[i]} has {len(r)} frames, the first one has {n0}")
-            k = range(0, len(r), step)
-            x = r.frames(k).float()/255
-        h,w,f = m[i, :, 4].tolist()
-        if abs(x.shape[1]/x.shape[2]-h/w)>.02:
-            raise ValueError(f"{videos[i]} is {x.shape[2]}x{x.shape[1]}, its camera {w:g}x{h:g}")
-        x,to = _resized(x, size),size or x.shape[1:3]
-        K = torch.tensor([[f*to[1]/w, 0, to[1]/2], [0, f*to[0]/h, to[0]/2], [0, 0, 1.]])
-        t = torch.tensor([j/max(n0-1, 1) for j in k])
-        out.append((x, t, K.expand(len(x), 3, 3), pose[i].expand(len(x), 4, 4), torch.full((len(x),), i)))
-    if not out: raise ValueError(f"{folder} has one camera only: nothing is left for training")
-    x,t,K,pose,cam = (torch.cat(o) for o in zip(*out))
-    return Scene(x, t, K, pose, camera=cam)
+    with reads(folder, SceneError):
+        a,videos = _poses_bounds(folder/'poses_bounds.npy'),sorted(folder.glob('cam*.mp4'))
+        if len(videos)!=len(a): raise SceneError(
+            f"{folder}: {len(videos)} videos for {len(a)} cameras of poses_bounds.npy")
+        m = a[:, :15].view(-1, 3, 5)
+        pose = torch.eye(4).repeat(len(a), 1, 1)
+        pose[:, :3, :4] = torch.stack((m[..., 1], m[..., 0], -m[..., 2], m[..., 3]), -1)
+        out,n0 = [],None
+        for i in [0] if split=='test' else range(1, len(a)):
+            with VideoReader(videos[i]) as r:
+                n0 = n0 or len(r)
+                if len(r)!=n0: raise SceneError(f"{videos[i]} has {len(r)} frames, the first one has {n0}")
+                k = range(0, len(r), step)
+                x = r.frames(k).float()/255
+            h,w,f = m[i, :, 4].tolist()
+            if abs(x.shape[1]/x.shape[2]-h/w)>.02:
+                raise SceneError(f"{videos[i]} is {x.shape[2]}x{x.shape[1]}, its camera {w:g}x{h:g}")
+            x,to = _resized(x, size),size or x.shape[1:3]
+            K = torch.tensor([[f*to[1]/w, 0, to[1]/2], [0, f*to[0]/h, to[0]/2], [0, 0, 1.]])
+            t = torch.tensor([j/max(n0-1, 1) for j in k])
+            out.append((x, t, K.expand(len(x), 3, 3), pose[i].expand(len(x), 4, 4), torch.full((len(x),), i)))
+        if not out: raise SceneError(f"{folder} has one camera only: nothing is left for training")
+        x,t,K,pose,cam = (torch.cat(o) for o in zip(*out))
+        return Scene(x, t, K, pose, camera=cam)
 
 def _resized(x, size):
     if size is None: return x
@@ -204,10 +214,9 @@ def _resized(x, size):
 
 def _poses_bounds(path):
     if not path.is_file(): raise ValueError(f"there is no {path}")
-    try: a = np.load(path, allow_pickle=False)
-    except ValueError as e: raise ValueError(f"{path} is no plain array: {e}") from None
+    a = read_npy(path, error=SceneError)
     if a.ndim!=2 or a.shape[1]!=17 or not np.isfinite(a).all():
-        raise ValueError(f"{path} must be [cameras, 17] finite numbers, not {list(a.shape)}")
+        raise SceneError(f"{path} must be [cameras, 17] finite numbers, not {list(a.shape)}")
     return torch.from_numpy(a).float()
 
 # %% ../../nbs/splat/scene_files.ipynb #8c6d7cad
@@ -219,14 +228,14 @@ class _Bytes: # A binary file, read forwards
     def __init__(self, path): self.path,self.b,self.i = path,path.read_bytes(),0
     def __call__(self, form):
         n = struct.calcsize('<'+form)
-        if self.i+n>len(self.b): raise ValueError(f"{self.path} ends too early, at byte {self.i}")
+        if self.i+n>len(self.b): raise SceneError(f"{self.path} ends too early, at byte {self.i}")
         out = struct.unpack_from('<'+form, self.b, self.i)
         self.i += n
         return out
     def skip(self, n): self.i += n
     def name(self):
         end = self.b.find(0, self.i)
-        if end<0: raise ValueError(f"{self.path} ends in a name")
+        if end<0: raise SceneError(f"{self.path} ends in a name")
         s,self.i = self.b[self.i:end].decode(errors='replace'),end+1
         return s
 
@@ -235,7 +244,7 @@ def _binary(folder): # cameras {id: (model, w, h, params)}, images [(quat, place
     cams = {}
     for _ in range(r('Q')[0]):
         i,model,w,h = r('iiQQ')
-        if model not in _models: raise ValueError(f"{r.path}: camera model {model} is unknown")
+        if model not in _models: raise SceneError(f"{r.path}: camera model {model} is unknown")
         cams[i] = (_models[model][0], w, h, r(f'{_models[model][1]}d'))
     r,images = _Bytes(folder/'images.bin'),[]
     for _ in range(r('Q')[0]):
@@ -252,24 +261,24 @@ def _binary(folder): # cameras {id: (model, w, h, params)}, images [(quat, place
     return cams,images,pts
 
 # %% ../../nbs/splat/scene_files.ipynb #2e3b8e36
-def _rows(path): return [l.split() for l in path.read_text().splitlines() if l.strip() and not l.startswith('#')]
+def _rows(path): return [l.split() for l in read_lines(path, 1<<30) if l.strip() and not l.startswith('#')]
 
 def _text(folder): # As `_binary`
     try:
         cams = {int(l[0]): (l[1], int(l[2]), int(l[3]), [*map(float, l[4:])]) for l in _rows(folder/'cameras.txt')}
-        lines = [l for l in (folder/'images.txt').read_text().splitlines() if not l.startswith('#')]
+        lines = [l for l in read_lines(folder/'images.txt', 1<<30) if not l.startswith('#')]
         heads = [l.split(maxsplit=9) for l in lines[::2] if l.strip()] # the other lines are points, and may be empty
         images = [([*map(float, l[1:5])], [*map(float, l[5:8])], int(l[8]), l[9]) for l in heads]
         p = folder/'points3D.txt'
         return cams,images,[tuple(map(float, l[1:7])) for l in _rows(p)] if p.is_file() else []
     except (IndexError, ValueError) as e:
-        raise ValueError(f"{folder}: a line of COLMAP's text cannot be read: {e}") from None
+        raise SceneError(f"{folder}: a line of COLMAP's text cannot be read: {e}") from None
 
 def _colmap_K(path, cam):
     model,w,h,p = cam
     if model=='SIMPLE_PINHOLE': fx,fy,cx,cy = p[0],p[0],p[1],p[2]
     elif model=='PINHOLE': fx,fy,cx,cy = p
-    else: raise ValueError(f"{path}: camera model {model}: undistort the images first")
+    else: raise SceneError(f"{path}: camera model {model}: undistort the images first")
     return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1.]]),(h, w)
 
 def read_colmap(
@@ -278,27 +287,28 @@ def read_colmap(
 )->Scene: # With COLMAP's points
     "A reconstruction by COLMAP"
     folder = Path(folder)
-    at = next((p for p in (folder/'sparse'/'0', folder/'sparse', folder) if list(p.glob('cameras.*'))), None)
-    if at is None: raise ValueError(f"{folder} has no cameras.bin or cameras.txt, nor has its sparse/0")
-    cams,images,pts = _binary(at) if (at/'cameras.bin').is_file() else _text(at)
-    if not images: raise ValueError(f"{at} has no images")
-    images = sorted(images, key=lambda o: o[3])
-    numbers = [re.findall(r'[0-9]+', Path(o[3]).stem) for o in images]
-    lost = [o[3] for o,n in zip(images, numbers) if not n]
-    if lost: raise ValueError(f"{at}: no number, so no time, in {lost[0]!r}")
-    lost = [o for o in images if o[2] not in cams]
-    if lost: raise ValueError(f"{at}: {lost[0][3]} asks for camera {lost[0][2]}")
-    K,sizes = zip(*(_colmap_K(at, cams[o[2]]) for o in images))
-    view = torch.eye(4).repeat(len(images), 1, 1)
-    view[:, :3, :3] = quat_to_mat(torch.tensor([o[0] for o in images]))
-    view[:, :3, 3] = torch.tensor([o[1] for o in images])
-    x = _stacked([folder/'images'/o[3] for o in images], _background(background))
-    (h,w),said = x.shape[1:3],sizes[0]
-    if (h, w)!=said: raise ValueError(f"{at}: {images[0][3]} is {w}x{h}, its camera says {said[1]}x{said[0]}")
-    p = torch.tensor(pts, dtype=torch.float32) if pts else None
-    first = {} if p is None else dict(points=p[:, :3], rgb=p[:, 3:]/255)
-    times = _spread([int(n[-1]) for n in numbers])
-    return Scene(x, times, torch.stack(K), inv_pose(view), background=_background(background), **first)
+    with reads(folder, SceneError):
+        at = next((p for p in (folder/'sparse'/'0', folder/'sparse', folder) if list(p.glob('cameras.*'))), None)
+        if at is None: raise SceneError(f"{folder} has no cameras.bin or cameras.txt, nor has its sparse/0")
+        cams,images,pts = _binary(at) if (at/'cameras.bin').is_file() else _text(at)
+        if not images: raise SceneError(f"{at} has no images")
+        images = sorted(images, key=lambda o: o[3])
+        numbers = [re.findall(r'[0-9]+', Path(o[3]).stem) for o in images]
+        lost = [o[3] for o,n in zip(images, numbers) if not n]
+        if lost: raise SceneError(f"{at}: no number, so no time, in {lost[0]!r}")
+        lost = [o for o in images if o[2] not in cams]
+        if lost: raise SceneError(f"{at}: {lost[0][3]} asks for camera {lost[0][2]}")
+        K,sizes = zip(*(_colmap_K(at, cams[o[2]]) for o in images))
+        view = torch.eye(4).repeat(len(images), 1, 1)
+        view[:, :3, :3] = quat_to_mat(torch.tensor([o[0] for o in images]))
+        view[:, :3, 3] = torch.tensor([o[1] for o in images])
+        x = _stacked([folder/'images'/o[3] for o in images], _background(background))
+        (h,w),said = x.shape[1:3],sizes[0]
+        if (h, w)!=said: raise SceneError(f"{at}: {images[0][3]} is {w}x{h}, its camera says {said[1]}x{said[0]}")
+        p = torch.tensor(pts, dtype=torch.float32) if pts else None
+        first = {} if p is None else dict(points=p[:, :3], rgb=p[:, 3:]/255)
+        times = _spread([int(n[-1]) for n in numbers])
+        return Scene(x, times, torch.stack(K), inv_pose(view), background=_background(background), **first)
 
 # %% ../../nbs/splat/scene_files.ipynb #bbed582a
 def read_monocular(
@@ -319,18 +329,18 @@ def read_monocular(
         k = list(range(0, len(r), step))
         x,total = r.frames(k).float()/255,len(r)
     d = DepthReader(depth, kind='depth')
-    if len(d)!=total: raise ValueError(f"{depth} has {len(d)} frames, {video} has {total}")
+    if len(d)!=total: raise SceneError(f"{depth} has {len(d)} frames, {video} has {total}")
     if pose is not None and len(pose)!=total: raise ValueError(f"pose has {len(pose)} frames, {video} has {total}")
     z = d.frames(k)
     if abs(z.shape[2]/z.shape[3]-x.shape[1]/x.shape[2])>.02:
-        raise ValueError(f"{depth} is {z.shape[3]}x{z.shape[2]}, {video} is {x.shape[2]}x{x.shape[1]}")
+        raise SceneError(f"{depth} is {z.shape[3]}x{z.shape[2]}, {video} is {x.shape[2]}x{x.shape[1]}")
     K = make_K(fov, *x.shape[1:3]) if K is None else K
     to = size or tuple(x.shape[1:3])
     K = torch.diag(torch.tensor([to[1]/x.shape[2], to[0]/x.shape[1], 1.]))@K
     x,z = _resized(x, to),torch.nn.functional.interpolate(z, size=to, mode='nearest')[:, 0]
     pose = torch.eye(4).repeat(len(k), 1, 1) if pose is None else pose[k].float()
     gen,ok = gen or torch.Generator().manual_seed(0),(z.isfinite() & (z>0)).nonzero()
-    if not len(ok): raise ValueError(f"{depth} has no depth in any pixel")
+    if not len(ok): raise SceneError(f"{depth} has no depth in any pixel")
     i,r,c = ok[torch.randint(len(ok), (n,), generator=gen)].unbind(1)
     far = z[i, r, c][:, None]
     cam = torch.cat(((torch.stack((c, r), 1)+.5-K[:2, 2])/K[(0, 1), (0, 1)]*far, far), 1)
@@ -352,4 +362,4 @@ def read_scene(
         if (folder/name).exists(): return reader(folder, split, **kw)
     if (folder/'transforms.json').exists(): return read_nerfstudio(folder, **kw)
     if (folder/'sparse').is_dir() or list(folder.glob('cameras.*')): return read_colmap(folder, **kw)
-    raise ValueError(f"{folder} holds none of transforms.json, {', '.join(split_ones)}, sparse")
+    raise SceneError(f"{folder} holds none of transforms.json, {', '.join(split_ones)}, sparse")

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 from ..floor.places import sweep, temp_path
-from ..floor.reading import Limits, StoreError, parse_json
+from ..floor.reading import FileError, Limits, StoreError, parse_json
 from .callbacks import Stepped, bare, rank, world_size
 
 # %% ../../nbs/train/05_checkpoint.ipynb #965b64f6
-class CheckpointError(Exception):
+class CheckpointError(FileError):
     "A checkpoint is damaged, or belongs to another run"
 
 def _split(x, out, at='state'):

@@ -16,7 +16,7 @@ from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
 from ..floor.places import temp_path
-from ..floor.reading import Num, StoreError, Text, inside, open_zarr, read_json
+from ..floor.reading import Num, StoreError, Text, inside, open_zarr, read_json, read_npz
 from .writing import VideoError, MissingVideoError, as_fps
 
 # %% ../../nbs/video/07_depth_frames.ipynb #9fa0b64d
@@ -128,9 +128,8 @@ def _load(path, storage):
     "Read one frame file"
     if storage=='png16': return np.array(Image.open(path, formats=['PNG']))
     if storage=='npz':
-        with np.load(path, allow_pickle=False) as f:
-            a = f[next((k for k in _keys if k in f), _keys[0])]
-            return a[0] if a.ndim==3 and len(a)==1 else a
+        a, = read_npz(path, [_keys]).values()
+        return a[0] if a.ndim==3 and len(a)==1 else a
     with _exr().File(str(path)) as f:
         found = f.channels() # Z alone: what we wrote once, and what the official program writes
         return np.array(found['Y' if 'Y' in found else 'Z'].pixels)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from torch import Tensor
 from ..floor.places import temp_path
-from ..floor.reading import Num, read_json
+from ..floor.reading import Num, read_json, reads
 from ..floor.store import write_json
 from .writing import VideoError, as_fps
 
@@ -101,10 +101,10 @@ def read_log_depth(
 )->Iterator: # of float32 [1, h, w], metres
     "The frames of a video of codes, one at a time"
     codes = read_codes(path) if codes is None else codes
-    try:
-        with av.open(str(path)) as box:
-            for f in box.decode(video=0):
-                if f.format.name!='gray12le': raise VideoError(path,
-                    f"holds {f.format.name}, not gray12le: a picture, no codes")
-                yield codes.decode(torch.from_numpy(f.to_ndarray().astype(np.int32)), holes)[None]
-    except av.FFmpegError as e: raise VideoError(path, f"cannot be read ({e})") from e
+    with reads(path, _bad(path)), av.open(str(path)) as box:
+        for f in box.decode(video=0):
+            if f.format.name!='gray12le': raise VideoError(path,
+                f"holds {f.format.name}, not gray12le: a picture, no codes")
+            yield codes.decode(torch.from_numpy(f.to_ndarray().astype(np.int32)), holes)[None]
+
+def _bad(path): return lambda said: VideoError(path, said.removeprefix(f'{path} '))

@@ -12,7 +12,7 @@ from dataclasses import dataclass,field
 from pathlib import Path
 import torch
 from torch import Tensor
-from ..floor.reading import Num, Text, plain_name, read_json
+from ..floor.reading import Num, StoreError, Text, plain_name, read_json, read_lines, reads
 
 # %% ../../nbs/video/04_sampling.ipynb #5791c9a8
 def _check(n_frames, **kw):
@@ -195,7 +195,7 @@ def list_folder(
 
 # %% ../../nbs/video/04_sampling.ipynb #dda9470e
 def _lines(path): # Of a text file, whatever editor wrote it
-    return Path(path).read_text(encoding='utf-8-sig').splitlines()
+    return read_lines(path)
 
 def list_csv(
     path, # File of lines `path label`, or `path,label`
@@ -208,10 +208,10 @@ def list_csv(
     for i,line in enumerate(_lines(path), 1):
         if not line.strip(): continue
         m = re.fullmatch(r'"?(.+?)"?\s*[\s,;]\s*(-?\d+)\s*', line)
-        if not m: raise ValueError(f"{path}, line {i}: expected 'path label', found {line!r}")
+        if not m: raise StoreError(f"{path}, line {i}: expected 'path label', found {line!r}")
         three = re.search(r'[\s,;]-?\d+$', m[1])
         short = m[1][:three.start()].strip('"') if three else ''
-        if short and not (root/m[1]).exists() and (root/short).exists(): raise ValueError(
+        if short and not (root/m[1]).exists() and (root/short).exists(): raise StoreError(
             f"{path}, line {i}: three columns, {line!r}; expected 'path label' (a list of 'path frames label' names "
             'folders of images)')
         paths.append(root/m[1])
@@ -233,7 +233,7 @@ def list_ssv2(
     rows = read_json(path, ssv2_form)
     keys = [re.sub(r'[\[\]]', '', o['template']) if 'template' in o else None for o in rows]
     for o,k in zip(rows,keys):
-        if k is not None and k not in names: raise ValueError(
+        if k is not None and k not in names: raise StoreError(
             f"{path}, id {o['id']}: template {k!r} is not in {labels}")
     return _some(VideoList([Path(root)/f"{o['id']}{ext}" for o in rows], [names.get(k,-1) for k in keys],
         sorted(names, key=names.get)), path)
@@ -248,10 +248,11 @@ def list_ucf(
     "One of UCF-101's three official splits"
     splits = Path(splits)
     if split not in (1,2,3): raise ValueError(f"UCF-101 has splits 1, 2 and 3, not {split}")
-    vocab = [o.strip().split(None, 1)[1] for o in _lines(splits/'classInd.txt') if o.strip()]
+    with reads(splits/'classInd.txt'):
+        vocab = [o.strip().split(None, 1)[1] for o in _lines(splits/'classInd.txt') if o.strip()]
     name = splits/f"{'train' if train else 'test'}list{split:02}.txt"
     files = [re.sub(r'\s+\d+$', '', o.strip()) for o in _lines(name) if o.strip()]
     for o in files:
-        if not plain_name(o): raise ValueError(f"{name}: {o!r} leads out of the folder")
-        if o.split('/')[0] not in vocab: raise ValueError(f"{name}: class of {o!r} is not in classInd.txt")
+        if not plain_name(o): raise StoreError(f"{name}: {o!r} leads out of the folder")
+        if o.split('/')[0] not in vocab: raise StoreError(f"{name}: class of {o!r} is not in classInd.txt")
     return _some(VideoList([Path(root)/o for o in files], [vocab.index(o.split('/')[0]) for o in files], vocab), name)

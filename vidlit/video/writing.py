@@ -14,9 +14,10 @@ from pathlib import Path
 import av, numpy as np, torch
 from torch import Tensor
 from ..floor.places import temp_path
+from ..floor.reading import FileError
 
 # %% ../../nbs/video/01_writing.ipynb #373fc758
-class VideoError(ValueError):
+class VideoError(FileError):
     "What is wrong with a video: its `path`, `why`, and how many frames at its start are `good` (None where unknown)"
     def __init__(self, path, why='', good=None, frames=None):
         super().__init__(str(path), why, good, frames)

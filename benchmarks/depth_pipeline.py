@@ -60,7 +60,8 @@ class Null(DepthModel):
     "No network and no preparation: green is the depth"
     def inside(self, hw): return tuple(hw)
     def prep(self, frame): return torch.as_tensor(frame).movedim(-1, 0)
-    def infer(self, x): return x[:, :, 1].float()
+    def encode(self, frames): return [self.prep(f) for f in frames] if isinstance(frames, list) else self.prep(frames)
+    def mix(self, x): return x[0, :, 1].float()
 
 
 class Resizing(Null):

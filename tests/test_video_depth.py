@@ -117,7 +117,7 @@ def test_a_video_through_the_shell(box, tmp_path, args):
 def test_numbers_are_those_of_the_windows(box, tmp_path):
     m = tiny()
     with VideoReader(box/'video.mp4') as v:
-        want = m.back(torch.stack(list(infer_windows(v.stream(), m.infer, m.prep))), (48, 80))
+        want = m.back(torch.stack(list(infer_windows(v.stream(), m.mix, m.encode))), (48, 80))
     for storage in ('npz', 'png16'):
         video_depth(box/'video.mp4', tmp_path/storage, m, storage=storage)
         r = DepthReader(tmp_path/storage)
@@ -363,14 +363,14 @@ def test_half_precision_that_breaks(box, tmp_path, mode):
 
 def test_half_precision_that_breaks_later(box, tmp_path, monkeypatch):
     "A single part is made again, and counted"
-    m, real = tiny(precision='bf16'), type(tiny()).infer
+    m, real = tiny(precision='bf16'), type(tiny()).mix
     calls = []
 
-    def infer(self, x):
+    def mix(self, *a):
         calls.append(self.precision)
-        d = real(self, x)
+        d = real(self, *a)
         return d*float('nan') if len(calls) == 2 else d
-    monkeypatch.setattr(type(m), 'infer', infer)
+    monkeypatch.setattr(type(m), 'mix', mix)
     notes = []
     row = video_depth(box/'video.mp4', tmp_path/'d', m, report=lambda r: notes.append(r.get('note')))
     assert calls == ['bf16', 'bf16', 'fp32', 'bf16'] and '1 further parts' in row['note']
@@ -378,7 +378,7 @@ def test_half_precision_that_breaks_later(box, tmp_path, monkeypatch):
     said = 'bf16 gave values that are not finite at frame 24: this part is made in fp32 (1 so far)'
     assert [o for o in notes if o] == [said]
     with pytest.raises(ValueError, match='not finite in fp32'):
-        monkeypatch.setattr(type(m), 'infer', lambda self, x: real(self, x)*float('inf'))
+        monkeypatch.setattr(type(m), 'mix', lambda self, *a: real(self, *a)*float('inf'))
         video_depth(box/'video.mp4', tmp_path/'e', m)
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'FADE', 'STEP', 'KEYS', 'window_frames', 'n_windows', 'frame_parts', 'scale_shift', 'apply_fit',
-           'WindowState', 'fit_window', 'next_state', 'slide', 'run_window', 'infer_windows', 'histogram', 'cut_score',
-           'is_cut', 'scenes']
+           'WindowState', 'fit_window', 'next_state', 'slide', 'run_window', 'fade', 'infer_windows', 'histogram',
+           'cut_score', 'is_cut', 'scenes']
 
 # %% ../../nbs/depth/11_windows.ipynb #932fe36f
 import math, numpy as np, torch
@@ -117,14 +117,17 @@ def slide(
 
 # %% ../../nbs/depth/11_windows.ipynb #6e75ed4c
 def run_window(
-    model:Callable, # [1, 32, *frame] -> [32, h, w] or [1, 32, h, w]
-    win:list # 32 frames of one shape, tensors
-)->Tensor: # float32 [32, h, w], on the CPU
+    model:Callable, # [1, 32, *frame] -> [32, h, w] or [1, 32, h, w]; or (list of 32, real) -> [real, h, w]
+    win:list, # 32 frames of one shape, tensors, or what else the model takes
+    real:int=WINDOW # How many of them are not padding
+)->Tensor: # float32 [32, h, w], or [real, h, w] for what are no tensors; on the CPU
     "A window through the model, its answer checked"
-    with torch.no_grad(): raw = torch.as_tensor(model(torch.stack(win)[None]))
+    plain = isinstance(win[0], Tensor)
+    n = WINDOW if plain else real
+    with torch.no_grad(): raw = torch.as_tensor(model(torch.stack(win)[None]) if plain else model(win, real))
     if raw.ndim==4 and len(raw)==1: raw = raw[0]
-    if raw.ndim!=3 or len(raw)!=WINDOW:
-        raise ValueError(f"the model gave {list(raw.shape)} for {WINDOW} frames, not [{WINDOW}, h, w]")
+    if raw.ndim!=3 or len(raw)!=n:
+        raise ValueError(f"the model gave {list(raw.shape)} for {n} frames, not [{n}, h, w]")
     raw = raw.float().cpu()
     if not all(map(math.isfinite, torch.aminmax(raw))):
         raise ValueError(f"the model gave {int((~raw.isfinite()).sum())} of {raw.numel()} values that are not finite")
@@ -134,22 +137,23 @@ def run_window(
 def _infer(frames, model, metric):
     state,tail = None,[]
     for win,real in slide(frames):
-        raw = run_window(model, win)
+        raw = run_window(model, win, real)
         fit,lo = fit_window(raw, state, metric),0 if state is None else 2
         for j in range(lo, min(real, WINDOW-FADE)):
             d = apply_fit(raw[j], fit)
-            yield _fade(tail[j-lo], d, j-lo) if j-lo<len(tail) else d.clone() if fit is None else d
+            yield fade(tail[j-lo], d, j-lo) if j-lo<len(tail) else d.clone() if fit is None else d
         state,tail = next_state(raw, fit, state),[apply_fit(d, fit).clone() for d in raw[WINDOW-FADE:]]
 
-def _fade(old, new, j):
+def fade(old, new, j): # j: in 0..7
+    "Frame `j` of an overlap, from a window to the next"
     w = j/(FADE-1)
     return old*(1-w)+new*w
 
 # %% ../../nbs/depth/11_windows.ipynb #7c51e0af
 def infer_windows(
     frames:Iterable, # Frames of a video: tensors of one shape, such as uint8 [h, w, 3] from a reader
-    model:Callable, # [1, 32, *frame] -> [32, h, w]
-    prep:Callable=None, # Frame -> what the model takes, done once a frame, such as [3, h, w] normalised
+    model:Callable, # See `run_window`; `mix` of a `DepthModel`
+    prep:Callable=None, # Frame -> what the model takes, done once a frame; `encode` of a `DepthModel`
     metric:bool=False, # Is the model's scale to be trusted? Then windows are blended only
     cut:Callable=None # (frame before, frame) -> bool, where to start anew: see `is_cut`; None: never
 )->Iterator: # float32 [h, w] for each frame, on the CPU

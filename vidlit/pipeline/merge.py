@@ -115,10 +115,14 @@ def merge_frames(
         else: yield i,torch.lerp(at(c-1, i), at(c, i), (i-starts[c]+1)/(o+1))
 
 # %% ../../nbs/pipeline/07_merge.ipynb #8c11bc6d
-def _span(readers, fits):
-    ends = [S*v+T for r,f in zip(readers, fits) for S,T in [f or (1.,0.)] for v in r.bounds()]
-    lo,hi = max(0., min(ends)),max(0., max(ends))
-    return lo,max(hi, lo+1e-6+1e-6*lo)
+def _span(frames, kind):
+    "Bounds of a video's depth, as one worker alone finds them"
+    lo,hi = math.inf,-math.inf
+    for _,d in frames:
+        if kind!='disparity': d = d[d>0]
+        if d.numel(): lo,hi = min(lo, d.min().item()),max(hi, d.max().item())
+    if lo>hi: lo = hi = 0.
+    return lo,max(hi, lo+1e-6+1e-6*abs(lo))
 
 def _hole(d, kind):
     return d if kind=='disparity' else torch.where(d>0, d, torch.nan) # no distance is 0: nothing known there
@@ -193,7 +197,7 @@ def merge(
     info,how = job.bound(),_how(job, how)
     readers,ranges,fits = _pieces(job, info, how)
     whole = (storage=='png16' and dtype is None) or dtype=='uint16'
-    lo,hi = _span(readers, fits) if whole else (None, None)
+    lo,hi = _span(merge_frames(readers, ranges, fits, how=='discard'), info['kind']) if whole else (None, None)
     made = dict(_plan(path), fingerprint=info['model'], mode='chunks', how=how, chunks=job.chunks, fits=fits,
         inside=readers[0].shape)
     kw = dict(fps=job.fps, storage=storage, dtype=dtype, lo=lo, hi=hi, units=info['units'], source=job.source,

@@ -148,7 +148,7 @@ def _frames_to_depth(m, mode, frames, hw):
     "Depth of frames, `[h, w]` each, one at a time"
     if isinstance(m, FrameModel): rows = (m.infer(m.prep([f]))[0,0] for f in frames)
     elif mode=='stream': rows = _stream(m, frames)
-    else: rows = infer_windows(frames, m.infer, m.prep, m.metric)
+    else: rows = infer_windows(frames, getattr(m, 'mix', m.infer), getattr(m, 'encode', m.prep), m.metric)
     for d in rows:
         d = m.back(d[None], hw)[0]
         yield d if m.file_kind=='disparity' else torch.where(d>0, d, torch.nan)

@@ -81,7 +81,7 @@ def test_an_editable_install_is_found_from_a_parent_folder_and_by_type_checkers(
 
 
 FOREIGN = '''
-import importlib, os, pkgutil, sys
+import importlib, os, subprocess, sys, av, numpy, torch # theirs to care for
 for m in ('fcntl', 'resource', 'termios', 'pwd', 'grp', 'pty', 'tty'): sys.modules[m] = None
 for k in ('O_NOFOLLOW', 'O_NONBLOCK', 'O_CLOEXEC', 'pread', 'pwrite', 'sched_getaffinity', 'uname', 'getuid'):
     if hasattr(os, k): delattr(os, k)
@@ -92,9 +92,9 @@ class Byte: # Windows' own lock
         i = os.fstat(fd).st_ino
         if i in Byte.held: raise OSError('busy')
         Byte.held.add(i)
-sys.modules['msvcrt'] = Byte
 import vidlit
 for m in sys.argv[1:]: importlib.import_module(f'vidlit.{m}')
+sys.modules['msvcrt'] = Byte
 from vidlit.floor.places import StoreBusy, locked
 with locked('a'):
     try:

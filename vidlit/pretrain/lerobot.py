@@ -138,7 +138,8 @@ def write_lerobot(
         v = {f'videos/{camera}/{k}': x for k,x in (('chunk_index', 0), ('file_index', 0), ('from_timestamp', at/fps))}
         meta.append({'episode_index': e, 'length': len(frames), 'data/chunk_index': 0, 'data/file_index': 0, **v})
         at += len(frames)
-    tables = {_data.format(0, 0): pa.table(rows), 'meta/episodes/chunk-000/file-000.parquet': pa.Table.from_pylist(meta)}
+    where = 'meta/episodes/chunk-000/file-000.parquet'
+    tables = {_data.format(0, 0): pa.table(rows), where: pa.Table.from_pylist(meta)}
     for to,table in tables.items():
         (root/to).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, root/to)

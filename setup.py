@@ -18,8 +18,8 @@ data = {k: v for k, v in weights.items() if Path(v, 'config.json').exists()}
 if Path('data/viewer/page.html').exists(): data['vidlit.viewer'] = 'data/viewer'
 # What a recorded result and a claim are: the report of `vidlit reproduce` shows them beside what it ran
 data |= {f'vidlit.record.{k}': f'data/{k}' for k in ('claims', 'results') if Path('data', k).is_dir()}
-# An editable install finds all of that in the checkout. Mapped folders would make setuptools install an import hook, which
-# type checkers cannot follow, and which a folder called vidlit in the current directory goes before: one path instead.
+# An editable install finds all of that in the checkout. Mapped folders would make setuptools install an import hook,
+# which type checkers cannot follow and a folder called vidlit in the current directory goes before: one path instead.
 if 'editable_wheel' in sys.argv: data = {'': '.'}
 stages = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
 

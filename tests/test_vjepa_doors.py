@@ -247,6 +247,7 @@ def test_positions_are_stretched_as_the_authors_do():
     n = torch.arange(2*24*20)
     where = n//480, (n % 480)//20*15/23, n % 20*15/19
     ang = torch.cat([(p[:, None]*om).repeat_interleave(2, -1) for p in where], 1)
+    assert torch.equal(StretchedRope(d, side=16)(Grid(2, 24, 20))[0], cos) # asked twice
     assert torch.allclose(cos[0, 0], ang.cos(), atol=1e-5) and torch.allclose(sin[0, 0], ang.sin(), atol=1e-5)
 
 

@@ -120,7 +120,8 @@ def _say_version(yes): # --version
 app = _app('vidlit: modern video learning to read, reproduce and build on.', add_completion=True)
 
 @app.callback()
-def _root(version:Annotated[bool, typer.Option('--version', help='Version', callback=_say_version, is_eager=True)]=False,
+def _root(
+    version:Annotated[bool, typer.Option('--version', help='Version', callback=_say_version, is_eager=True)]=False,
     verbose:Annotated[bool, typer.Option('--verbose', '-v', help='Whole errors, warnings, times')]=False): pass
 
 video_app = _app('Look into videos.')

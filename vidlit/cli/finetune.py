@@ -21,7 +21,7 @@ def _row(o): # An epoch on standard error
 # %% ../../nbs/cli/finetune.ipynb #120eea16
 @command(app)
 def finetune(data:str, # Folder of videos: a folder for each class, train/ and val/, lists, UCF-101, Something-Something
-    init:str='MCG-NJU/videomae-base', # Folder, file or Hub name of a VideoMAE; videomae_tiny, videomae_s ... from nothing
+    init:str='MCG-NJU/videomae-base', # Folder, file, Hub name; videomae_tiny, videomae_s ... from nothing
     out:str='finetuned',       # Folder of the run; continued when there
     epochs:int=20,             # Passes over the training videos
     bs:int=8,                  # Videos in a batch

@@ -44,8 +44,8 @@ def _rows(): # (name, (class, start of the configuration's name), rest of it, pa
     yield 'videomae_b', _mae, 'b', 94.21, what, ('MCG-NJU/videomae-base', 'MCG-NJU/videomae-base-ssv2'), _nc
     yield 'videomae_l', _mae, 'l', 317.78, what, ('MCG-NJU/videomae-large',), _nc
     yield 'videomae_h', _mae, 'h', 653.1, what
-    for k,n,size,sets in (('s', 22.03, 'small', 2), ('b', 86.53, 'base', 2), ('l', 304.27, 'large', 1),
-            ('h', 632.12, 'huge', 1)):
+    tuned = ('s', 22.03, 'small', 2), ('b', 86.53, 'base', 2), ('l', 304.27, 'large', 1), ('h', 632.12, 'huge', 1)
+    for k,n,size,sets in tuned:
         names = tuple(f'MCG-NJU/videomae-{size}-finetuned-{o}' for o in ('kinetics', 'ssv2')[:sets])
         yield f'videomae_classifier_{k}', _class, k, n, 'classifier, 400 classes', names, _nc
     for k,n in (('s', 24.03), ('b', 94.21), ('l', 317.78), ('h', 645.66)):

@@ -7,7 +7,7 @@ __all__ = ['tiny', 'sizes', 'video_splits', 'video_classifier', 'clip_tfm', 'sco
            'finetune_videos', 'predict_video']
 
 # %% ../../nbs/pretrain/finetune_videos.ipynb #461c15e0
-import torch
+import json, torch
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from fastai.callback.core import Callback
 from torch import nn
 from ..floor.fingerprint import fingerprint
 from ..floor.places import free_place
+from ..floor.reading import read_json
 from ..floor.store import write_json
 from ..video.clips import VideoSource, clip_dls, fit_square, normalise
 from ..video.sampling import VideoList, folder_splits, list_csv, list_folder, strided, uniform, uniform_views
@@ -207,7 +208,7 @@ def finetune_videos(
 )->Finetuned:
     "Train a classifier on a folder of videos; OUT/best is the best epoch's model, as transformers would save it"
     splits,out = video_splits(data),free_place(out, data, init)
-    if out.is_dir() and not (out/'ckpt').is_dir() and any(o.name[0]!='.' for o in out.iterdir()):
+    if out.is_dir() and not (out/'recipe.json').is_file() and any(o.name[0]!='.' for o in out.iterdir()):
         raise ValueError(f'--out {out} holds other things, it is no folder of a run')
     for k,v in dict(epochs=epochs, bs=bs, every=every).items():
         if v<1: raise ValueError(f"{k} must be at least 1, not {v}")
@@ -219,6 +220,7 @@ def finetune_videos(
     recipe = dict(init=str(init), epochs=epochs, bs=bs, lr=lr, size=size, sampling=sampling, stride=stride,
         augment=augment, mirror=mirror, layer_decay=layer_decay, wd=wd, seed=seed, half=half, labels=vocab,
         videos={k: len(v) for k,v in splits.items()})
+    _same_run(out, recipe)
     keep = KeepBest(out/'best', lambda net,folder: net.save_pretrained(folder), report)
     cbs = [Seeded(seed), Checkpoint(out/'ckpt', every, tag=fingerprint(recipe, 12)), keep]
     cbs += [Autocast()]*half + [Progress()]*progress
@@ -226,6 +228,14 @@ def finetune_videos(
         loss=nn.CrossEntropyLoss())
     fit(learn, epochs=epochs, validate=True)
     return _finish(out, splits, keep, [o for dl in dls.loaders for o in dl.bad_report()], recipe, device, workers)
+
+def _same_run(out, recipe): # Write down what a run is; a folder of another one is refused with what differs
+    recipe = json.loads(json.dumps(recipe))
+    if not (out/'recipe.json').is_file(): return write_json(out/'recipe.json', recipe)
+    was = read_json(out/'recipe.json', dict)
+    odd = [k for k in recipe if was.get(k)!=recipe[k]]
+    if odd: raise ValueError(f"{out} holds a run with " + ', '.join(f'{k} {was.get(k)!r}' for k in odd) + ', not '
+        + ', '.join(repr(recipe[k]) for k in odd) + ': give it the same, or name another folder')
 
 def _finish(out, splits, keep, bad, recipe, device, workers): # Test the best, write the numbers down
     best = VideoMAEClassifier.from_pretrained(out/'best').to(device).eval()

@@ -65,7 +65,7 @@ class LeRobotSet(torch.utils.data.Dataset):
         size:int=256, # Side of a frame, pixels
         camera:str=None, # Column of a video; the only one, or the first by name
         seed:int=0, # Of the moments; None for the middle of every episode
-        actions:str='file', # 'file': the column `action` at the frames; 'pose': from 7-number states, see `pose_actions`
+        actions:str='file', # 'file': the column `action`; 'pose': from 7-number states, see `pose_actions`
         state:str='observation.state', # Column of the states
         tfm=fit_square, # `(clip [3,t,h,w], gen, size=)` to a square clip
     ):
@@ -138,8 +138,9 @@ def write_lerobot(
         v = {f'videos/{camera}/{k}': x for k,x in (('chunk_index', 0), ('file_index', 0), ('from_timestamp', at/fps))}
         meta.append({'episode_index': e, 'length': len(frames), 'data/chunk_index': 0, 'data/file_index': 0, **v})
         at += len(frames)
-    for to,table in ((_data.format(0, 0), pa.table(rows)), ('meta/episodes/chunk-000/file-000.parquet',
-            pa.Table.from_pylist(meta))):
+    where = 'meta/episodes/chunk-000/file-000.parquet'
+    tables = {_data.format(0, 0): pa.table(rows), where: pa.Table.from_pylist(meta)}
+    for to,table in tables.items():
         (root/to).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, root/to)
     video = root/_video.format(camera, 0, 0)

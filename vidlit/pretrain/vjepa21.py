@@ -37,7 +37,7 @@ def mask_distance(
     if blocks.targ_valid is not None: far = far.masked_fill(~blocks.targ_valid[:, None], torch.inf)
     return far.amin(-1)/unit
 
-# %% ../../nbs/pretrain/vjepa21.ipynb #92fe411f
+# %% ../../nbs/pretrain/vjepa21.ipynb #9dd78307
 @dataclass(frozen=True)
 class VJEPA21Config(VJEPA2Config):
     "The sizes of encoder and predictor, the supervised levels, and how positions turn"
@@ -71,7 +71,7 @@ class StretchedRope(Rope3D):
     def forward(self, grid, idx=None, device=None):
         "As `Rope3D`, rows and columns times (side-1)/(n-1)"
         grid,d = Grid(*grid),2*(self.head_dim//3//2)
-        a = rope_angles(grid, self.head_dim, self.legacy_tiled, self.base)
+        a = rope_angles(grid, self.head_dim, self.legacy_tiled, self.base).clone() # the table is shared
         if self.side:
             for i,n in ((1, grid.h), (2, grid.w)): a[:, i*d:(i+1)*d] *= (self.side-1)/max(n-1, 1)
         a = a.to(device if idx is None else idx.device, self.angle_dtype)

@@ -42,7 +42,8 @@ def mamba3_ref(
     "Step by step (eq. 1)"
     angle = summed_angles(theta, dt, None if state is None else state.angle)
     q, k, out = turn(q, angle), turn(k, angle), []
-    S, k0, v0 = (v.new_zeros(*v.shape[:1], *v.shape[2:], k.shape[-1]), k[:, 0]*0, v[:, 0]*0) if state is None else state[1:]
+    empty = v.new_zeros(len(v), *v.shape[2:], k.shape[-1]), k[:, 0]*0, v[:, 0]*0
+    S, k0, v0 = empty if state is None else state[1:]
     for t in range(v.shape[1]):
         alpha = (A[:, t]*dt[:, t]).exp()
         beta, gamma = (1-lam[:, t])*dt[:, t]*alpha, lam[:, t]*dt[:, t]
@@ -94,8 +95,8 @@ class Mamba3(nn.Module):
         super().__init__()
         d_inner, self.n, self.p, self.decay = expand*d_model, d_state, headdim, decay
         if d_inner%headdim: raise ValueError(f"inner width {d_inner} must be a multiple of headdim {headdim}")
-        if rope_fraction not in (.5, 1) or decay not in _f: raise ValueError(f"rope_fraction must be .5 or 1, decay one "
-            f"of {', '.join(_f)}; got {rope_fraction}, {decay!r}")
+        if rope_fraction not in (.5, 1) or decay not in _f: raise ValueError(
+            f"rope_fraction must be .5 or 1, decay one of {', '.join(_f)}; got {rope_fraction}, {decay!r}")
         self.h, self.a = d_inner//headdim, int(d_state*rope_fraction)//2
         if not self.a: raise ValueError(f"a state of {d_state} has no pair to turn")
         self.sizes = d_inner, d_inner, d_state, d_state, self.h, self.h, self.h, self.a
@@ -111,7 +112,8 @@ class Mamba3(nn.Module):
         z, v, B, C, dt, A, lam, theta = self.in_proj(x).split(self.sizes, -1)
         k, q = (norm(o)[:, :, None]+bias[:, 0] for norm,o,bias in ((self.B_norm, B, self.B_bias),
             (self.C_norm, C, self.C_bias)))
-        dt, A = F.softplus(dt+self.dt_bias), -_f[self.decay](A.to(torch.promote_types(A.dtype, torch.float32))).to(x.dtype).clamp(min=1e-4)
+        A = -_f[self.decay](A.to(torch.promote_types(A.dtype, torch.float32))).clamp(min=1e-4).to(x.dtype)
+        dt = F.softplus(dt+self.dt_bias)
         return z, (q, k, v.unflatten(-1, (self.h, self.p)), dt, A, lam.sigmoid(), math.pi*theta.tanh())
 
     def forward(self, x:Tensor, state:Mamba3State=None, scan=mamba3_dual)->tuple: # [b, l, d_model] -> same, new state

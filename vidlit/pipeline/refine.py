@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..floor.charts import img_tag, show_curves, table
 from ..floor.fingerprint import fingerprint
 from ..floor.places import clear, free_place, sweep
-from ..floor.reading import Num, StoreError, inside
+from ..floor.reading import Num, inside
 from ..floor.store import atomic_path, read_json, write_json, writer
 from ..video.depth_frames import DepthError, DepthReader, DepthWriter
 from ..video.reader import VideoReader

@@ -42,7 +42,8 @@ def load_op(
     if model is not None or method=='model':
         from vidlit.refiner.model import Refiner
         if model is None and not (refiner_folder()/'config.json').is_file():
-            raise ValueError(f'--method model needs --model: no refiner came with this installation ({refiner_folder()})')
+            raise ValueError(
+                f'--method model needs --model: no refiner came with this installation ({refiner_folder()})')
         model = refiner_folder() if model is None else model
         net = Refiner.from_pretrained(model).eval().requires_grad_(False).to(device)
         return net,'model',fingerprint(net)

@@ -40,14 +40,15 @@ class ManyFaults(JitterPath):
 weights_config = RefinerConfig(width=16, core='mamba2', global_path=True, memory=True)
 _size, _frames = (32, 48), 12
 
-def train_weights(work, seed:int=0, steps:int=160, clips:int=192, size=_size, t=_frames, report=print_progress)->Refiner:
+def train_weights(work, seed:int=0, steps:int=160, clips:int=192, size=_size, t=_frames,
+    report=print_progress)->Refiner:
     "The training; called again after a kill it goes on"
     cfg = WorldConfig(t=t, h=size[0], w=size[1], camera='any')
     net = Refiner(weights_config, gen=torch.Generator().manual_seed(seed))
     data, valid = (clean_clips(seeds_of(mix(seed, 41), k, n), cfg) for k,n in (('train', clips), ('valid', 12)))
     cbs = [Seeded(seed), Checkpoint(Path(work), every=max(10, steps//12), keep=1), Progress(report)]
-    learn = refiner_learner(net, loaders(data, 8, seed), RefinerLoss(), lr=4e-3, jitter=ManyFaults(gen=seed), valid=valid,
-        every=max(1, steps//4), cbs=cbs)
+    learn = refiner_learner(net, loaders(data, 8, seed), RefinerLoss(), lr=4e-3, jitter=ManyFaults(gen=seed),
+        valid=valid, every=max(1, steps//4), cbs=cbs)
     return best_model(fit(learn, steps=steps))
 
 # %% ../../nbs/studies/refiner_weights.ipynb #2c298467
@@ -74,7 +75,7 @@ def weights_results(net, seed:int=0, n:int=16, t:int=32, size=_size, against=('b
                 for m in raw:
                     share = lambda v, m=m: [o/mean[m] for o in v]
                     gap = paired_interval(share(ours[m]), share(its[m]))
-                    row |= {f'{m}': round(sum(share(ours[m]))/n, 3), f'{m} of the filter': round(sum(share(its[m]))/n, 3),
+                    row |= {m: round(sum(share(ours[m]))/n, 3), f'{m} of the filter': round(sum(share(its[m]))/n, 3),
                         f'{m}, difference': [round(o, 4) for o in gap]}
                 rows.append(row)
     return rows
@@ -101,7 +102,8 @@ def make_weights(
     net = train_weights(at, seed, steps, report=report, **kw)
     net.save_pretrained(out)
     rows = test(Refiner.from_pretrained(out).eval(), seed)
-    call = f"from vidlit.studies.refiner_weights import make_weights; make_weights('data/models/refiner', {seed}, {steps})"
+    call = ('from vidlit.studies.refiner_weights import make_weights; '
+        f"make_weights('data/models/refiner', {seed}, {steps})")
     recipe = dict(about=_about, command=f'python -c "{call}"', vidlit=code_version(), seed=seed, steps=steps,
         config=asdict(net.cfg), parameters=sum(o.numel() for o in net.parameters()),
         bytes=(out/'model.safetensors').stat().st_size, data='worlds of worlds.worlds, none downloaded',

@@ -12,8 +12,10 @@ cfg = cfg['DEFAULT']
 extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
 licences = {'apache2': 'Apache-2.0'}
 # weights that travel with the wheel: see depth_models.toy_folder
-# the page that plays a scene, with Spark and three.js: see splat.viewer; the codec's: see codec_file.codec_folder
-weights = {'vidlit.toy': 'data/models/toy', 'vidlit.codec_weights': 'data/models/codec'}
+# the page that plays a scene, with Spark and three.js: see splat.viewer; the codec's: see codec_file.codec_folder; the
+# refiner's: see refine_parts.refiner_folder
+weights = {'vidlit.toy': 'data/models/toy', 'vidlit.codec_weights': 'data/models/codec',
+    'vidlit.refiner_weights': 'data/models/refiner'}
 data = {k: v for k, v in weights.items() if Path(v, 'config.json').exists()}
 if Path('data/viewer/page.html').exists(): data['vidlit.viewer'] = 'data/viewer'
 # What a recorded result and a claim are: the report of `vidlit reproduce` shows them beside what it ran

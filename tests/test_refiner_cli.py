@@ -82,7 +82,7 @@ BAD = {
     'only holes': (('video.mp4', '--depth', 'nothing.npy'), 'no depth anywhere'),
     'no camera': (('video.mp4', '--depth', 'radius'), 'needs the camera'),
     'no method': (('video.mp4', '--depth', 'depth', '--method', 'magic'), "no method 'magic'"),
-    'no model': (('video.mp4', '--depth', 'depth', '--method', 'model'), 'needs --model'),
+    'two methods': (('video.mp4', '--depth', 'depth', '--method', 'scale', '--model', 'm'), 'goes with --method model'),
 }
 
 
@@ -95,6 +95,18 @@ def test_bad_input_is_one_line(place, what, monkeypatch, capfd):
     r = here(monkeypatch, capfd, 'refine', *args, '--out', 'x')
     assert r.returncode == 2 and r.stdout == '' and said in r.stderr and r.stderr.count('\n') == 1
     assert files(place) == before, 'nothing lost, nothing left'
+
+
+def test_the_small_refiner_comes_along(monkeypatch, tmp_path):
+    "What `--method model` takes without --model; an installation without it says so"
+    from vidlit.pipeline.refine_parts import load_op, refiner_folder
+    from vidlit.refiner.model import Refiner, RefinerConfig
+    monkeypatch.setattr('vidlit.__file__', str(tmp_path/'vidlit'/'__init__.py'))
+    with pytest.raises(ValueError, match='needs --model: no refiner came'): load_op('model')
+    for place in ('vidlit/refiner_weights', 'data/models/refiner'):
+        Refiner(RefinerConfig(width=4)).save_pretrained(tmp_path/place)
+        assert refiner_folder() == tmp_path/place and load_op('model')[1] == 'model'
+    assert load_op('auto')[1] == 'bilateral'
 
 
 def test_bad_stereo_is_one_line(place, monkeypatch, capfd):

@@ -16,7 +16,7 @@ def refine(video:str,      # A video file
     depth:str=None,        # Its depth: a folder of vidlit depth, of npz, npy, exr or 16-bit png files, or one npz
     out:str=None,          # Folder of refined depth; gone on with when it is of the same video, depth and settings
     method:str='auto',     # auto, a filter (--list names them), or model
-    model:str=None,        # Folder of a trained refiner
+    model:str=None,        # Folder of a trained refiner; that of vidlit with --method model
     mode:str='auto',       # stream (each frame from those before it), windows, or auto
     conf:str=None,         # Folder of confidences in 0..1, files as for the depth
     near:float=None,       # Relative depth only: metres to the nearest parts
@@ -46,12 +46,13 @@ def refine(video:str,      # A video file
     vidlit refine video.mp4 --depth millimetres --scale 0.001 --out calm --method bilateral
 
     Killed? The same command goes on. Holes in the depth stay holes."""
-    from vidlit.pipeline.refine import default_method, methods, refine_video
+    from vidlit.pipeline.refine import refine_video
+    from vidlit.pipeline.refine_parts import default_method, methods
     if list: return _show({k: 'the default' if k==default_method else '' for k in methods()}, as_json)
     for k,v in dict(depth=depth, out=out).items():
         if v is None: raise ValueError(f"--{k} is missing: the folder of {'depth' if k=='depth' else 'refined depth'}")
     from vidlit.depth.models import pick
-    on = pick(device) if model else 'cpu'
+    on = pick(device) if model or method=='model' else 'cpu'
     files = dict(kind=kind, scale=scale, near=near, far=far, fov=fov)
     row = refine_video(video, depth, out, method, model, mode, conf, fast, anchor, format, dtype, preview, report, upto,
         partial, on, _reporter(quiet), warm=warm, **files)

@@ -146,6 +146,7 @@ class RefinerLoss:
     rate:float=0. # No change of depth without change of colour
     edge:float=0. # Edges as the teacher has them
     metric:float=0. # Metres
+    photometric:float=0. # Colours fetched from the frame before; needs `scene`
     target:str='clean' # Whose change over time is wanted: 'clean', 'input' (the jittered teacher) or 'zero'
     tol:float=.05 # Of the small-change mask
     cap:float=None # Metres, of the same
@@ -162,6 +163,7 @@ class RefinerLoss:
         rgb:Tensor=None, # [b, t, 3, h, w] in [0, 1]
         truth:Tensor=None, # Metres
         has_truth:Tensor=None, # Bool [b]
+        scene:tuple=None, # K, pose, gate of `photometric_loss`
     )->dict: # Name to weighted term
         "Each term times its weight; those of weight 0 are not computed"
         res, goal = depth.log()-given.log(), dict(clean=clean, input=given, zero=None)[self.target]
@@ -170,7 +172,10 @@ class RefinerLoss:
             temporal=lambda: temporal_loss(depth, small_change(clean, self.tol, self.cap), conf, goal),
             residual=lambda: residual_loss(res, conf), mean=lambda: zero_mean(res),
             variance=lambda: variance_term(res, conf), rate=lambda: colour_rate_loss(depth, rgb),
-            edge=lambda: edge_loss(depth, clean, rgb), metric=lambda: metric_l1(depth, clean, 1.))
+            edge=lambda: edge_loss(depth, clean, rgb), metric=lambda: metric_l1(depth, clean, 1.),
+            photometric=lambda: photometric_loss(depth, rgb, *scene))
+        if self.photometric and scene is None: raise ValueError(
+            f"photometric={self.photometric} needs scene: K, poses and a gate")
         return {k: getattr(self, k)*f() for k,f in terms.items() if getattr(self, k)}
 
     def __call__(self, *args, **kw): return sum(self.parts(*args, **kw).values())

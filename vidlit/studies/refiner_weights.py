@@ -36,28 +36,29 @@ class ManyFaults(JitterPath):
         blind = (torch.rand(len(conf), generator=self.gen)<.5).view(-1, 1, 1, 1, 1).to(conf.device)
         return (given, torch.where(blind, torch.ones_like(conf), conf), rgb), targ
 
-# %% ../../nbs/studies/refiner_weights.ipynb #8245eaa0
+# %% ../../nbs/studies/refiner_weights.ipynb #ca1d847f
 weights_config = RefinerConfig(width=16, core='mamba2', global_path=True, memory=True)
-_size, _frames = (48, 64), 16
+_size, _frames = (32, 48), 12
 
-def train_weights(work, seed:int=0, steps:int=360, clips:int=192, size=_size, t=_frames, report=print_progress)->Refiner:
+def train_weights(work, seed:int=0, steps:int=160, clips:int=192, size=_size, t=_frames,
+    report=print_progress)->Refiner:
     "The training; called again after a kill it goes on"
     cfg = WorldConfig(t=t, h=size[0], w=size[1], camera='any')
     net = Refiner(weights_config, gen=torch.Generator().manual_seed(seed))
     data, valid = (clean_clips(seeds_of(mix(seed, 41), k, n), cfg) for k,n in (('train', clips), ('valid', 12)))
     cbs = [Seeded(seed), Checkpoint(Path(work), every=max(10, steps//12), keep=1), Progress(report)]
-    learn = refiner_learner(net, loaders(data, 8, seed), RefinerLoss(), lr=4e-3, jitter=ManyFaults(gen=seed), valid=valid,
-        every=max(1, steps//4), cbs=cbs)
+    learn = refiner_learner(net, loaders(data, 8, seed), RefinerLoss(), lr=4e-3, jitter=ManyFaults(gen=seed),
+        valid=valid, every=max(1, steps//4), cbs=cbs)
     return best_model(fit(learn, steps=steps))
 
-# %% ../../nbs/studies/refiner_weights.ipynb #550c8385
+# %% ../../nbs/studies/refiner_weights.ipynb #2c298467
 def _scores(depth, world): # flicker and error of each clip
     truth = truth_of(world)
     e = frame_errors(depth, truth.depth)['abs_rel'].mean(1)
     return dict(flicker=log_flicker(depth, truth).tolist(), error=e.tolist())
 
 @torch.no_grad()
-def weights_results(net, seed:int=0, n:int=24, t:int=48, size=_size, against=('bilateral', 'scale + bilateral'))->list:
+def weights_results(net, seed:int=0, n:int=16, t:int=32, size=_size, against=('bilateral', 'scale + bilateral'))->list:
     "A row per test and filter: shares of the teacher's flicker and error, and the paired difference"
     rows = []
     for j,camera in enumerate(('still', 'hand')):
@@ -74,7 +75,7 @@ def weights_results(net, seed:int=0, n:int=24, t:int=48, size=_size, against=('b
                 for m in raw:
                     share = lambda v, m=m: [o/mean[m] for o in v]
                     gap = paired_interval(share(ours[m]), share(its[m]))
-                    row |= {f'{m}': round(sum(share(ours[m]))/n, 3), f'{m} of the filter': round(sum(share(its[m]))/n, 3),
+                    row |= {m: round(sum(share(ours[m]))/n, 3), f'{m} of the filter': round(sum(share(its[m]))/n, 3),
                         f'{m}, difference': [round(o, 4) for o in gap]}
                 rows.append(row)
     return rows
@@ -84,13 +85,13 @@ def deserves(rows:list, filter:str='bilateral')->bool:
     mine = [r for r in rows if r['filter']==filter]
     return all(r['flicker, difference'][2]<0 and r['error, difference'][1]<=0 for r in mine)
 
-# %% ../../nbs/studies/refiner_weights.ipynb #d79993b4
+# %% ../../nbs/studies/refiner_weights.ipynb #443dc3d7
 _about = 'a small refiner trained by vidlit on ray-cast worlds whose depth was disturbed: a factor per frame and noise'
 
 def make_weights(
     out, # Folder of the model
     seed:int=0, # Of everything
-    steps:int=360, # Of the training
+    steps:int=160, # Of the training
     work=None, # Where the checkpoint lies while it trains; in `out` when missing, and removed at the end
     report=print_progress, # Told how far it is
     test=weights_results, # (model, seed) -> rows of the recipe
@@ -101,7 +102,8 @@ def make_weights(
     net = train_weights(at, seed, steps, report=report, **kw)
     net.save_pretrained(out)
     rows = test(Refiner.from_pretrained(out).eval(), seed)
-    call = f"from vidlit.studies.refiner_weights import make_weights; make_weights('data/models/refiner', {seed}, {steps})"
+    call = ('from vidlit.studies.refiner_weights import make_weights; '
+        f"make_weights('data/models/refiner', {seed}, {steps})")
     recipe = dict(about=_about, command=f'python -c "{call}"', vidlit=code_version(), seed=seed, steps=steps,
         config=asdict(net.cfg), parameters=sum(o.numel() for o in net.parameters()),
         bytes=(out/'model.safetensors').stat().st_size, data='worlds of worlds.worlds, none downloaded',

@@ -6,10 +6,19 @@ import shutil
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image
-from fuzzing import (Reader, changed_bytes, changed_h5, changed_json, changed_jsons, changed_png, changed_pth,
+from fuzzing import (
+    Reader,
+    changed_bytes,
+    changed_h5,
+    changed_json,
+    changed_jsons,
+    changed_png,
+    changed_pth,
     changed_text,
-    changed_zip, strange_npy)
+    changed_zip,
+    strange_npy,
+)
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 H, W, N = 24, 32, 3
@@ -176,8 +185,8 @@ def build_mae():
 
 
 def build_vjepa2():
-    from vidlit.pretrain.vjepa2 import VJEPA2, VJEPA2Config
     import vidlit.pretrain.vjepa2_weights  # noqa: F401
+    from vidlit.pretrain.vjepa2 import VJEPA2, VJEPA2Config
     return VJEPA2(VJEPA2Config(small_vit(dim=48, qkv_bias='fused'), small_vit(dim=48, qkv_bias='fused'),
         mask_tokens=2, legacy_tiled=True))
 
@@ -276,8 +285,8 @@ def result(p): dump(p/'j'/'k'/'result.json',
 
 
 def read_job_result(p):
-    from vidlit.lab.jobs import result_form
     from vidlit.floor.reading import read_json
+    from vidlit.lab.jobs import result_form
     return read_json(p/'j'/'k'/'result.json', result_form)
 
 
@@ -479,11 +488,11 @@ def read_any_scene(p):
 
 
 def trained(p):
+    from dataclasses import asdict
+    from safetensors.torch import save_file
     from vidlit.splat.model import splat_model
     from vidlit.splat.run import Recipe
     from vidlit.splat.scenes import Scene
-    from dataclasses import asdict
-    from safetensors.torch import save_file
     pose, K = torch.eye(4), torch.tensor([[30., 0, 16], [0, 30, 12], [0, 0, 1]])
     s = Scene(noise(1, H, W, 3), torch.zeros(1), K[None], pose[None], points=noise(20, 3), rgb=noise(20, 3))
     r = Recipe(kind='static', degree=1)

@@ -248,8 +248,10 @@ def digest(o):
     if isinstance(o, torch.nn.Module): o = dict(o.state_dict())
     if dataclasses.is_dataclass(o) and not isinstance(o, type): o = vars(o)
     if isinstance(o, torch.Tensor):
-        return f'tensor {tuple(o.shape)} {o.dtype} '+hashlib.sha256(o.detach().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
-    if isinstance(o, np.ndarray): return f'array {o.shape} {o.dtype} '+hashlib.sha256(np.ascontiguousarray(o).tobytes()).hexdigest()
+        b = o.detach().contiguous().flatten().view(torch.uint8).numpy()
+        return f'tensor {tuple(o.shape)} {o.dtype} '+hashlib.sha256(b).hexdigest()
+    if isinstance(o, np.ndarray):
+        return f'array {o.shape} {o.dtype} '+hashlib.sha256(np.ascontiguousarray(o).tobytes()).hexdigest()
     if isinstance(o, dict): return '{'+','.join(f'{k!r}:{digest(v)}' for k,v in o.items())+'}'
     if isinstance(o, (list, tuple)): return '['+','.join(map(digest, o))+']'
     return repr(o)

@@ -23,8 +23,8 @@ def table():
     yield
     if TRIES<50 or not rows: return
     total = [sum(o[k] for o in rows) for k in ('tries', 'refused', 'same', 'other', 'wrong')]
-    print('\n\n| what is damaged | tries | refused | same content | other content, no checksum in the format | wrong |\n'
-        '|---|---|---|---|---|---|')
+    print('\n\n| what is damaged | tries | refused | same content | other content, no checksum in the format |'
+        ' wrong |\n|---|---|---|---|---|---|')
     for o in rows: print(f"| {o['name']} | {o['tries']} | {o['refused']} | {o['same']} | {o['other']} | {o['wrong']} |")
     print('| all | '+' | '.join(map(str, total))+' |')
 

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from fastcore.basics import patch
 from pathlib import Path
 from .places import StoreBusy, flock, locked, open_log, temp_path
-from .reading import Num, StoreError, Text, _decoder, inside, misfit, open_zarr, parse_json, read_json
+from .reading import Num, StoreError, Text, _decoder, inside, misfit, open_zarr, parse_json
+from .reading import read_json, reads
 
 # %% auto #0
-__all__ = ['CacheMismatch', 'atomic_path', 'write_json', 'writer', 'file_hash', 'Manifest', 'WorkList', 'TokenCache']
+__all__ = ['CacheMismatch', 'atomic_path', 'write_json', 'writer', 'tensors_hash', 'sealed', 'seal', 'file_hash', 'Manifest',
+           'WorkList', 'bind_settings', 'TokenCache']
 
 # %% ../../nbs/floor/03_store.ipynb #2f191800
 class CacheMismatch(StoreError):
@@ -29,7 +31,8 @@ def _sync(path):
 # %% ../../nbs/floor/03_store.ipynb #309ea720
 @contextmanager
 def atomic_path(
-    path # Where the file shall be; its folder is made when missing
+    path, # Where the file shall be; its folder is made when missing
+    first:bool=False # Leave a file that is there meanwhile: of several writers the first one counts
 ): # Yields a temporary `Path` to write to; renamed on success, removed on an error
     "Write a file in one indivisible move"
     path = Path(path)
@@ -37,7 +40,10 @@ def atomic_path(
     with temp_path(path) as tmp:
         yield tmp
         _sync(tmp)
-        os.replace(tmp, path)
+        if not first: os.replace(tmp, path)
+        elif not path.exists():
+            try: os.link(tmp, path) # unlike a rename, it never replaces
+            except FileExistsError: pass
         _sync(path.parent)
 
 # %% ../../nbs/floor/03_store.ipynb #0b56e1f8
@@ -56,6 +62,34 @@ def writer(
 ):
     "Hold the only right to write `path`; `StoreBusy` names the process that has it"
     with locked(path): yield
+
+# %% ../../nbs/floor/03_store.ipynb #f4659894
+def tensors_hash(
+    tensors:dict, # Name -> tensor on the CPU
+    *texts # What belongs to them
+)->str: # SHA-256, hexadecimal
+    "One hash of tensors by name, and of some texts"
+    import torch
+    h = hashlib.sha256(json.dumps([(k, str(tensors[k].dtype), list(tensors[k].shape)) for k in sorted(tensors)]).encode())
+    for k in sorted(tensors): h.update(tensors[k].detach().contiguous().flatten().view(torch.uint8).numpy())
+    for o in texts: h.update(o.encode())
+    return h.hexdigest()
+
+def sealed(
+    said:dict, # Metadata of a file of safetensors
+    tensors:dict, # What it holds
+    *texts # As they were given to `tensors_hash`
+)->bool: # True where all is as it was written, False where the file carries no hash of ours; else `StoreError`
+    "Do tensors still have the hash that was written with them?"
+    marks = [k in (said or {}) for k in ('vidlit', 'sha256')]
+    if not any(marks): return False
+    if not all(marks) or said['sha256']!=tensors_hash(tensors, *texts):
+        raise StoreError('its content is not what was written: the hash differs')
+    return True
+
+def seal(tensors:dict, *texts)->dict: # Metadata that `sealed` compares
+    "What to write with tensors"
+    return dict(vidlit='1', sha256=tensors_hash(tensors, *texts))
 
 # %% ../../nbs/floor/03_store.ipynb #9f7c9ee1
 def file_hash(path):
@@ -173,6 +207,20 @@ def todo(self:WorkList): # Yields names; call `finish` before asking for the nex
                 if item not in self.done: yield item
         except StoreBusy: pass
 
+# %% ../../nbs/floor/03_store.ipynb #b45a8fbc
+def bind_settings(
+    path, # JSON file in the folder that is made with them
+    settings:dict, # Plain values
+):
+    "Note the settings of a folder, or compare with those noted; `CacheMismatch` says each that differs"
+    path,now = Path(path),json.loads(json.dumps(settings))
+    if not path.exists():
+        with atomic_path(path, first=True) as p: write_json(p, now)
+    was = read_json(path, dict)
+    if off := [k for k in {**was, **now} if was.get(k)!=now.get(k)]:
+        said = '; '.join(f'{k} is {was.get(k)!r:.60}, not {now.get(k)!r:.60}' for k in off[:4])
+        raise CacheMismatch(f'{path.parent} was made with other settings: {said}')
+
 # %% ../../nbs/floor/03_store.ipynb #003643d4
 class TokenCache:
     "Features of n items on disk, float16, bound to what they were made from"
@@ -261,7 +309,11 @@ def __getitem__(self:TokenCache,
     if isinstance(i, (list, tuple, torch.Tensor)): return torch.stack([self[int(o)] for o in i])
     if not 0<=i<self.n: raise IndexError(f'item {i} is outside 0..{self.n-1}')
     if i not in self.done(): raise StoreError(f'item {i} of {self.path} is missing')
-    return torch.from_numpy(self.arr[i])
+    with reads(self.path/'tokens'): a = self.arr[i]
+    if _crc(a)!=self.done()[i]: raise StoreError(
+        f'item {i} of {self.path} is lost or damaged: it is not what was written (`verify` finds all such, `forget` '
+        'has them made again)')
+    return torch.from_numpy(a)
 
 # %% ../../nbs/floor/03_store.ipynb #8b6da8bb
 @patch
@@ -276,7 +328,13 @@ def todo(self:TokenCache): # Yields indices; call `put` before asking for the ne
 @patch
 def verify(self:TokenCache)->list: # Indices whose bytes are not those written
     "Read every item that should be there and compare its hash"
-    return [i for i,sha in self.done().items() if _crc(self.arr[i])!=sha]
+    return [i for i,sha in self.done().items() if self._now(i)!=sha]
+
+@patch
+def _now(self:TokenCache, i): # Hash of an item, None where it cannot be read
+    try:
+        with reads(self.path/'tokens'): return _crc(self.arr[i])
+    except StoreError: return None
 
 @patch
 def forget(self:TokenCache,

@@ -95,13 +95,16 @@ def _torch_file(path):
 # %% ../../nbs/nn/weights.ipynb #1d21864b
 def _safe_file(path):
     "A safetensors file, or the shards an index lists"
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
-    from vidlit.floor.store import StoreError, read_json
+    from vidlit.floor.store import StoreError, read_json, sealed
     try:
-        if path.suffix!='.json': return load_file(path)
+        if path.suffix!='.json':
+            state = load_file(path)
+            with safe_open(path, 'pt') as f: sealed(f.metadata(), state)
+            return state
         shards = sorted(set(read_json(path, {'weight_map':{str:str}, str:object})['weight_map'].values()))
-    except (SafetensorError, StoreError, OSError, KeyError, TypeError) as e: raise WeightsError(
+    except (SafetensorError, StoreError, OSError, LookupError, TypeError, RuntimeError) as e: raise WeightsError(
         f"{path}: not a readable safetensors file: {e}") from e
     return {k:v for o in shards for k,v in _safe_file(path.parent/Path(o).name).items()}
 
@@ -167,7 +170,7 @@ def write_weights(
 )->Path: # The file
     "Write weights whole or not at all"
     from safetensors.torch import save_file
-    from vidlit.floor.store import atomic_path
+    from vidlit.floor.store import atomic_path, seal
     if isinstance(state, nn.Module): state = state.state_dict()
     seen,out = set(),{}
     for k,v in state.items():
@@ -176,7 +179,7 @@ def write_weights(
         out[k] = v.clone() if at in seen else v # safetensors refuses tensors that share memory
         seen.add(at)
     with atomic_path(path) as tmp:
-        if Path(path).suffix=='.safetensors': save_file(out, tmp, metadata={'format':'pt'})
+        if Path(path).suffix=='.safetensors': save_file(out, tmp, metadata={'format':'pt', **seal(out)})
         else: torch.save({'model':out}, tmp)
     return Path(path)
 

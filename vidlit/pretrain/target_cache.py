@@ -94,7 +94,7 @@ def _source(m): return dict(teacher=m['teacher'], projection=m['projection'], cl
 # %% ../../nbs/pretrain/target_cache.ipynb #47b1a20f
 def free_cache(path)->Path: # Of a cache to be made, or gone on with
     "A `StoreError` where the folder is of something else"
-    p,ours = free_place(path),('tokens', 'projection.safetensors')
+    p,ours = free_place(path),('settings.json', 'tokens', 'projection.safetensors')
     others = p.is_dir() and any(o.name[0]!='.' for o in p.iterdir())
     if others and not any((p/o).exists() for o in ours):
         raise StoreError(f'{path} holds other things, it is no cache of targets')
@@ -118,7 +118,12 @@ def create(cls:TargetCache,
         vocab=list(videos.vocab), clips=asdict(spec),
         dim=dim, teacher=teacher, projection=projection, about=about)
     TokenCache(path, len(names), (spec.grid.n, dim), **_source(m))
-    if not (Path(path)/'targets.json').exists(): write_json(Path(path)/'targets.json', m)
+    f = Path(path)/'targets.json'
+    if not f.exists():
+        with atomic_path(f, first=True) as p: write_json(p, m)
+    was,off = read_json(f, targets_form),('labels', 'vocab', 'dim')
+    if off := [k for k in off if was[k]!=m[k]]: raise CacheMismatch(
+        f"{path} was made from something else: {', '.join(f'{k} {was[k]!r:.60}, not {m[k]!r:.60}' for k in off)}")
     return cls(path)
 
 # %% ../../nbs/pretrain/target_cache.ipynb #25534787

@@ -8,13 +8,14 @@ __all__ = ['bare_norm', 'Projection', 'orthogonal_projection', 'pca_projection',
 
 # %% ../../nbs/pretrain/token_targets.ipynb #9ae0ba8e
 import torch, torch.nn.functional as F
+from dataclasses import asdict
 from pathlib import Path
 from torch import nn, Tensor
 from ..video.clips import normalise
 from ..floor.fingerprint import fingerprint
 from ..video.sampling import VideoList
 from ..floor.reading import reads
-from ..floor.store import StoreError
+from ..floor.store import StoreError, atomic_path, bind_settings
 from ..video.reader import VideoError
 from ..nn.vit import ViT
 from ..nn.weights import WeightsError, read_hub, read_weights, write_weights
@@ -183,7 +184,11 @@ def build_targets(
     if tuple(spec.patch)!=tuple(encoder.cfg.patch):
         spec = ClipSpec(spec.frames, spec.size, spec.sampling, spec.stride, encoder.cfg.patch)
     teacher,file = Teacher(encoder.to(device)),free_cache(out)/'projection.safetensors'
-    if not file.exists(): save_projection(make_projection(teacher, kind, dim, videos, spec, device=device), file)
+    bind_settings(file.parent/'settings.json', dict(projection=kind, dim=dim, clips=asdict(spec),
+        teacher=teacher_id(teacher), videos=fingerprint([str(Path(o).relative_to(root)) for o in videos.paths])))
+    if not file.exists():
+        with atomic_path(file, first=True) as tmp:
+            save_projection(make_projection(teacher, kind, dim, videos, spec, device=device), tmp)
     p = teacher.projection = load_projection(file, kind).to(device)
     ids = dict(teacher=teacher_id(teacher), projection=fingerprint([p.weight, p.mean]))
     cache = TargetCache.create(out, videos, root, spec, p.weight.shape[1], **ids, kind=kind, **about)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 from ..floor.places import sweep, temp_path
 from ..floor.reading import FileError, Limits, StoreError, parse_json
+from ..floor.store import seal, sealed
 from .callbacks import Stepped, bare, rank, world_size
 
 # %% ../../nbs/train/05_checkpoint.ipynb #965b64f6
@@ -52,7 +53,8 @@ def save_state(
     tree = json.dumps(_split(state, out))
     path.parent.mkdir(parents=True, exist_ok=True)
     with temp_path(path) as tmp:
-        save_file({str(i): t for i,t in enumerate(out)}, tmp, metadata=dict(tree=tree))
+        ts = {str(i): t for i,t in enumerate(out)}
+        save_file(ts, tmp, metadata=dict(tree=tree, **seal(ts, tree)))
         with tmp.open('rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
 
@@ -62,10 +64,12 @@ def load_state(path):
     "The tree that `save_state` wrote; `CheckpointError` when the file is damaged"
     try:
         with safe_open(path, 'pt') as f:
-            ts = {int(k): f.get_tensor(k) for k in f.keys()}
-            return _merge(parse_json((f.metadata() or {})['tree'], path, dict, _tree_limits), ts)
-    except (SafetensorError, StoreError, ValueError, TypeError, KeyError, AttributeError) as e: raise CheckpointError(
-        f'{path} is damaged: {e}') from e
+            ts,said = {k: f.get_tensor(k) for k in f.keys()},f.metadata() or {}
+        if not sealed(said, ts, said['tree']) and said.keys()!={'tree'}: # of a version before the hash
+            raise StoreError('it carries no hash')
+        return _merge(parse_json(said['tree'], path, dict, _tree_limits), {int(k): t for k,t in ts.items()})
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as e:
+        raise CheckpointError(f'{path} is damaged: {e}') from e
 
 # %% ../../nbs/train/05_checkpoint.ipynb #d645aee9
 def mix(*key)->int: # In [0, 2**63)

@@ -136,11 +136,19 @@ def _write_scene(folder, scene, split, Image):
 
 
 def chunks(p, r):
-    from vidlit.pipeline.pool import work_on
     job = r/'job'
     return each(lambda: vidlit('chunks', 'split', p/'video.mp4', job, '--chunks', 2),
-        lambda: _plan(job) and None, lambda: work_on(job, threads=1) and None,
+        lambda: _plan(job) and None, lambda: _worker(job),
         lambda: vidlit('chunks', 'merge', job, r/'out', '--format', 'npz'))
+
+
+def _worker(job):
+    from vidlit.pipeline.job import ChunkError
+    from vidlit.pipeline.pool import work_on
+    try: work_on(job, threads=1)
+    except ChunkError as e: # as a worker process says it
+        print(f'vidlit: {e}', file=sys.stderr)
+        return 2
 
 
 def _plan(job):
@@ -194,7 +202,7 @@ CASES = {'depth png16': depth('--preview'), 'depth stream npz': depth('--mode', 
     'pyramid': lambda p, r: vidlit('pyramid', p/'video.mp4', '--out', r/'out', '--levels', 3, '--quiet'),
     'codec': codec, 'splat': splat, 'pretrain': pretrain, 'jobs': jobs}
 # which worker did what and how long it took is not the same twice
-OTHERWISE = re.compile(r'.*/marks|.*/(workers|logs)/.*|.*report\.json|.*metrics\.json|.*/(jobs/)?.*result\.json|.*splat\.json')
+OTHERWISE = re.compile(r'.*/marks|.*/(workers|logs)/.*|.*report\.json|.*metrics\.json|.*/result\.json')
 FINDS, HALF = re.compile(r'\.vidlit|\.partial$|\.tmp$'), re.compile(r'\.vidlit-') # HALF: half written
 
 

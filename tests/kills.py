@@ -254,7 +254,8 @@ def ended_at(name, root, k, how, whole):
     if first.left: return f'processes left: {first.left}'
     if how==signal.SIGINT and (o := left_over(r, HALF)): return f'left by an interrupt: {o}'
     again = forked(lambda: CASES[name](p, r), root/'note')
-    done = again.code==2 and 'is there already' in again.said # of a single file: it is whole, and not made again
+    whole_there = 'is there already', 'already holds a sequence' # what is made at once and never written over
+    done = again.code==2 and any(o in again.said for o in whole_there)
     if again.code and not done or again.left: return f'again {again.code}: {again.said[-1500:]}'
     if o := left_over(r): return f'left over: {o}'
     if o := unlike(contents(r), whole): return f'other bytes: {o}'
@@ -262,8 +263,9 @@ def ended_at(name, root, k, how, whole):
 
 
 def points(n, some):
-    "Numbers from 1 to n: all, or `some`, evenly spread with both ends"
-    return list(range(1, n+1)) if some is None or some>=n else sorted({1+round(i*(n-1)/(some-1)) for i in range(some)})
+    "Numbers from 1 to n: all; the first and one two thirds in; or `some`, evenly spread with both ends"
+    if some is None or some>=n: return list(range(1, n+1))
+    return [1, 1+2*(n-1)//3] if some==2 else sorted({1+round(i*(n-1)/(some-1)) for i in range(some)})
 
 
 def run_case(name, root, some=None, how=signal.SIGKILL):

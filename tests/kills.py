@@ -180,7 +180,8 @@ def codec(p, r):
 
 def splat(p, r):
     return each(lambda: vidlit('splat', 'train', p/'balls', '--out', r/'out', '--steps', 6, '--cap', 300, '--quiet'),
-        lambda: vidlit('splat', 'export', r/'out', '--out', r/'frames', '--frames', 2),
+        lambda: len([*(r/'frames').glob('*.ply')])!=2 and vidlit('splat', 'export', r/'out', '--out', r/'frames',
+            '--frames', 2),
         lambda: vidlit('splat', 'export', r/'out', '--out', r/'one.spz'),
         lambda: vidlit('splat', 'render', r/'out', '--out', r/'v.mp4', '--seconds', .2, '--fps', 10, '--size', '32x32',
             '--quiet'))
@@ -254,8 +255,7 @@ def ended_at(name, root, k, how, whole):
     if first.left: return f'processes left: {first.left}'
     if how==signal.SIGINT and (o := left_over(r, HALF)): return f'left by an interrupt: {o}'
     again = forked(lambda: CASES[name](p, r), root/'note')
-    whole_there = 'is there already', 'already holds a sequence' # what is made at once and never written over
-    done = again.code==2 and any(o in again.said for o in whole_there)
+    done = again.code==2 and 'is there already' in again.said # what is made at once, and never written over
     if again.code and not done or again.left: return f'again {again.code}: {again.said[-1500:]}'
     if o := left_over(r): return f'left over: {o}'
     if o := unlike(contents(r), whole): return f'other bytes: {o}'

@@ -136,11 +136,19 @@ def _write_scene(folder, scene, split, Image):
 
 
 def chunks(p, r):
-    from vidlit.pipeline.pool import work_on
     job = r/'job'
     return each(lambda: vidlit('chunks', 'split', p/'video.mp4', job, '--chunks', 2),
-        lambda: _plan(job) and None, lambda: work_on(job, threads=1) and None,
+        lambda: _plan(job) and None, lambda: _worker(job),
         lambda: vidlit('chunks', 'merge', job, r/'out', '--format', 'npz'))
+
+
+def _worker(job):
+    from vidlit.pipeline.job import ChunkError
+    from vidlit.pipeline.pool import work_on
+    try: work_on(job, threads=1)
+    except ChunkError as e: # as a worker process says it
+        print(f'vidlit: {e}', file=sys.stderr)
+        return 2
 
 
 def _plan(job):
@@ -172,7 +180,8 @@ def codec(p, r):
 
 def splat(p, r):
     return each(lambda: vidlit('splat', 'train', p/'balls', '--out', r/'out', '--steps', 6, '--cap', 300, '--quiet'),
-        lambda: vidlit('splat', 'export', r/'out', '--out', r/'frames', '--frames', 2),
+        lambda: len([*(r/'frames').glob('*.ply')])!=2 and vidlit('splat', 'export', r/'out', '--out', r/'frames',
+            '--frames', 2),
         lambda: vidlit('splat', 'export', r/'out', '--out', r/'one.spz'),
         lambda: vidlit('splat', 'render', r/'out', '--out', r/'v.mp4', '--seconds', .2, '--fps', 10, '--size', '32x32',
             '--quiet'))
@@ -194,7 +203,7 @@ CASES = {'depth png16': depth('--preview'), 'depth stream npz': depth('--mode', 
     'pyramid': lambda p, r: vidlit('pyramid', p/'video.mp4', '--out', r/'out', '--levels', 3, '--quiet'),
     'codec': codec, 'splat': splat, 'pretrain': pretrain, 'jobs': jobs}
 # which worker did what and how long it took is not the same twice
-OTHERWISE = re.compile(r'.*/marks|.*/(workers|logs)/.*|.*report\.json|.*metrics\.json|.*/(jobs/)?.*result\.json|.*splat\.json')
+OTHERWISE = re.compile(r'.*/marks|.*/(workers|logs)/.*|.*report\.json|.*metrics\.json|.*/result\.json')
 FINDS, HALF = re.compile(r'\.vidlit|\.partial$|\.tmp$'), re.compile(r'\.vidlit-') # HALF: half written
 
 
@@ -246,7 +255,7 @@ def ended_at(name, root, k, how, whole):
     if first.left: return f'processes left: {first.left}'
     if how==signal.SIGINT and (o := left_over(r, HALF)): return f'left by an interrupt: {o}'
     again = forked(lambda: CASES[name](p, r), root/'note')
-    done = again.code==2 and 'is there already' in again.said # of a single file: it is whole, and not made again
+    done = again.code==2 and 'is there already' in again.said # what is made at once, and never written over
     if again.code and not done or again.left: return f'again {again.code}: {again.said[-1500:]}'
     if o := left_over(r): return f'left over: {o}'
     if o := unlike(contents(r), whole): return f'other bytes: {o}'
@@ -254,8 +263,9 @@ def ended_at(name, root, k, how, whole):
 
 
 def points(n, some):
-    "Numbers from 1 to n: all, or `some`, evenly spread with both ends"
-    return list(range(1, n+1)) if some is None or some>=n else sorted({1+round(i*(n-1)/(some-1)) for i in range(some)})
+    "Numbers from 1 to n: all; the first and one two thirds in; or `some`, evenly spread with both ends"
+    if some is None or some>=n: return list(range(1, n+1))
+    return [1, 1+2*(n-1)//3] if some==2 else sorted({1+round(i*(n-1)/(some-1)) for i in range(some)})
 
 
 def run_case(name, root, some=None, how=signal.SIGKILL):

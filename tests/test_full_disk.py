@@ -6,7 +6,7 @@ import kills
 import pytest
 
 CASES = {k: v for k, v in kills.CASES.items() if k!='jobs'}
-TOO_SMALL = dict(tracks=4, codec=4) # KiB that are free for those that write little
+TOO_SMALL = dict(tracks=4, codec=4, stereo=0, pyramid=8) # KiB that are free for those that write little
 SAYS = re.compile(r'vidlit: .*the disk (\S+) \(.* of .* free\) is full, No space left on device: .*kept.*; make room, '
     r'and the same command goes on.*')
 

@@ -7,9 +7,8 @@ __all__ = ['option_types', 'app', 'video_app', 'param_docs', 'Refused', 'Within'
            'models', 'show_video_info', 'reproduce', 'main']
 
 # %% ../../nbs/cli/01_app.ipynb #45f7f2f9
-    # each adds its commands
-    for o in 'finetune stjepa depth chunks tracks refine stereo splat pyramid live codec pretrain'.split():
-        importlib.import_module(f'vidlit.cli.{o}')
+import importlib, inspect, io, json, os, sys, time, tokenize, warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -131,9 +130,7 @@ def run_app(app:typer.Typer, # The commands
     except Exception as e:
         if hasattr(e, 'format_message'): code,text = 2,e.format_message() + _given(e, args)  # typer's own usage errors
         else: code,text = _fault(e),' '.join(str(e).split()) or type(e).__name__
-    # each adds its commands
-    for o in 'finetune stjepa depth chunks tracks refine stereo splat pyramid live codec'.split():
-        importlib.import_module(f'vidlit.cli.{o}')
+        if code is None or verbose or os.environ.get('VIDLIT_TRACEBACK'): raise
         print(f'vidlit: {text}', file=sys.stderr)
     if code==130: print('interrupted: what is finished is kept, the same command goes on', file=sys.stderr)
     if verbose: print(f'{time.perf_counter()-start:.2f} s, exit code {code}', file=sys.stderr)

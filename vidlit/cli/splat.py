@@ -148,7 +148,9 @@ def _page(out, s, k):
     write_page(out, k, s.K, s.size, s.pose, s.background.tolist(), s.up, title=Path(out).stem)
 
 def _sequence(out, k):
+    from vidlit.floor.places import sweep_all
     from vidlit.splat.files import write_sequence
+    sweep_all(out) # what a killed run left
     write_sequence(out, (k.at(t) for t in k.times.tolist()))
 
 def _one(out, end, g):

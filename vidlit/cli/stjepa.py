@@ -133,7 +133,7 @@ def stjepa(cache:str,      # Folder made by `vidlit targets build`
 ):
     "Train an ST-JEPA student from cached targets; the teacher is not needed"
     import torch
-    from vidlit.floor.places import free_place
+    from vidlit.floor.places import free_place, sweep_all
     from vidlit.train.callbacks import fit
     from vidlit.nn.vit import ViTConfig
     from vidlit.pretrain.stjepa import STJEPAConfig
@@ -142,6 +142,7 @@ def stjepa(cache:str,      # Folder made by `vidlit targets build`
     if free_place(out, cache,
         data).is_dir() and not (Path(out)/'ckpt').is_dir() and any(o.name[0]!='.' for o in Path(out).iterdir()):
         raise ValueError(f'--out {out} holds other things, it is no folder of a run')
+    sweep_all(out) # what a killed run left
     got,device = TargetCache(cache),torch.device(pick_device(device))
     cfg = STJEPAConfig(ViTConfig(dim=dim, depth=depth, heads=heads, patch=got.spec.patch), fact, got.dim)
     dls = pair_dls(got, bs, data, workers=workers, device=device)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_left', 'Removed', 'temp_path', 'sweep', 'read_at', 'flock', 'StoreBusy', 'lock_of', 'locked', 'get_extra',
-           'free_place', 'others', 'replaceable', 'clear', 'open_log', 'is_full', 'disk_of', 'NoRoom', 'room_for']
+           'free_place', 'sweep_all', 'others', 'replaceable', 'clear', 'open_log', 'is_full', 'disk_of', 'NoRoom',
+           'room_for']
 
 # %% ../../nbs/floor/places.ipynb #b3708b9f
 import errno, os, platform, re, shutil, time, zlib
@@ -220,6 +221,14 @@ def _apart(p, o, said):
     if q in p.parents: raise ValueError(f'{said} lies in the input {o}: nothing is written there')
 
 # %% ../../nbs/floor/places.ipynb #980ef09b
+def sweep_all(
+    folder # Of ours
+):
+    "`sweep`, and remove locks that nobody holds any more"
+    sweep(folder)
+    for o in [o for d in Path(folder).rglob('.vidlit') if not d.is_symlink() for o in d.glob('*.lock')]:
+        with suppress(StoreError, OSError), locked(o.parent.parent/o.name.removesuffix('.lock')): pass
+
 def others(
     folder # That we would like to have for ourselves; made or not
 )->list: # Names of what is in it and not ours; what a killed process of ours has left is removed

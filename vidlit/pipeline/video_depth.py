@@ -240,7 +240,8 @@ def lost(self:DepthRun)->list: # Frame numbers
 def all_there(self:DepthRun):
     "Before the last note: a `DepthError` where frames were removed meanwhile; the next call begins anew"
     if not (gone := self.lost()): return
-    clear(self.work, *_ours)
+    write_json(self.work/'run.json', self.asked) # which says that the video is not done
+    clear(self.work, *_ours[:2], r'point\.json')
     raise DepthError(self.out,
         f"{_some(gone, self.stop)} removed while it was written; the same command makes them again")
 

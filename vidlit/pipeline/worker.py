@@ -330,8 +330,8 @@ def _try(job, c, ttl, failed, **kw):
         _work(job, c, lease=lease, **kw)
     except LeaseLost: pass
     except OSError as e:
-        said = str(NoRoom(job.path)) if is_full(e) and not isinstance(e, NoRoom) else str(e)
-        raise ChunkError(f"chunk {c}: {said}; what is done is kept, the same command goes on with it") from e
+        if is_full(e): raise ChunkError(f"chunk {c}: {NoRoom(job.path, 'windows that are done are kept')}") from e
+        raise ChunkError(f"chunk {c}: {e}; what is done is kept, the same command goes on with it") from e
     except Exception as e: # whatever the model or the decoder may raise
         failed[c] = f'{type(e).__name__}: {e}'
         _log_failure(job, c, e)

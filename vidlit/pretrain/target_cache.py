@@ -12,7 +12,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..video.clips import fit_square, normalise, to_clip
 from ..video.sampling import VideoList, strided, uniform
-from ..floor.places import free_place
+from ..floor.places import free_place, sweep_all
 from ..floor.reading import Num, plain_name
 from ..floor.store import CacheMismatch, StoreError, TokenCache, WorkList, atomic_path, read_json, write_json
 from ..nn.tokens import Grid
@@ -112,7 +112,7 @@ def create(cls:TargetCache,
     **about, # Anything JSON to remember, such as the teacher's name
 )->TargetCache: # `CacheMismatch` names what differs from a cache that is there
     "Make a cache, or go on with one made from the same"
-    free_cache(path)
+    sweep_all(free_cache(path))
     names = [str(Path(p).relative_to(root)) for p in videos.paths]
     m = dict(version=1, root=str(Path(root).absolute()), films=names, labels=list(videos.labels),
         vocab=list(videos.vocab), clips=asdict(spec),

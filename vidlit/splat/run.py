@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from torch import Tensor
 from ..floor.fingerprint import fingerprint
+from ..floor.places import sweep_all
 from ..floor.reading import Num, StoreError, read_json, reads
 from ..floor.store import atomic_path, write_json
 from ..nn.weights import read_weights
@@ -136,6 +137,7 @@ def train_scene(
     scene,held = folder if isinstance(folder, tuple) else parts_of(folder)
     out,mark = Path(out),fingerprint([scene.images, scene.times, scene.pose, scene.K])
     info,gen = _recipe_of(out, recipe, mark),torch.Generator().manual_seed(recipe.seed)
+    sweep_all(out) # what a killed run left
     model = splat_model(scene, recipe.kind, degree=recipe.degree, gen=gen)
     saved = out/'model.safetensors'
     if saved.is_file(): model.load_state_dict(load_file(saved))

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# PyAV 18.1.0 (its libx264): the same frames with the same options on one thread are expected to give the same file; x264 calls itself deterministic, and its option
+# `deterministic` is on. Seen: within one process the bytes of the file change from call to call when other things are allocated in between (10 different
+# files in 40 calls). With x264's assembly off (no-asm=1), or with mbtree=0 and aq-mode=0, all 40 are one file.
+# So what is compared between two runs is frames, not files. Installs pinned public packages in a temporary folder; fails when the behaviour changes.
+set -euo pipefail
+tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+python3 -m venv "$tmp/v"
+"$tmp/v/bin/python" -m pip install -q --disable-pip-version-check 'av==18.1.0' 'numpy<3'
+"$tmp/v/bin/python" - <<'P'
+import hashlib, io, random
+import av, numpy as np
+y, x = np.mgrid[:48, :80]
+def frame(i):
+    return np.stack([128+50*np.sin((x+3*i)/7)+30*np.cos((y-2*i)/5), 128+40*np.sin((x-i)/9), 100+60*np.cos((y+i)/11)],
+        -1).astype(np.uint8)
+frames = [frame(i) for i in range(12)]
+def encode(**options):
+    out = io.BytesIO()
+    with av.open(out, 'w', format='mp4') as c:
+        s = c.add_stream('libx264', rate=25, options=dict(crf='18', **options))
+        s.width, s.height, s.pix_fmt, s.codec_context.thread_count = 80, 48, 'yuv420p', 1
+        for i, f in enumerate(frames):
+            v = av.VideoFrame.from_ndarray(f, format='rgb24')
+            v.pts = i
+            c.mux(s.encode(v))
+        c.mux(s.encode())
+    return hashlib.sha256(out.getvalue()).hexdigest()[:8]
+random.seed(0)
+keep = []
+def files(**options):
+    got = set()
+    for _ in range(40):
+        keep.append(bytearray(random.randrange(1, 200000)))
+        got.add(encode(**options))
+    return len(got)
+seen = dict(as_it_is=files(), no_asm=files(**{'x264-params': 'no-asm=1'}),
+    no_lookahead_weights=files(**{'x264-params': 'mbtree=0:aq-mode=0'}))
+print(f'PyAV {av.__version__}: different files of 40: {seen}')
+assert seen['as_it_is']>1 and seen['no_asm']==seen['no_lookahead_weights']==1, seen
+P
+echo 'as described'

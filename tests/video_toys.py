@@ -146,7 +146,8 @@ def uneven(seed, steps): return np.cumsum([0, *random.Random(seed).choices(steps
 
 
 CAMERAS = {
-    'phone, upright, uneven rate': ('a.mp4', lambda p: camera(p, stamps=uneven(1, [33, 33, 34, 67]), turn=90, sound=True)),
+    'phone, upright, uneven rate': ('a.mp4', lambda p: camera(p, stamps=uneven(1, [33, 33, 34, 67]), turn=90,
+        sound=True)),
     'dashcam, a stream entered between key frames': ('a.ts', entered),
     'action camera, HEVC of 10 bits, open groups': ('a.mp4', lambda p: camera(p, 'libx265', pix='yuv420p10le',
         **{'x265_params': SOURCES['hevc-open'][1]['x265-params']})),

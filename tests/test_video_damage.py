@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from video_toys import CAMERAS, FILMS, FPS, HOWS, N, SOURCES, camera, cut, damage, film, frames, remux, report, source
+from video_toys import CAMERAS, FILMS, FPS, HOWS, SOURCES, N, cut, damage, film, remux, report, source
 from vidlit.video.depth_frames import source_id
 from vidlit.video.packets import _scan, decode, hear, open_video
-from vidlit.video.reader import CorruptVideoError, TruncatedVideoError, VideoError, VideoReader, write_video
+from vidlit.video.reader import CorruptVideoError, TruncatedVideoError, VideoError, VideoReader
 from vidlit.video.writing import read_number
 
 LONG = bool(os.environ.get('VIDLIT_LONG'))

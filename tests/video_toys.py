@@ -126,8 +126,9 @@ def camera(path, codec='libx264', stamps=None, tb=Fraction(1, 1000), pix='yuv420
             f = av.VideoFrame.from_ndarray(numbered_frame(i).numpy(), format='rgb24')
             f.pts, f.time_base = (i, 1/Fraction(fps)) if stamps is None else (stamps[i], tb)
             c.mux(s.encode(f))
-            if second: c.mux(other.encode(av.VideoFrame.from_ndarray(numbered_frame(i).numpy(), format='rgb24').reformat(
-                *second)))
+            if second:
+                small = av.VideoFrame.from_ndarray(numbered_frame(i).numpy(), format='rgb24').reformat(*second)
+                c.mux(other.encode(small))
         for k in range(int(16*n/fps) if sound else 0):
             f = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
             f.sample_rate, f.pts, f.time_base = 16000, k*1024, Fraction(1, 16000)

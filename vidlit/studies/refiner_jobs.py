@@ -142,12 +142,7 @@ parts = { # Built up from the document's first slice; then each further part, on
     'v0 + scale path': dict(model=_slice(18, global_path=True)),
     'v0 + memory': dict(model=_slice(25, memory=True)),
     'mid-res branch': dict(model=dict(width=11, mid=True)),
-    'high-res network': dict(model=dict(width=12, high=True)),
-    'bilateral mixing': dict(model=dict(mixing='bilateral')),
-    'dilated mixing': dict(model=dict(width=14, mixing='dilated')),
-    'colours': dict(model=dict(width=15, rgb=True)),
-    'document losses': dict(loss=asdict(losses['document'])),
-    'no jitter path': dict(path=dict(p=0.))}
+    'high-res network': dict(model=dict(width=12, high=True))}
 
 def refiner_jobs(scale, seeds, variants=False, data=None):
     "All jobs of `vidlit reproduce refiner`"

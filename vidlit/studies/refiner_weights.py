@@ -40,8 +40,7 @@ class ManyFaults(JitterPath):
 weights_config = RefinerConfig(width=16, core='mamba2', global_path=True, memory=True)
 _size, _frames = (32, 48), 12
 
-def train_weights(work, seed:int=0, steps:int=160, clips:int=192, size=_size, t=_frames,
-    report=print_progress)->Refiner:
+def train_weights(work, seed=0, steps=160, clips=192, size=_size, t=_frames, report=print_progress)->Refiner:
     "The training; called again after a kill it goes on"
     cfg = WorldConfig(t=t, h=size[0], w=size[1], camera='any')
     net = Refiner(weights_config, gen=torch.Generator().manual_seed(seed))

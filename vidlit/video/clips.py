@@ -100,16 +100,23 @@ class VideoSource:
     sampler:object = strided # (n_frames, fps, gen) -> int64 [t] or [n, t]
     short:int = None # Shrink frames to this short side while they are bytes; None keeps them
     backend:str = 'pyav' # Reader, as `VideoReader` knows it
+    cache:str = None # Folder in which indices are kept, see `VideoReader`
     def __len__(self): return len(self.videos)
 
     def __call__(self, i, gen=None):
         path,label = self.videos[i]
-        r = VideoReader(path, backend=self.backend)
+        r = VideoReader(path, backend=self.backend, cache=self.cache)
         idx = self.sampler(len(r), float(r.info.fps), gen)
         every,back = idx.unique(return_inverse=True)
-        clip = to_clip(self.shrink(r.frames(every)))[:,back.flatten()]
+        frames = r.frames(every, self.small(r)) if self.backend=='pyav' else self.shrink(r.frames(every))
+        clip = to_clip(frames)[:,back.flatten()]
         r.close()
         return (rearrange(clip, 'c (n t) h w -> n c t h w', n=len(idx)) if idx.ndim==2 else clip), label
+
+    def small(self, r): # (height, width) with the short side wanted, or None where it is short already
+        h,w = r.height,r.width
+        if self.short is None or min(h,w)<=self.short: return None
+        return tuple(round(o*self.short/min(h,w)) for o in (h,w))
 
     def shrink(self, frames):
         h,w = frames.shape[1:3]
@@ -302,7 +309,7 @@ def new(self:ClipLoader, dataset=None, cls=None, **kwargs):
 # %% ../../nbs/video/05_clips.ipynb #86c53e78
 def as_source(
     x, # Source, VideoList, tensor of clips, (clips, labels), or data set of (clip, label)
-    **kw # For `VideoSource`: sampler, short, backend
+    **kw # For `VideoSource`: sampler, short, backend, cache
 ):
     "Whatever holds clips, as a source"
     if isinstance(x, VideoList): return VideoSource(x, **kw)

@@ -7,7 +7,6 @@ __all__ = ['open_video', 'av_reason', 'hear', 'complaint', 'decode']
 
 # %% ../../nbs/video/packets.ipynb #33c8712c
 import mmap, os, re, threading, zlib
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -59,27 +58,30 @@ def av_reason(
 _ear,_heard = threading.Lock(),dict(n=0, was=None)
 os.register_at_fork(after_in_child=lambda: _ear._at_fork_reinit()) if hasattr(os, 'register_at_fork') else None
 
-@contextmanager
-def hear(
-    everyone:bool=False, # Also what the decoder's own threads say
-    least:int=av.logging.WARNING # Down to which level, one of `av.logging`
-): # A list that fills with (level, who, what)
-    "What FFmpeg says meanwhile in this thread"
-    log = av.logging
-    with _ear:
-        if not _heard['n']:
-            _heard['was'] = log.get_level(),log.get_skip_repeated()
-            log.set_skip_repeated(False)
-        _heard['n'] += 1
-        if (log.get_level() or log.PANIC) < least: log.set_level(least)
-    try:
-        with log.Capture(local=not everyone) as said: yield said
-    finally:
+class hear:
+    "What FFmpeg says meanwhile in this thread: `with hear() as said`, a list that fills with (level, who, what)"
+    def __init__(self,
+        everyone:bool=False, # Also what the decoder's own threads say
+        least:int=av.logging.WARNING # Down to which level, one of `av.logging`
+    ): self.least,self.capture = least,av.logging.Capture(local=not everyone)
+
+    def __enter__(self):
+        log = av.logging
+        with _ear:
+            if not _heard['n']:
+                _heard['was'] = log.get_level(),log.get_skip_repeated()
+                log.set_skip_repeated(False)
+            _heard['n'] += 1
+            if (log.get_level() or log.PANIC) < self.least: log.set_level(self.least)
+        return self.capture.__enter__()
+
+    def __exit__(self, *args):
+        self.capture.__exit__(*args)
         with _ear:
             _heard['n'] -= 1
             if not _heard['n']:
-                log.set_level(_heard['was'][0])
-                log.set_skip_repeated(_heard['was'][1])
+                av.logging.set_level(_heard['was'][0])
+                av.logging.set_skip_repeated(_heard['was'][1])
 
 _aside = re.compile('SEI|VUI|A53|caption|metadata|profile|level|deprecated|dolby|time ?code|extradata|stereo|colou?r',
     re.I)
@@ -88,8 +90,8 @@ def complaint(
     said # What was heard
 )->str: # One line, or None
     "What a decoder said against a picture"
-    bad = (what.strip() for level,who,what in said if who!='swscaler' and not _aside.search(what)
-        and (level <= av.logging.ERROR or 'undecodable' in what or what.startswith('Frame num gap')))
+    bad = (what.strip() for level,who,what in said if (level <= av.logging.ERROR or 'undecodable' in what
+        or what.startswith('Frame num gap')) and who!='swscaler' and not _aside.search(what))
     return next(bad, None)
 
 def decode(
@@ -214,7 +216,8 @@ def _scan(path, stream=None):
         except av.FFmpegError: bad += 1
         total = len(rows)
         while rows and rows[-1][7]: bad += bool(rows.pop())
-        bad += (kept is not None and kept < 0 or loose and (any(tails.values()) or _ts_ends(path, s, stream))) and not bad
+        torn_end = loose and (any(tails.values()) or _ts_ends(path, s, stream))
+        bad += (torn_end or kept is not None and kept < 0) and not bad
         if kept is not None: hurt |= {r[5]: "its cluster's checksum does not match" for a,b in _bad_clusters(path)
             for r in rows if a <= (r[8] or 0) < b}
         promised = (c.duration or 0)/av.time_base if kinds & {'matroska','webm','flv'} else 0.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 import av, numpy as np, torch
+from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from torch import Tensor
 from .writing import *
@@ -29,30 +30,33 @@ class VideoReader:
     "Frames of a video by number, time or range; exact, or a `VideoError`"
     def __init__(self,
         path, # A video
-        backend:str='pyav', # 'pyav' (exact on every file) or 'decord' (refuses the files it would misread)
+        backend:str='pyav', # 'pyav' (exact on every file); 'torchcodec', 'decord' (refuse what they would misread)
         partial=False, # Of a damaged or cut-off video: True takes the frames before the damage, 'skip' all good ones
         threads:int=1, # Threads for decoding and conversion; more than one does not go well with forked workers
         stream:int=None, # Which of its streams of pictures; None: the one that FFmpeg itself takes
         square:bool=False, # Stretch frames whose pixels are not square, so that they are?
-        dtype:torch.dtype=torch.uint8 # Or torch.uint16: the full depth of 10 to 16 bit videos, scaled to 0..65535
+        dtype:torch.dtype=torch.uint8, # Or torch.uint16: the full depth of 10 to 16 bit videos, scaled to 0..65535
+        cache=None # Folder in which the index is kept, so that the file's packets are read once for all openings
     ):
         check_partial(partial)
-        if backend not in ('pyav','decord'): raise ValueError(f"backend must be 'pyav' or 'decord', got {backend!r}")
+        if backend not in ('pyav','decord','torchcodec'): raise ValueError(
+            f"backend must be 'pyav', 'torchcodec' or 'decord', got {backend!r}")
         if dtype not in (torch.uint8, torch.uint16): raise ValueError(
             f"dtype must be torch.uint8 or uint16, got {dtype}")
         self.path,self.backend,self.partial,self.threads = str(path),backend,partial,threads
         self.stream_number,self.dtype,self.square = stream,dtype,square
         with _door(path):
-            self.index = make_index(path, partial, stream)
-            self.info = video_info(path, self.index, stream)
+            self.index,self.info = kept_index(path, cache, partial, stream)
         self.height,self.width = _shown_size(self.info, square)
         self.keys = np.unique(np.searchsorted(self.index.pts, self.index.roots))
         self.waits = _waits(self.index)
         self._forget()
+        self._nobody()
         self._start = None # good frames at the start, where asked
-        if backend=='decord': self._check_decord()
+        if backend!='pyav': self._check_other()
 
-    def _forget(self): self._pid,self._file,self._run,self._at,self._alone = None,None,None,-1,False
+    def _forget(self): self._pid,self._file,self._run,self._at,self._alone,self._scaler = None,None,None,-1,False,None
+    def _nobody(self): self._wanted,self._between,self._left = (),(0, 0),set()
     def __len__(self): return self.info.frames
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
@@ -95,7 +99,7 @@ def _mine(self:VideoReader):
         if self._file is not None: _inherited.append((self._file, self._run))
         self._forget()
         self._file = (self._open() if self.backend=='pyav'
-            else _decord(self.path, self.threads))
+            else _others[self.backend](self.path, self.threads))
         self._pid = os.getpid()
     return self._file
 
@@ -114,6 +118,7 @@ def __getstate__(self:VideoReader): return {k:v for k,v in self.__dict__.items()
 def __setstate__(self:VideoReader, state):
     self.__dict__.update(state)
     self._start = None
+    self._nobody()
     self._forget()
 
 # %% ../../nbs/video/03_reader.ipynb #b0d7d9da
@@ -166,16 +171,26 @@ def _watch(self:VideoReader, packets, first, sure):
     "Decoded frames, each held back until all that it may lean on has come out"
     x,hurt,wait = self.index,dict(self.index.torn),[]
     due = 0 if first is None else int(np.searchsorted(x.pts, first))
-    for r,frames,why in decoded(packets, x, first, self.threads):
+    self._left = left = set()
+    for r,frames,why in decoded(packets, x, first, self.threads, self._spare):
         if not sure and (why or any(f.is_corrupt for f in frames)): raise _Doubt
         if why: hurt.setdefault(r, why)
         for f in frames:
             if (n := frame_at(x, f.pts)) is None: continue
-            hurt |= {int(x.rank[j]): 'the decoder left it out' for j in range(due, n) if int(x.rank[j]) not in hurt}
+            hurt |= {int(x.rank[j]): 'the decoder left it out' for j in range(due, n) if j not in left
+                and int(x.rank[j]) not in hurt}
             if f.is_corrupt: hurt[int(x.rank[n])] = 'the decoder calls it damaged'
             wait,due = [*wait, (n, f)],n+1
             while wait and self.waits[wait[0][0]] <= n: yield self._judged(*wait.pop(0), hurt)
     for n,f in wait: yield self._judged(n, f, hurt)
+
+@patch
+def _spare(self:VideoReader, j):
+    "Is frame `j` between those that are asked for, and none of them? Remembered, in case the decoder leaves it out"
+    a,b = self._between
+    if not a < j < b or j in self._wanted: return False
+    self._left.add(j)
+    return True
 
 @patch
 def _judged(self:VideoReader, n, f, hurt):
@@ -210,7 +225,7 @@ def _get(self:VideoReader, i):
     "The decoded frame number `i`, whichever way is shorter"
     k = int(self.keys[max(np.searchsorted(self.keys, i, side='right')-1, 0)]) if self.index.seekable else 0
     self._mine()
-    if not (self._at < i and k <= self._at+4): self._run = None
+    if not (self._at < i and k <= self._at+4) or i in self._left: self._run = None
     with _door(self.path):
         try:
             try:
@@ -232,22 +247,32 @@ def _again_alone(self:VideoReader):
     self._file = self._open()
 
 # %% ../../nbs/video/03_reader.ipynb #b059fbe6
+_planar = {'yuv420p', 'yuvj420p', 'yuv422p', 'yuv444p', 'yuv420p10le'}
+
 @patch
-def _rgb(self:VideoReader, f):
-    "A decoded frame as [h, w, 3], turned as it is shown"
+def _rgb(self:VideoReader, f, size=None):
+    "A decoded frame as numpy [h, w, 3], scaled to `size` while the colours are converted, turned as it is shown"
     i,kw = self.info,{}
     if (f.width, f.height) != ((i.height, i.width) if i.rotation%180 else (i.width, i.height)): raise CorruptVideoError(
         self.path, f"a frame of {f.height}x{f.width} in a video of {i.height}x{i.width}")
-    h,w = (self.width,self.height) if i.rotation%180 else (self.height,self.width)
-    if (h, w) != (f.height, f.width): kw = dict(width=w, height=h)
-    wide = self.dtype==torch.uint16
-    with _door(self.path): a = f.to_ndarray(format='rgb48le' if wide else 'rgb24', threads=self.threads, **kw)
-    a = np.rot90(a, -i.rotation//90)
-    return torch.from_numpy(np.ascontiguousarray(a[:,::-1] if i.mirrored else a))
+    h,w = size or (self.height, self.width)
+    if i.rotation%180: h,w = w,h
+    if self._scaler is None: self._scaler = VideoReformatter(),VideoReformatter()
+    if (h, w) != (f.height, f.width):
+        kw = dict(width=w, height=h, interpolation='BILINEAR')
+        if f.format.name in _planar: # scaled as it is stored, twice as fast as in one step
+            with _door(self.path): f = self._scaler[1].reformat(f, threads=self.threads, format=f.format.name, **kw)
+            kw = {}
+    kind,step = ('rgb48le', 6) if self.dtype==torch.uint16 else ('rgb24', 3)
+    with _door(self.path): p = self._scaler[0].reformat(f, format=kind, threads=self.threads, **kw).planes[0]
+    a = np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[:h, :w*step] # the rows may be padded
+    a = np.rot90(a.reshape(h, w, step).view('<u2' if step==6 else np.uint8), -i.rotation//90)
+    return a[:,::-1] if i.mirrored else a
 
 @patch
 def frames(self:VideoReader,
-    idx # Frame numbers in any order, repeats allowed, negative from the end
+    idx, # Frame numbers in any order, repeats allowed, negative from the end
+    size:tuple=None # (height, width) to scale to while the colours are converted, much faster than after; None keeps
 )->Tensor: # `dtype` [t, h, w, 3], in the order asked
     "The frames with these numbers"
     n,idx = len(self),[int(i) for i in (idx.tolist() if hasattr(idx, 'tolist') else idx)]
@@ -255,11 +280,17 @@ def frames(self:VideoReader,
         -n <= i < n]: raise IndexError(f"no frame {wrong[0]} in {self.path}, which has {n}")
     where = {}
     for j,i in enumerate(idx): where.setdefault(i%n, []).append(j)
-    out = torch.empty(len(idx), self.height, self.width, 3, dtype=self.dtype)
-    got = self._by_decord(sorted(where)) if self.backend=='decord' else ((i, self._rgb(self._get(i)))
-        for i in sorted(where))
-    for i,f in got:
-        for j in where[i]: out[j].copy_(f)
+    if size is not None and self.backend!='pyav': raise ValueError("size= reads with PyAV only: use backend='pyav'")
+    if size is not None and min(size)<1: raise ValueError(f"frames cannot be scaled to {size[0]} x {size[1]}")
+    out = torch.empty(len(idx), *(size or (self.height, self.width)), 3, dtype=self.dtype)
+    a = out.numpy()
+    self._wanted,self._between = where,(min(where, default=0), max(where, default=0))
+    try:
+        got = self._by_other(sorted(where)) if self.backend!='pyav' else ((i, self._rgb(self._get(i), size))
+            for i in sorted(where))
+        for i,f in got:
+            for j in where[i]: np.copyto(a[j], f)
+    finally: self._wanted,self._between = (),(0, 0)
     return out
 
 # %% ../../nbs/video/03_reader.ipynb #85596e1d
@@ -320,7 +351,8 @@ def between(self:VideoReader,
 @patch
 def types(self:VideoReader)->str: # One letter per frame in the order shown; '?' for other kinds
     "The kind of every frame, I, P or B (decodes the whole video)"
-    if self.backend!='pyav': raise BackendError(self.path, "decord does not tell kinds of frame: use backend='pyav'")
+    if self.backend!='pyav': raise BackendError(self.path,
+        f"{self.backend} does not tell kinds of frame: use backend='pyav'")
     kinds = (av.video.frame.PictureType(self._get(i).pict_type).name for i in range(len(self)))
     return ''.join(k if k in 'IPB' else '?' for k in kinds)
 
@@ -334,26 +366,52 @@ def _decord(path, threads=1):
     except Exception as e: raise BackendError(path,
         f"decord cannot open it ({str(e).strip().splitlines()[-1][:120]})") from e
 
+def _torchcodec(path, threads=1):
+    "torchcodec's own reader, in its exact mode: the approximate one was seen to return other frames"
+    try: from torchcodec.decoders import VideoDecoder
+    except (ImportError, OSError, RuntimeError) as e: raise ImportError("backend='torchcodec' needs torchcodec and the "
+        "shared libraries of FFmpeg 4 to 9: pip install 'vidlit[torchcodec]'") from e
+    try: return VideoDecoder(str(path), dimension_order='NHWC', num_ffmpeg_threads=threads, seek_mode='exact')
+    except Exception as e: raise BackendError(path,
+        f"torchcodec cannot open it ({(str(e).strip() or type(e).__name__).splitlines()[-1][:120]})") from e
+
+_others = dict(decord=_decord, torchcodec=_torchcodec)
+
 # %% ../../nbs/video/03_reader.ipynb #159e3f86
 _decord_reads = {'mov','mp4','matroska','webm'}
 
 @patch
-def _check_decord(self:VideoReader):
-    "Refuse the videos that decord would misread"
-    i,use = self.info,"use backend='pyav'"
+def _check_other(self:VideoReader):
+    "Refuse the videos that the other backends would misread"
+    i,use,name = self.info,"use backend='pyav'",self.backend
     if self.partial: raise ValueError(f"partial=True reads with PyAV only: {use}")
+    if self.square and i.pixel_aspect!=1 or self.dtype!=torch.uint8 or self.stream_number is not None: raise ValueError(
+        f"square=, dtype= and stream= read with PyAV only: {use}")
+    if i.mirrored: raise BackendError(self.path, f"a mirrored video, which {name} does not turn; {use}")
+    if self.index.torn or not self.index.seekable: raise BackendError(self.path,
+        f"{'damaged' if self.index.torn else 'without stamps'}, which {name} does not tell; {use}")
+    if name=='decord': self._check_decord(use)
+    if (n := len(self._mine())) != len(self): raise BackendError(self.path,
+        f"{name} counts {n} frames, there are {len(self)}; {use}")
+
+@patch
+def _check_decord(self:VideoReader, use):
+    i = self.info
     if i.open_gop: raise BackendError(self.path,
         f"an open-GOP video: decord silently returns other frames after a seek; {use}")
     if not _decord_reads & set(i.container.split(',')): raise BackendError(self.path,
         f"decord misses frames in {i.container} files; {use}")
-    if self.square and i.pixel_aspect!=1 or self.dtype!=torch.uint8 or self.stream_number is not None: raise ValueError(
-        f"square=, dtype= and stream= read with PyAV only: {use}")
-    if i.mirrored: raise BackendError(self.path, f"a mirrored video, which decord does not turn; {use}")
-    if (n := len(self._mine())) != len(self): raise BackendError(self.path,
-        f"decord counts {n} frames, there are {len(self)}; {use}")
 
 @patch
-def _by_decord(self:VideoReader, idx):
-    "Frames with these ascending numbers, through decord"
-    try: return list(zip(idx, torch.from_numpy(self._mine().get_batch(idx).asnumpy()))) if idx else []
-    except Exception as e: raise self._bad(idx[0], f'decord: {str(e).strip().splitlines()[-1][:120]}') from e
+def _by_other(self:VideoReader, idx):
+    "`(number, frame)` for these ascending numbers, through another backend"
+    if not idx: return []
+    try:
+        if self.backend=='decord': got = self._mine().get_batch(idx).asnumpy()
+        else: got = self._mine().get_frames_at(idx).data.numpy()
+    except Exception as e:
+        said = (str(e).strip() or type(e).__name__).splitlines()[-1][:120]
+        raise self._bad(idx[0], f'{self.backend}: {said}') from e
+    if got.shape[1:3]!=(self.height, self.width): raise BackendError(self.path,
+        f"{self.backend} gives {got.shape[1]}x{got.shape[2]}, not {self.height}x{self.width}; use backend='pyav'")
+    return list(zip(idx, got))

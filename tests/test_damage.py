@@ -111,3 +111,46 @@ def test_one_family():
     from vidlit.video.writing import VideoError
     for o in (StoreError, WeightsError, CheckpointError, VideoError, DepthError, BadImage, TrackError, TrajectoryError,
         CodecError, SceneError): assert issubclass(o, FileError) and issubclass(o, ValueError)
+
+
+def run_of(tmp_path, lr, steps, after=None):
+    "A small training with checkpoints of every step"
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from fastai.optimizer import Adam
+    from torch.utils.data import DataLoader, TensorDataset
+    from vidlit.train.callbacks import fit
+    from vidlit.train.checkpoint import Seeded
+    data = TensorDataset(torch.randn(32, 4, generator=gen()), torch.randn(32, 1, generator=gen()))
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 1)
+    learn = Learner(DataLoaders(DataLoader(data, 4), DataLoader(data, 4)), net, loss_func=torch.nn.functional.mse_loss,
+        opt_func=Adam, lr=lr, cbs=[Seeded(0), Checkpoint(tmp_path/'ckpt', every=1, keep=1), *(after or [])])
+    return fit(learn, steps=steps, validate=False)
+
+
+@pytest.mark.parametrize('what', ['loss', 'weights'])
+def test_training_to_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, what):
+    from fastai.callback.core import Callback
+    from vidlit.train.callbacks import NonFinite
+    class Break(Callback):
+        order = 10 if what=='loss' else 40
+        def after_pred(self):
+            if what=='loss' and self.learn.iter==3: self.learn.pred = self.learn.pred*float('nan')
+        def after_backward(self):
+            if what=='weights' and self.learn.iter==3: self.learn.model.weight.grad.fill_(float('nan'))
+    with pytest.raises(NonFinite, match='last good checkpoint is .*step-00000003'): run_of(tmp_path, 1e-3, 6, [Break()])
+    files = Checkpoint(tmp_path/'ckpt').files
+    assert [o.name for o in files]==['step-00000003.safetensors']
+    assert load_state(files[0])['model']['weight'].isfinite().all()
+
+
+def test_nan_is_exit_code_1_in_one_line(tmp_path, capsys):
+    import typer
+    from vidlit.cli.app import command, run_app
+    from vidlit.train.callbacks import NonFinite
+    some = typer.Typer()
+    @command(some)
+    def train(out:str=None): # Anything
+        raise NonFinite('the loss is nan at step 3')
+    assert run_app(some, [])==1 and capsys.readouterr().err.strip()=='vidlit: the loss is nan at step 3'

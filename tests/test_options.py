@@ -1,4 +1,5 @@
-"""Every numeric option of every command refuses numbers that are none of its own: one line, exit code 2, nothing made."""
+"""Every numeric option of every command refuses numbers that are none of its own: one line, exit code 2, nothing
+made."""
 import importlib
 import inspect
 import math
@@ -60,7 +61,7 @@ def test_out_of_range_is_refused(path, k, kind, default, needs, tmp_path, monkey
 
 
 def test_the_defaults_pass():
-    for path, k, kind, default, _ in ALL:
+    for path, k, _, default, _ in ALL:
         if default is None or isinstance(default, typer.models.ParameterInfo): continue
         assert not option_type(path[-1], k).wrong(default, default), (path, k, default)
         assert A.Within(1).wrong(0) and not A.Within(1).wrong(0, 0)

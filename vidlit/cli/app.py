@@ -97,7 +97,7 @@ def command(app:typer.Typer, # Where to add it
 def _fault(e)->int: # Exit code for an exception, or None when it is a bug and should be seen whole
     "What an exception means to the shell"
     from vidlit.lab.jobs import JobError
-    if isinstance(e, JobError): return 1
+    if isinstance(e, (JobError, FloatingPointError)): return 1 # the input was good, the work failed
     if isinstance(e, (ValueError, OSError)): return 2
     from vidlit.train.checkpoint import CheckpointError
     from vidlit.floor.store import StoreError

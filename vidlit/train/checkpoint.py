@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader as TorchLoader
 from ..floor.places import sweep, temp_path
 from ..floor.reading import FileError, Limits, StoreError, parse_json
 from ..floor.store import seal, sealed
-from .callbacks import Stepped, bare, rank, world_size
+from .callbacks import NonFinite, Stepped, bare, rank, world_size
 
 # %% ../../nbs/train/05_checkpoint.ipynb #965b64f6
 class CheckpointError(FileError):
@@ -253,6 +253,9 @@ def before_epoch(self:Checkpoint):
 def after_step(self:Checkpoint):
     c = self.clock
     if rank() or (c.done%self.every and c.done!=c.total): return
+    if bad := [k for k,p in bare(self.learn.model).named_parameters() if not p.isfinite().all()]: raise NonFinite(
+        f"{bad[0]} is not finite at step {c.done}: stopped, and not saved"
+        + (f"; the last good checkpoint is {self.files[-1]}" if self.files else ''))
     save_state(self.folder/f'step-{c.done:08d}.safetensors', self.collect())
     for f in self.files[:-self.keep]: f.unlink()
 

@@ -267,7 +267,8 @@ def open_log(
 
 # %% ../../nbs/floor/places.ipynb #772a37f2
 _no_room = errno.ENOSPC,errno.EDQUOT,errno.EFBIG
-_says = re.compile(r'No space left|[Dd]isk quota exceeded|os error (28|122)\b|File too large|requested and \d+ written') # the last is numpy's
+# the last is numpy's
+_says = re.compile(r'No space left|[Dd]isk quota exceeded|os error (28|122)\b|File too large|requested and \d+ written')
 
 def is_full(
     e # An exception, or None

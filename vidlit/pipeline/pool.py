@@ -7,7 +7,7 @@ __all__ = ['Plan', 'open_plan', 'make_plan', 'is_code', 'load_model', 'trusted',
            'task_of', 'WorkerPool', 'fitting']
 
 # %% ../../nbs/pipeline/08_pool.ipynb #ced3d515
-import importlib, json, os, re, signal, subprocess, sys, time, torch
+import importlib, json, os, re, signal, subprocess, sys, torch
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from fastcore.basics import patch

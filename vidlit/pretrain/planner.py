@@ -31,7 +31,7 @@ def cosine_energy(
 
 # %% ../../nbs/pretrain/11_planner.ipynb #924e3741
 class Obs(namedtuple('Obs', 'frames states actions extrinsics', defaults=(None, None))):
-    """Frames `[b, 3, t, h, w]` in [0, 1], states `[b, t, ds]`, actions `[b, t-1, da]` between them (none for one frame),
+    """Frames `[b, 3, t, h, w]` in [0, 1], states `[b, t, ds]`, actions `[b, t-1, da]` between (none for one frame),
     poses of the camera `[b, t, 6]` where the model asks for them"""
     __slots__ = ()
 

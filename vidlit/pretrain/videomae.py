@@ -293,7 +293,8 @@ def _with_head(cls, name, enc, state, num_labels=None, ignore_mismatched_sizes=F
     n = num_labels or (len(labels) if labels else have)
     if n is None: raise WeightsError(f"{name}: there is no head in it; say num_labels=N (or labels=[...]) to start one")
     if have not in (None, n) and not ignore_mismatched_sizes: raise WeightsError(
-        f"{name}: its head has {have} classes, asked for are {n}: pass ignore_mismatched_sizes=True to start a new head, or leave num_labels out")
+        f"{name}: its head has {have} classes, asked for are {n}: pass ignore_mismatched_sizes=True "
+        "to start a new head, or leave num_labels out")
     res = cls(enc, n, labels=labels, **kw)
     own = res.state_dict()
     fresh = ('head',) if have else ('head', 'fc_norm')

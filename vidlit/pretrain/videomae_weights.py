@@ -105,7 +105,8 @@ def hf_processor(
     "What transformers should do to the pixels: the shorter side to size, the middle, ImageNet's colours"
     both = {'image_processor_type': f'{kind}ImageProcessor'} if kind=='VideoMAE' else {}
     return dict(both, video_processor_type=f'{kind}VideoProcessor', do_resize=True,
-        size={'shortest_edge': min(size[1:])}, do_center_crop=True, crop_size={'height': size[1], 'width': size[2]}, do_rescale=True, rescale_factor=1/255,
+        size={'shortest_edge': min(size[1:])}, do_center_crop=True,
+        crop_size={'height': size[1], 'width': size[2]}, do_rescale=True, rescale_factor=1/255,
         do_normalize=True, image_mean=list(imagenet_mean), image_std=list(imagenet_std), resample=2)
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #461a2a03

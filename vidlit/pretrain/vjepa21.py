@@ -307,7 +307,7 @@ def from_pretrained(cls:VJEPA21,
     "The model of such a folder, strictly"
     c,state = read_hub(name, revision)
     if c.pop('model_type', None)!='vjepa2_1': raise WeightsError(
-        f"{name}: no V-JEPA 2.1 folder of ours; official files: VJEPA21.from_official, V-JEPA 2: VJEPA2.from_pretrained")
+        f"{name}: no V-JEPA 2.1 folder of ours; official files: VJEPA21.from_official; 2: VJEPA2.from_pretrained")
     sizes = {k: ViTConfig(**{**c.pop(k), 'patch': tuple(c_patch)}) for k,c_patch in (('enc', c['enc']['patch']),
         ('pred', c['pred']['patch']))}
     res = cls(VJEPA21Config(**sizes, **{**c, 'levels': tuple(c['levels'])}), **kw)

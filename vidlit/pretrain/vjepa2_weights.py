@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..train.probe import CrossAttention
 from ..nn.vit import Block, Mlp, ViTConfig, init_vit, run_blocks
-from ..nn.weights import KeyMap, WeightsError, _torch_file, hf_labels, labels_in, load_strict, peel, read_hub, save_hub
+from ..nn.weights import KeyMap, WeightsError, _torch_file, hf_labels, labels_in, load_strict
+from ..nn.weights import peel, read_hub, save_hub
 from .videomae_weights import hf_processor, vit_sizes
 from .vjepa2 import RopePredictor, VJEPA2, VJEPA2Config, rope_encoder, vjepa2_l
 

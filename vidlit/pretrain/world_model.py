@@ -203,7 +203,7 @@ class WorldModel(nn.Module):
 
 # %% ../../nbs/pretrain/10_world_model.ipynb #feeb4cd9
 def move_by(
-    state:Tensor, # `[b, 2]`, `[b, 3]` metres; `[b, 6]` with a rotation vector, radians; `[b, 7]`, an arm as in `pose_move`
+    state:Tensor, # `[b, 2]`, `[b, 3]` metres; `[b, 6]` with a rotation vector; `[b, 7]`, an arm (`pose_move`)
     action:Tensor, # As the state
 )->Tensor: # The next state
     "Where an action leads when nothing is in the way"

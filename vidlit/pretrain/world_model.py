@@ -21,7 +21,6 @@ from ..train.schedules import adamw, from_one, wsd
 from ..nn.tokens import Grid, Rope3D
 from ..nn.vit import Block, ViTConfig, init_vit, run_blocks, vit_l
 from ..nn.weights import KeyMap, WeightsError, load_strict, read_hub, save_hub
-from .trajectories import pose_move
 from .videomae_weights import vit_sizes
 from .vjepa2 import VJEPA2Config, rope_encoder
 from .vjepa2_weights import official_parts
@@ -209,7 +208,9 @@ def move_by(
     "Where an action leads when nothing is in the way"
     k = state.shape[-1]
     if k not in (2, 3, 6, 7): raise ValueError(f"states of 2, 3, 6 or 7 numbers are understood, not {k}")
-    if k == 7: return pose_move(state, action)
+    if k == 7:
+        from vidlit.pretrain.trajectories import pose_move
+        return pose_move(state, action)
     if k < 6: return state+action
     turned = rotation_vector((rotation(action[..., 3:].double())@rotation(state[..., 3:].double())))
     return torch.cat((state[..., :3]+action[..., :3], turned.to(state)), -1)

@@ -70,8 +70,9 @@ def from_official(cls:VJEPA2,
 )->VJEPA2:
     "The model of an official checkpoint; a missing, extra or misshapen weight is an error that names it"
     parts = official_parts(ckpt, drop_pos)
-    for has,part,what in (('action_encoder.weight', 'predictor', 'V-JEPA 2-AC: WorldModel.from_official'),
-            ('norms_block.0.weight', 'encoder', 'V-JEPA 2.1: VJEPA21.from_official')):
+    others = {'action_encoder.weight': ('predictor', 'V-JEPA 2-AC: WorldModel.from_official'),
+        'norms_block.0.weight': ('encoder', 'V-JEPA 2.1: VJEPA21.from_official')}
+    for has,(part,what) in others.items():
         if has in parts[part]: raise WeightsError(f"{part} has {has}: this is {what} reads it")
     res = cls(official_sizes(parts['encoder'], parts['predictor'], heads, pred_heads, legacy_tiled=legacy_tiled, **kw))
     for k,state in parts.items(): load_strict(getattr(res, k), state)

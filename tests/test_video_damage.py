@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from video_toys import CAMERAS, FILMS, FPS, HOWS, N, SOURCES, camera, cut, damage, film, frames, remux, report, source
+from video_toys import CAMERAS, FILMS, FPS, HOWS, SOURCES, N, cut, damage, film, remux, report, source
 from vidlit.video.depth_frames import source_id
 from vidlit.video.packets import _scan, decode, hear, open_video
-from vidlit.video.reader import CorruptVideoError, TruncatedVideoError, VideoError, VideoReader, write_video
+from vidlit.video.reader import CorruptVideoError, TruncatedVideoError, VideoError, VideoReader
 from vidlit.video.writing import read_number
 
 LONG = bool(os.environ.get('VIDLIT_LONG'))
@@ -68,11 +68,11 @@ def test_cameras(tmp_path, capsys):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             r = VideoReader(path)
-        upright = torch.stack([r[i].rot90(1) if r.info.rotation else r[i] for i in range(len(r))])
+        upright = torch.stack([r[i].rot90(-1) if r.info.rotation else r[i] for i in range(len(r))])
         n = read_number(upright).tolist()
         scattered = random.Random(k).sample(range(len(r)), 8)
         again = r[scattered]
-        again = read_number(again.rot90(1, (1, 2)) if r.info.rotation else again).tolist()
+        again = read_number(again.rot90(-1, (1, 2)) if r.info.rotation else again).tolist()
         good = n == list(range(n[0], N)) and again == [n[i] for i in scattered]
         add(table, name, dict(right=len(r) if good else 0, refused=0, wrong=0 if good else len(r)))
     show(capsys, table)

@@ -9,6 +9,7 @@ resize with torchvision. torchcodec is left out where it is not installed.
 
     python benchmarks/decode.py [--rounds 3] [--frames 144] [--out benchmarks/results/decode.json]"""
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -75,7 +76,7 @@ def codec(mode):
 
 def sides():
     out = dict(pyav=ours, decord=decorded)
-    try: import torchcodec.decoders # noqa: F401
+    try: importlib.import_module('torchcodec.decoders')
     except (ImportError, OSError, RuntimeError): return out
     return out | {'torchcodec exact': codec('exact'), 'torchcodec approximate': codec('approximate')}
 

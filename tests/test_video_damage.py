@@ -68,11 +68,11 @@ def test_cameras(tmp_path, capsys):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             r = VideoReader(path)
-        upright = torch.stack([r[i].rot90(1) if r.info.rotation else r[i] for i in range(len(r))])
+        upright = torch.stack([r[i].rot90(-1) if r.info.rotation else r[i] for i in range(len(r))])
         n = read_number(upright).tolist()
         scattered = random.Random(k).sample(range(len(r)), 8)
         again = r[scattered]
-        again = read_number(again.rot90(1, (1, 2)) if r.info.rotation else again).tolist()
+        again = read_number(again.rot90(-1, (1, 2)) if r.info.rotation else again).tolist()
         good = n == list(range(n[0], N)) and again == [n[i] for i in scattered]
         add(table, name, dict(right=len(r) if good else 0, refused=0, wrong=0 if good else len(r)))
     show(capsys, table)

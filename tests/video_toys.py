@@ -110,8 +110,8 @@ def damage(src, dst, how, seed):
 
 # ---- cameras
 
-def camera(path, codec='libx264', stamps=None, tb=Fraction(1, 1000), pix='yuv420p', turn=None, sound=False, aspect=None,
-    muxer=None, second=None, n=N, fps=FPS, **options):
+def camera(path, codec='libx264', stamps=None, tb=Fraction(1, 1000), pix='yuv420p', turn=None, sound=False,
+    aspect=None, muxer=None, second=None, n=N, fps=FPS, **options):
     "A file as a device may write it"
     with av.open(str(path), 'w', options=muxer or {}) as c:
         if second: other = c.add_stream('libx264', rate=fps)
@@ -126,9 +126,8 @@ def camera(path, codec='libx264', stamps=None, tb=Fraction(1, 1000), pix='yuv420
             f = av.VideoFrame.from_ndarray(numbered_frame(i).numpy(), format='rgb24')
             f.pts, f.time_base = (i, 1/Fraction(fps)) if stamps is None else (stamps[i], tb)
             c.mux(s.encode(f))
-            if second:
-                small = av.VideoFrame.from_ndarray(numbered_frame(i).numpy(), format='rgb24').reformat(*second)
-                c.mux(other.encode(small))
+            g = av.VideoFrame.from_ndarray(numbered_frame(i).numpy(), format='rgb24')
+            if second: c.mux(other.encode(g.reformat(*second)))
         for k in range(int(16*n/fps) if sound else 0):
             f = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
             f.sample_rate, f.pts, f.time_base = 16000, k*1024, Fraction(1, 16000)
@@ -147,16 +146,16 @@ def uneven(seed, steps): return np.cumsum([0, *random.Random(seed).choices(steps
 
 
 CAMERAS = {
-    'phone, upright, uneven rate': ('a.mp4', lambda p: camera(p, stamps=uneven(1, [33, 33, 34, 67]), turn=90,
-        sound=True)),
+    'phone, upright, uneven rate': ('a.mp4', lambda p: camera(p, turn=90, sound=True,
+        stamps=uneven(1, [33, 33, 34, 67]))),
     'dashcam, a stream entered between key frames': ('a.ts', entered),
     'action camera, HEVC of 10 bits, open groups': ('a.mp4', lambda p: camera(p, 'libx265', pix='yuv420p10le',
         **{'x265_params': SOURCES['hevc-open'][1]['x265-params']})),
     'security camera, Motion-JPEG in AVI': ('a.avi', lambda p: camera(p, 'mjpeg', pix='yuvj420p', q=2)),
     'browser, VP8 without a length': ('a.webm', lambda p: camera(p, 'libvpx', stamps=uneven(2, [31, 36, 100]),
         muxer={'live': '1'}, deadline='realtime', g=30)),
-    'screen recorder, one key frame, long pauses': ('a.mkv', lambda p: camera(p, stamps=uneven(3, [17, 17, 4000]),
-        g=999)),
+    'screen recorder, one key frame, long pauses': ('a.mkv', lambda p: camera(p, g=999,
+        stamps=uneven(3, [17, 17, 4000]))),
     'drone, a second small picture beside it': ('a.mov', lambda p: camera(p, second=(40, 24), g=15, sound=True)),
     'camcorder, packets of 192 bytes, fields': ('a.m2ts', lambda p: camera(p, muxer={'mpegts_m2ts_mode': '1'}, g=12,
         **{'x264_params': 'tff=1'}, sound=True)),

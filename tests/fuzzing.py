@@ -138,7 +138,7 @@ def changed_zip(b, g):
             name = i.filename
             if j==k:
                 if how==0: continue
-                if how==1: name = g.choice(('../x.npy', 'x', '/etc/x', ''))
+                if how==1: name = g.choice(('../x.npy', 'x', '/etc/x'))
                 if how==2: data = strange_npy(data, g)
                 if how==3: data = changed_bytes(data, g)
                 if how==4: data = _npy((1<<15, 1<<15), '|u1',

@@ -70,7 +70,8 @@ def tensors_hash(
 )->str: # SHA-256, hexadecimal
     "One hash of tensors by name, and of some texts"
     import torch
-    h = hashlib.sha256(json.dumps([(k, str(tensors[k].dtype), list(tensors[k].shape)) for k in sorted(tensors)]).encode())
+    head = [(k, str(tensors[k].dtype), list(tensors[k].shape)) for k in sorted(tensors)]
+    h = hashlib.sha256(json.dumps(head).encode())
     for k in sorted(tensors): h.update(tensors[k].detach().contiguous().flatten().view(torch.uint8).numpy())
     for o in texts: h.update(o.encode())
     return h.hexdigest()

@@ -98,9 +98,10 @@ def camera(
     f = Path(folder)/'K.json' if folder is not None else None
     if f is None or not f.is_file(): return None
     row = read_json(f, {'K':[[Num(-1e9, 1e9, whole=False)]], 'size?':[Num(1, 1<<16)], str:object})
-    K = torch.tensor(row['K'])
-    if K.shape!=(3, 3) or K[0, 0]<=0 or K[1, 1]<=0: raise DepthError(f, 'K must be 3x3 with positive focal lengths')
-    return resize_K(K, row.get('size', hw), hw)
+    with reads(f, _bad(f)):
+        K = torch.tensor(row['K'])
+        if K.shape!=(3, 3) or K[0, 0]<=0 or K[1, 1]<=0: raise DepthError(f, 'K must be 3x3 with positive focal lengths')
+        return resize_K(K, row.get('size', hw), hw)
 
 class DepthSource:
     "Planar depth of a video: [i] -> float32 [1, h, w] metres, nan in holes"

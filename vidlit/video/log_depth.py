@@ -92,7 +92,7 @@ def read_codes(path)->LogCodes:
     if not _note(path).is_file(): raise VideoError(path,
         f"{_note(path).name} is missing: the range of its codes is unknown")
     row = read_json(_note(path), dict(is_depth_map=bool, lossless=bool, least=_number, most=_number, shift=_number))
-    return LogCodes(row['least'], row['most'], row['shift'])
+    with reads(_note(path)): return LogCodes(row['least'], row['most'], row['shift'])
 
 def read_log_depth(
     path, # Of `write_log_depth`, or of LeRobot with `codes`

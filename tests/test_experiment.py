@@ -103,7 +103,8 @@ def leave(how, p, pids):
 def test_nothing_is_left_of_a_run(tmp_path, how, seconds):
     "Workers, the process of their queue and the fork server leave; nobody goes on with locks and memory"
     toys = [sys.executable, str(HERE/'experiment_toys.py'), str(tmp_path)]
-    p = subprocess.Popen(toys, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    p = subprocess.Popen(toys, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # which a shell's background job ignores
     try:
         assert wait_for(lambda: len([o for o in tmp_path.rglob('pid') if o.read_text()]) == 2)
         pids = {int(o.read_text()) for o in tmp_path.rglob('pid')}

@@ -49,4 +49,9 @@ def _ask(p):
     except ProcessLookupError: pass
 
 # %% ../../nbs/floor/processes.ipynb #1c3e377e
-if os.environ.get('VIDLIT_FORK_SERVER')==str(os.getppid()): leave_with(os.getppid())
+def _with_server(me): # A fork of the server, before it prepares anything; forks of forks are none of its business
+    if os.getppid()==me: leave_with(me)
+
+if os.environ.get('VIDLIT_FORK_SERVER')==str(os.getppid()):
+    leave_with(os.getppid())
+    os.register_at_fork(after_in_child=lambda me=os.getpid(): _with_server(me))

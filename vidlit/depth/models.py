@@ -185,7 +185,8 @@ def needs(self:DepthModel,
     enc = max(1, p.frames if self.device.type!='cpu' else 1)*g*cfg.image.enc.dim*4*12
     weights = sum(o.nbytes for o in self.model.parameters())
     if self.precision!='fp32': weights += weights//2
-    return weights+cfg.slots*one*short+max(coarse+max(fine, p.pixels*cfg.slots*f*14*4), enc)
+    answers = (2*cfg.slots+12)*hw[0]*hw[1]*4 # of a window and the one before, and to fade from
+    return weights+answers+cfg.slots*one*short+max(coarse+max(fine, p.pixels*cfg.slots*f*14*4), enc)
 
 @patch
 def pieces(self:DepthModel,

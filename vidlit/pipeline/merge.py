@@ -124,13 +124,11 @@ def _span(frames, kind):
     if lo>hi: lo = hi = 0.
     return lo,max(hi, lo+1e-6+1e-6*abs(lo))
 
-def _hole(d, kind):
-    return d if kind=='disparity' else torch.where(d>0, d, torch.nan) # no distance is 0: nothing known there
-
 def _whole(d, m, lo, hi):
-    "At the size of the video; interpolation leaves the bounds by rounding only"
+    "At the size of the video; interpolation leaves the bounds by rounding only; no distance is 0: nothing known there"
     d = to_source(d[None], (m.height, m.width))[0]
-    return d if lo is None else d.clamp(lo, hi)
+    new = d if lo is None else d.clamp(lo, hi)
+    return new if m.kind=='disparity' else torch.where(d>0, new, torch.nan)
 
 def made_by(out)->dict: # out: folder of depth frames
     "What made a folder, also one of the first versions"
@@ -205,7 +203,7 @@ def merge(
     with writer(out), DepthWriter(out, info['kind'], (job.height, job.width), **kw) as w:
         sweep(out) # what a killed call left
         frames = merge_frames(readers, ranges, fits, how=='discard', w.missing())
-        side_by_side(lambda i, d: w.__setitem__(i, _hole(_whole(d, w.meta, lo, hi), info['kind'])), frames,
+        side_by_side(lambda i, d: w.__setitem__(i, _whole(d, w.meta, lo, hi)), frames,
             1 if storage=='zarr' else min(8, cores()))
     if clean: drop_windows(job)
     return DepthReader(out)

@@ -125,8 +125,8 @@ def maps(self:DepthRun, depth, lo=None, hi=None):
     for d in depth:
         d = torch.as_tensor(d)[None]
         if self.size!=tuple(self.inside): d = self.m.back(d, self.size)
-        if lo is not None: d = d.clamp(lo, hi) # interpolation leaves the bounds by rounding only
-        yield d if self.m.file_kind=='disparity' else torch.where(d>0, d, torch.nan)
+        new = d if lo is None else d.clamp(lo, hi) # interpolation leaves the bounds by rounding only
+        yield new if self.m.file_kind=='disparity' else torch.where(d>0, new, torch.nan)
 
 @patch
 def made(self:DepthRun, more):

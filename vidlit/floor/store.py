@@ -14,8 +14,8 @@ from .reading import Num, StoreError, Text, _decoder, inside, misfit, open_zarr,
 from .reading import read_json, reads
 
 # %% auto #0
-__all__ = ['CacheMismatch', 'atomic_path', 'write_json', 'writer', 'tensors_hash', 'sealed', 'seal', 'file_hash', 'Manifest',
-           'WorkList', 'bind_settings', 'TokenCache']
+__all__ = ['CacheMismatch', 'atomic_path', 'write_json', 'writer', 'tensors_hash', 'sealed', 'seal', 'save_sealed', 'file_hash',
+           'Manifest', 'WorkList', 'bind_settings', 'TokenCache']
 
 # %% ../../nbs/floor/03_store.ipynb #2f191800
 class CacheMismatch(StoreError):
@@ -91,6 +91,23 @@ def sealed(
 def seal(tensors:dict, *texts)->dict: # Metadata that `sealed` compares
     "What to write with tensors"
     return dict(vidlit='1', sha256=tensors_hash(tensors, *texts))
+
+def save_sealed(
+    tensors:dict, # Name -> tensor on the CPU
+    path, # Of the file
+    *texts, # As `tensors_hash` takes them
+    **said # Further metadata
+):
+    "Write safetensors with their hash; equal tensors give equal bytes"
+    from safetensors.torch import save_file
+    save_file(tensors, path, metadata={**said, **seal(tensors, *texts)})
+    with open(path, 'r+b') as f: # the order of its metadata is another one each time
+        n = int.from_bytes(f.read(8), 'little')
+        head = json.loads(f.read(n))
+        head['__metadata__'] = dict(sorted(head['__metadata__'].items()))
+        new = json.dumps(head, separators=(',', ':'), ensure_ascii=False).encode()
+        f.seek(8)
+        if len(new)<=n: f.write(new.ljust(n))
 
 # %% ../../nbs/floor/03_store.ipynb #9f7c9ee1
 def file_hash(path):

@@ -169,8 +169,7 @@ def write_weights(
     path, # Where to; .safetensors, otherwise torch's own format under 'model'
 )->Path: # The file
     "Write weights whole or not at all"
-    from safetensors.torch import save_file
-    from vidlit.floor.store import atomic_path, seal
+    from vidlit.floor.store import atomic_path, save_sealed
     if isinstance(state, nn.Module): state = state.state_dict()
     seen,out = set(),{}
     for k,v in state.items():
@@ -179,7 +178,7 @@ def write_weights(
         out[k] = v.clone() if at in seen else v # safetensors refuses tensors that share memory
         seen.add(at)
     with atomic_path(path) as tmp:
-        if Path(path).suffix=='.safetensors': save_file(out, tmp, metadata={'format':'pt', **seal(out)})
+        if Path(path).suffix=='.safetensors': save_sealed(out, tmp, format='pt')
         else: torch.save({'model':out}, tmp)
     return Path(path)
 
@@ -335,6 +334,12 @@ def _hub_folder(name, revision=None):
         raise WeightsError(f"{name}: no such folder here, and the Hugging Face Hub did not give it ({why})") from e
 
 # %% ../../nbs/nn/weights.ipynb #2241588b
+class _State(dict):
+    "Tensors by name that know which configuration came with them"
+    def __init__(self, state, file):
+        super().__init__(state)
+        self.file = file
+
 def read_hub(
     name, # Local folder, or 'owner/name' on the Hub
     revision:str=None, # Branch, tag or commit on the Hub
@@ -370,12 +375,6 @@ def labels_in(
     return None if names==tuple(f'LABEL_{i}' for i in range(len(names))) else names
 
 # %% ../../nbs/nn/weights.ipynb #1dbc6548
-class _State(dict):
-    "Tensors by name that know which configuration came with them"
-    def __init__(self, state, file):
-        super().__init__(state)
-        self.file = file
-
 _scalars = 'arange','linspace','eye','randperm','logspace'
 
 class _Counted(TorchDispatchMode):

@@ -89,5 +89,6 @@ def pretrain_videos(
         first=rows[0]['loss'], last=rows[-1]['loss'], bad=dls.train.bad_report())
 
 def _written(net, to, size): # A folder as transformers has it, else the authors' file
-    if hasattr(net, 'save_pretrained'): return net.save_pretrained(to, size)
+    theirs = hasattr(net, 'save_pretrained') and getattr(net.cfg, 'legacy_tiled', True)
+    if theirs: return net.save_pretrained(to, size)
     return write_weights(net.state_dict(), Path(f'{to}.safetensors'))

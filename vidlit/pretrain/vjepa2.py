@@ -177,8 +177,10 @@ def vjepa2_pretrainer(
     from vidlit.train.health import Health
     if not isinstance(health, Health):
         health = Health(health, features=by_content, targets=lambda o: o.targ[0], min_std=.05)
-    plan = partial(wsd, warmup=warmup, base=lr, decay=decay, final=.002*lr, start=.19*lr)
-    sched = lr if callable(lr) else partial(from_one, plan)
+    sched = lr
+    if not callable(lr):
+        plan = partial(wsd, warmup=warmup, base=lr, decay=decay, final=.002*lr, start=.19*lr)
+        sched = partial(from_one, plan)
     sampler = BlockSampler if lengths is None else partial(GroupSampler, lengths)
     sampler = sampler(masks, gen, patch=model.cfg.enc.patch, **kw)
     cbs = [sampler, ParamSchedule(lr=sched), EMA(momentum, 'encoder', 'target_encoder'), History(), health, *cbs]

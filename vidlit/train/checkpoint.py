@@ -14,12 +14,11 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader as TorchLoader
 from ..floor.places import sweep, temp_path
 from ..floor.reading import FileError, Limits, StoreError, parse_json
-from ..floor.store import seal, sealed
+from ..floor.store import save_sealed, sealed
 from .callbacks import NonFinite, Stepped, bare, rank, world_size
 
 # %% ../../nbs/train/05_checkpoint.ipynb #965b64f6
@@ -54,7 +53,7 @@ def save_state(
     path.parent.mkdir(parents=True, exist_ok=True)
     with temp_path(path) as tmp:
         ts = {str(i): t for i,t in enumerate(out)}
-        save_file(ts, tmp, metadata=dict(tree=tree, **seal(ts, tree)))
+        save_sealed(ts, tmp, tree, tree=tree)
         with tmp.open('rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
 

@@ -187,7 +187,7 @@ def splat(p, r):
             '--quiet'))
 
 
-SMALL = '--max-res', 42 # costs a third
+SMALL = '--input-max', 42 # costs a third
 def depth(*more): return lambda p, r: vidlit('depth', p/'video.mp4', '--out', r/'out', *SMALL, '--quiet', *more)
 
 

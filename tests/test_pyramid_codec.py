@@ -91,7 +91,7 @@ def test_random_damage_is_refused(data):
         bad[at] ^= 1 << dice.randrange(8)
         with pytest.raises(cf.CodecError): cf.decode_video(bytes(bad), codec)
     for cut in (0, 3, 20, 40, 60, len(data)-1):
-        with pytest.raises(cf.CodecError, match='ends'): cf.decode_video(data[:cut], codec)
+        with pytest.raises(cf.CodecError, match='ends|hold at most'): cf.decode_video(data[:cut], codec)
 
 
 def test_place_is_named(data):

@@ -157,7 +157,7 @@ def test_dynerf(scene, tmp_path):
     np.save(tmp_path/'poses_bounds.npy', np.array(rows[:2]))
     with pytest.raises(ValueError, match='3 videos for 2 cameras'): sf.read_dynerf(tmp_path)
     np.save(tmp_path/'poses_bounds.npy', np.array([dict(a=1)]), allow_pickle=True)
-    with pytest.raises(ValueError, match='no plain array'): sf.read_dynerf(tmp_path)
+    with pytest.raises(ValueError, match='no plain numbers'): sf.read_dynerf(tmp_path)
     with pytest.raises(ValueError, match='split'): sf.read_dynerf(tmp_path, 'val')
 
 

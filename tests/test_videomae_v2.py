@@ -205,7 +205,7 @@ def test_loading_refuses(fault, word):
     if fault=='shape': state['mask_token'] = torch.zeros(1, 1, 9)
     if fault=='scale': del state['decoder.blocks.1.attn.scale']
     with pytest.raises(WeightsError, match=word): VideoMAE2.from_official(state)
-    with pytest.raises(ValueError, match='head.weight'): VideoMAE2Classifier.from_official(state)
+    with pytest.raises(ValueError, match='no head in it'): VideoMAE2Classifier.from_official(state)
 
 def test_transformers_files(tmp_path):
     "Without cosines, files of transformers go both ways; with them, there is no place for the temperatures"

@@ -114,9 +114,10 @@ def camera(path, codec='libx264', stamps=None, tb=Fraction(1, 1000), pix='yuv420
     aspect=None, muxer=None, second=None, n=N, fps=FPS, **options):
     "A file as a device may write it"
     with av.open(str(path), 'w', options=muxer or {}) as c:
-        if second: other = c.add_stream('libx264', rate=fps)
-        if second: other.width, other.height, other.pix_fmt = *second, 'yuv420p'
         s = c.add_stream(codec, rate=fps, options={k.replace('_', '-'): str(v) for k, v in options.items()})
+        if second:
+            other = c.add_stream('libx264', rate=fps)
+            other.width, other.height, other.pix_fmt = *second, 'yuv420p'
         s.width, s.height, s.pix_fmt, s.codec_context.thread_count = 80, 48, pix, 1
         if stamps is not None: s.codec_context.time_base = tb
         if aspect: s.codec_context.sample_aspect_ratio = Fraction(aspect)

@@ -49,9 +49,9 @@ class Within:
 _count,_any,_above,_real = Within(1),Within(0),Within(0, 1e9, True),Within(-1e9, 1e9)
 _side,_part,_angle = Within(1, 1<<16),Within(0, 1),Within(0, 180, True)
 option_types = {k: t for t,ks in {
-    _count: 'seeds workers n frames upto epochs steps bs depth heads every cap max_res fast stride',
-    _side: 'dim size width height', _part: 'ratio flip valid', _angle: 'fov',
-    _above: 'lr ttl deadline minutes seconds fps anchor baseline converge limit far wait scale',
+    _count: 'seeds workers n frames upto max_len epochs steps bs depth heads every cap max_res fast stride',
+    _side: 'dim size width height input_size input_max', _part: 'ratio flip valid', _angle: 'fov',
+    _above: 'lr ttl deadline minutes seconds fps target_fps anchor baseline converge limit far wait scale status.every',
     _any: 'chunk overlap warm level keys time near first fact reach', _real: 'shift turn tracks.scale',
     Within(0, 3): 'degree', Within(0, 63): 'crf', Within(0, 65535): 'port', Within(1, 255): 'step',
     Within(1, 64): 'levels', Within(0, 2**63-1): 'seed'}.items() for k in ks.split()}
@@ -130,6 +130,7 @@ def run_app(app:typer.Typer, # The commands
     except Exception as e:
         if hasattr(e, 'format_message'): code,text = 2,e.format_message() + _given(e, args)  # typer's own usage errors
         else: code,text = _fault(e),' '.join(str(e).split()) or type(e).__name__
+        code,text = _no_room(e, args, code, text)
         if code is None or verbose or os.environ.get('VIDLIT_TRACEBACK'): raise
         print(f'vidlit: {text}', file=sys.stderr)
     if code==130: print('interrupted: what is finished is kept, the same command goes on', file=sys.stderr)

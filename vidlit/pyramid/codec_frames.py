@@ -78,7 +78,7 @@ def decode_some(
         try:
             for p in c.demux(s):
                 if p.pts is not None and not keep[number[p.pts]]: continue
-                for f in p.decode(): yield number[f.pts], r._rgb(f)
+                for f in p.decode(): yield number[f.pts], torch.from_numpy(np.ascontiguousarray(r._rgb(f)))
         except av.FFmpegError as e: raise CorruptVideoError(path, f'cannot be decoded ({av_reason(e)})') from e
 
 # %% ../../nbs/pyramid/02_codec_frames.ipynb #9a7dce14

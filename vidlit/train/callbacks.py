@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Accumulate', 'Steps', 'Stepped', 'NonFinite', 'Finite', 'fit', 'fit_steps', 'ParamSchedule', 'rank', 'world_size',
-           'mean_ranks', 'History', 'InputTarget', 'ModelLoss', 'as_gen', 'MaskSampler', 'Autocast', 'GradClip', 'bare',
+           'mean_ranks', 'History', 'InputTarget', 'ModelLoss', 'as_gen', 'MaskSampler', 'Autocast', 'bare', 'GradClip',
            'ema_update', 'EMA', 'print_progress', 'Progress', 'adamw', 'cosine', 'linear', 'param_groups',
            'warmup_cosine', 'wsd']
 
@@ -249,6 +249,10 @@ def load_state_dict(self:Autocast, state):
     if state and self.scaler: self.scaler.load_state_dict(state)
 
 # %% ../../nbs/train/02_callbacks.ipynb #30812cec
+def bare(model):
+    "The model inside a distributed wrapper"
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
 class GradClip(Callback):
     "Limits the norm of the whole gradient, or of named parts, each for itself; `last` is the norm it had"
     order, run_valid = 20, False
@@ -261,10 +265,6 @@ class GradClip(Callback):
         else: self.last = {k: clip(m.get_submodule(k).parameters(), self.norm) for k in self.parts}
 
 # %% ../../nbs/train/02_callbacks.ipynb #b233d030
-def bare(model):
-    "The model inside a distributed wrapper"
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
 @torch.no_grad()
 def ema_update(
     slow:nn.Module, # Moved

@@ -125,10 +125,11 @@ def __setstate__(self:VideoReader, state):
 @patch
 def _seek(self:VideoReader, i, back=0):
     """Packets from a key packet shown at or before frame `i`, and that packet's stamp (None: from the beginning);
-    `back` key packets earlier"""
+    `back` key packets earlier (None: all of them)"""
     x,(c,s) = self.index,self._mine()
     places = x.pts[i],x.dts[i],x.pts[0]
-    if back: places = x.roots[max(np.searchsorted(x.roots, x.pts[i], side='right')-1-back, 0):][:1]
+    if back is None: places = ()
+    elif back: places = x.roots[max(np.searchsorted(x.roots, x.pts[i], side='right')-1-back, 0):][:1]
     for to in places if x.seekable else ():
         c.seek(int(to), stream=s)
         it = c.demux(s)
@@ -142,13 +143,14 @@ def _seek(self:VideoReader, i, back=0):
 def _open(self:VideoReader): return open_video(self.path, 1 if self._alone else self.threads, self.stream_number)
 
 @patch
-def _decode(self:VideoReader, i, sure=False):
-    "`(number, frame, what is wrong with it)` in the order shown, from a key packet at or before frame `i` on"
-    packets,first = self._seek(i, 2 if sure else 0)
+def _decode(self:VideoReader, i, doubts=0):
+    """`(number, frame, what is wrong with it)` in the order shown, from a key packet at or before frame `i` on; from
+    further back after a doubt, from the first after two"""
+    packets,first = self._seek(i, (0, 2, None)[doubts])
     if not self.index.seekable: return self._count(packets)
     # leading frames are left out: their references are not here
     return self._watch((p for p in packets if first is None or p.pts is None or p.pts >= first), first,
-        sure or first is None and not self._threads())
+        doubts==2 or first is None and not self._threads())
 
 @patch
 def _threads(self:VideoReader): return 1 < self.threads and not self._alone
@@ -228,13 +230,11 @@ def _get(self:VideoReader, i):
     if not (self._at < i and k <= self._at+4) or i in self._left: self._run = None
     with _door(self.path):
         try:
-            try:
-                if self._run is None: self._run,self._at = self._decode(i),-1
-                return self._until(i)
-            except _Doubt:
+            for doubts in range(3):
+                if self._run is None: self._run,self._at = self._decode(i, doubts),-1
+                try: return self._until(i)
+                except _Doubt: self._run = None
                 if self._threads(): self._again_alone()
-                self._run,self._at = self._decode(i, sure=True),-1
-                return self._until(i)
         except av.FFmpegError as e: raise self._bad(i, av_reason(e)) from e
 
 @patch

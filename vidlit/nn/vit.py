@@ -230,7 +230,7 @@ class ViT(nn.Module):
         super().__init__()
         self.cfg,self.pos,self.ckpt = cfg,pos,ckpt
         self.patch_embed = PatchEmbed(cfg)
-        rates = [cfg.drop_path*i/max(1, cfg.depth-1) for i in range(cfg.depth)]
+        rates = (cfg.drop_path*i/max(1, cfg.depth-1) for i in range(cfg.depth)) # one by one: a file may say a billion
         self.blocks = nn.ModuleList(Block(cfg, p, attn, mlp) for p in rates)
         self.norm = nn.LayerNorm(cfg.dim, cfg.eps) if norm else nn.Identity()
 

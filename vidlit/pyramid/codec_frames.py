@@ -48,9 +48,10 @@ class FrameTable:
 
 def frame_table(
     path, # A video
+    index=None, # Its index, where it is known
 )->FrameTable:
     "Sizes, key frames and layers of a video, nothing decoded; raises `VideoError`"
-    x = make_index(path)
+    x = make_index(path) if index is None else index
     c, s = open_video(path)
     with c: base = float(s.time_base)
     order = np.argsort(np.argsort(x.dts, kind='stable'), kind='stable')
@@ -63,7 +64,8 @@ def decode_some(
     threads:int=1, # Decoder threads
 )->Iterator: # of (frame number, uint8 [h, w, 3])
     "Decode key frames, or layers up to one, without touching the rest of the file's packets"
-    t = frame_table(path)
+    r = VideoReader(path)
+    t = frame_table(path, r.index)
     if keep is None: keep = np.ones(len(t), bool)
     elif isinstance(keep, str):
         if keep != 'key': raise ValueError(f"keep must be 'key', a layer or a row of bools, not {keep!r}")
@@ -71,7 +73,6 @@ def decode_some(
     elif np.ndim(keep) == 0: keep = t.layer<=keep
     keep = np.asarray(keep, bool)
     if keep.shape != (len(t),): raise ValueError(f"keep has {list(keep.shape)} entries, the video {len(t)} frames")
-    r = VideoReader(path)
     number = {int(p): i for i, p in enumerate(r.index.pts)}
     c, s = open_video(path, threads)
     with c:

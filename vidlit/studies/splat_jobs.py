@@ -51,12 +51,12 @@ class SplatSetup:
         return SplatConfig(degree_every=200, means=self.means, mlp=self.mlp, planes=self.volumes,
             densify=DensifyConfig(cap=self.cap, start=100, stop=self.stop, reset_every=0))
 
-longer = dict(stop=3000, means=(3e-4, 3e-6), mlp=(2.5e-3, 1e-4), volumes=(1e-2, 5e-4))
+longer = dict(stop=3000, coarse=.05, means=(3e-4, 3e-6), mlp=(8e-4, 4e-5), volumes=(5e-3, 3e-4))
 minutes = SplatSetup(side=96, points=3000, cap=6000, seconds=300., **longer)
 splat_setups = dict(toy=SplatSetup(), small=SplatSetup(side=200, frames=29, points=10_000, cap=40_000, seconds=1800.,
     planes=(64, 64, 64, 25)))
 variants = dict(hexplane='planes and a deformation', static='nothing moves',
-    document="the document's volumes and deformation", motion='no field: motion and lifespan')
+    motion='no field: motion and lifespan', document="the document's volumes and deformation")
 here = 'vidlit.studies.splat_jobs'
 
 # %% ../../nbs/studies/splat_jobs.ipynb #ecca0a54
@@ -125,4 +125,4 @@ def minutes_jobs(
 def _all_of(setup, seeds):
     rec = asdict(setup)
     return [Job(f'train/{k}/seed{s}', f'{here}:train_job', dict(setup=rec, kind=k, seed=s), weight=setup.seconds)
-        for s in seeds for k in variants]
+        for k in variants for s in seeds]

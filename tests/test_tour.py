@@ -12,7 +12,7 @@ TINY = dict(videomae=dict(clips=64, steps=8, ft_steps=4, n_test=8), vjepa=dict(c
     planner=dict(n_train=64, steps=8, goals=6), stjepa=dict(clips=64, pre=4, ft=4, steps=4, n_test=8),
     depth_anything=dict(images=32, steps=3, n_test=8), video_depth=dict(n=1, side=56, frames=8),
     chunks=dict(frames=40, size=(56, 56)), refiner=dict(clips=16, steps=4, n_test=4),
-    splat=dict(seconds=1., side=32, points=150))
+    splat=dict(seconds=1., side=32, points=150), flow=dict(seconds=1., worlds=4, test=2))
 
 
 @pytest.fixture(scope='module')

@@ -78,7 +78,7 @@ class Frozen:
         return out.view(1, -1, h, w).float()
 
 def freeze(net):
-    "Whole-number twins of all integer layers of a network, by name"
+    "Whole-number copies of all integer layers of a network, by name"
     return {n: Frozen(m) for n,m in net.named_modules() if isinstance(m, IntConv)}
 
 # %% ../../nbs/pyramid/09_neural_codec.ipynb #92150bf4

@@ -14,6 +14,7 @@ from ..worlds.worlds import WorldConfig
 from ..lab.jobs import Job
 from ..pyramid.flow import farneback, flow_report, lucas_kanade
 from ..pyramid.raft import PyramidRAFT, RAFT, Warped, flow_pairs, predict_flow, raft_learner, raft_toy
+from .pretrain_common import save_tensors
 
 # %% ../../nbs/studies/flow_jobs.ipynb #12b5eb13
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def train_job(ctx, network:str, setup:dict, seed:int)->dict:
     steps, losses = learn.history.curve()
     n = max(1, len(losses)//20)
     curve = [[steps[i], sum(losses[i:i+n])/n] for i in range(0, len(losses)-n+1, n)]
-    torch.save(model.state_dict(), ctx.path/'model.pt')
+    save_tensors(ctx.path/'model.safetensors', model.state_dict())
     model.eval()
     by_iters = {str(k): measure(r, lambda a, b: predict_flow(model, a, b, k), seed) for k in (1, r.eval_iters)}
     return dict(test=by_iters[str(r.eval_iters)], one=by_iters['1'], steps=timed.done, curve=curve,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['videomae', 'videomae_v2', 'omnimae', 'vjepa', 'vjepa2', 'world_model', 'planner', 'stjepa', 'depth_anything',
-           'video_depth', 'chunks', 'refiner', 'splat']
+           'video_depth', 'chunks', 'refiner', 'splat', 'splat_minutes', 'flow']
 
 # %% ../../nbs/studies/register.ipynb #a956b8a1
 from ..lab.experiment import Experiment, register
@@ -48,4 +48,7 @@ refiner = _study('refiner', 'Is a learned refiner calmer than a filter, and as r
     dict(toy=2, small=600), jobs='refiner_jobs', headline=False)
 splat = _study('splat', 'Is a moving scene learnt in seconds on one core?', '4D Gaussian Splatting',
     dict(toy=.9, small=130), headline=False, seeds=6)
-
+splat_minutes = _study('splat_minutes', 'How good is a moving scene after five minutes of one core?',
+    '4D Gaussian Splatting', dict(toy=21), page='splat', jobs='minutes_jobs', headline=False)
+flow = _study('flow', 'Does a small network see motion better than Lucas and Kanade?', 'Pyramids and efficient video',
+    dict(toy=6), jobs='flow_study_jobs', headline=False)

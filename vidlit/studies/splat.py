@@ -59,7 +59,8 @@ def _figures(res, root):
     said = 'An unseen camera at the unseen times, seed 0: the truth, then each variant.'
     out = [save_figure(root, 'views.png', fig, said)]
     if 'hexplane' in got:
-        save_gif(Path(root)/'between.gif', got['hexplane']['clip'].permute(3, 0, 1, 2).float()/255, fps=15, scale=3)
+        clip = got['hexplane']['clip'].permute(3, 0, 1, 2).float()/255
+        save_gif(Path(root)/'between.gif', clip, fps=15, scale=max(2, 144//clip.shape[-1]))
         out.append(dict(file='between.gif', caption='Times that were not trained on, from an unseen camera.'))
     return out
 

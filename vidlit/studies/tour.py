@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['here', 'demonstrations', 'masked_pixels', 'loss_curve', 'filled_in', 'predicted_features', 'drive', 'paths',
            'frames_of', 'cached_student', 'image_depth', 'depth_rows', 'video_flicker', 'slices', 'whole_video',
-           'frame_files', 'steps_apart', 'preview', 'moving_scene', 'calmer_depth', 'refined', 'rate_rows']
+           'frame_files', 'steps_apart', 'preview', 'moving_scene', 'calmer_depth', 'refined', 'rate_rows',
+           'seen_motion', 'flow_rows']
 
 # %% ../../nbs/studies/tour.ipynb #3e055b4d
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ _add('video_flicker', 30, 'video_depth:modules_flicker', 'Depth of videos', 'Wit
 _add('whole_video', 60, 'chunks:dealt_toy', 'Depth of whole videos', 'A video in one go and in chunks: the same depth')
 _add('calmer_depth', 40, 'refiner:half', 'Refiner', 'A refiner calms metric depth, and leaves it as right')
 _add('moving_scene', 45, 'splat:static', '4D Gaussian Splatting', 'A moving scene from unseen cameras and times')
-
+_add('seen_motion', 55, 'flow:raft', 'Pyramids and efficient video', 'A small network sees motion')
 
 # %% ../../nbs/studies/tour.ipynb #a764be4f
 def _outcome(a, b, n): # Is share a of n tests above share b by more than two standard errors of their difference?
@@ -362,3 +363,35 @@ def rate_rows(ctx, truth, made:dict, n:int=8)->dict:
     fig = sheet([row(d) for d in made.values()], titles=list(made), width=84)
     return picture(ctx, 'rates.png', fig,
         'Change of the error from each frame to the next, 10 times; grey where nothing flickers. One held-out world.')
+
+# %% ../../nbs/studies/tour.ipynb #c5e1f2ea
+def seen_motion(ctx, seconds:float=45., worlds:int=300, test:int=24, seed:int=100)->dict:
+    "Train a small RAFT and hold it against Lucas-Kanade"
+    from safetensors.torch import load_file
+    from vidlit.pyramid.raft import predict_flow
+    from vidlit.studies.flow_jobs import Setup, classical, networks, pairs_of
+    r = Setup(seconds=seconds, worlds=worlds, test=test)
+    step = Steps(ctx, 'vidlit.studies.flow_jobs', 2, setup=asdict(r), seed=seed)
+    ours = step('small RAFT', 'train_job', network='small RAFT')['test']
+    other = step('Lucas-Kanade', 'classical_job', method='Lucas-Kanade, pyramid')['test']
+    import torch
+    net = networks['small RAFT'](torch.Generator().manual_seed(seed)).eval()
+    net.load_state_dict(load_file(step.root/'small RAFT'/'model.safetensors'))
+    frames,truth = pairs_of(r, 10_000+1000*seed, 2, 'test').tensors
+    a,b = frames[:, 0],frames[:, 1]
+    with torch.no_grad(): made = {'small RAFT': predict_flow(net, a, b, r.eval_iters)}
+    figure = flow_rows(ctx, a, {'truth': truth[:, :2], **made, 'Lucas-Kanade': classical['Lucas-Kanade, pyramid'](a, b)})
+    text = (f"error of flow on worlds never seen: {ours['epe']:.2f} pixels with a RAFT of {seconds:g} s of training, "
+        f"{other['epe']:.2f} with Lucas-Kanade")
+    x,y = ours['epe'],other['epe']
+    return dict(text=text, supports=True if x<.95*y else False if y<.95*x else None, figures=[figure])
+
+# %% ../../nbs/studies/tour.ipynb #2e2263af
+def flow_rows(ctx, frames, flows:dict, n:int=6)->dict:
+    "Frames and their flow, one colour for each direction"
+    from vidlit.floor.show import flow_rgb, sheet
+    top = flows['truth'].norm(dim=1).max().item()
+    def row(x): return list(x[:n].permute(0, 2, 3, 1).numpy())
+    fig = sheet([row(frames), *(row(flow_rgb(f, top)) for f in flows.values())], titles=['frame', *flows], width=96)
+    return picture(ctx, 'flow.png', fig, 'Motion to the next frame in colour: hue is direction, strength is speed. '
+        'Held-out worlds.')

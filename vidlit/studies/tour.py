@@ -380,7 +380,8 @@ def seen_motion(ctx, seconds:float=45., worlds:int=300, test:int=24, seed:int=10
     frames,truth = pairs_of(r, 10_000+1000*seed, 2, 'test').tensors
     a,b = frames[:, 0],frames[:, 1]
     with torch.no_grad(): made = {'small RAFT': predict_flow(net, a, b, r.eval_iters)}
-    figure = flow_rows(ctx, a, {'truth': truth[:, :2], **made, 'Lucas-Kanade': classical['Lucas-Kanade, pyramid'](a, b)})
+    made['Lucas-Kanade'] = classical['Lucas-Kanade, pyramid'](a, b)
+    figure = flow_rows(ctx, a, {'truth': truth[:, :2], **made})
     text = (f"error of flow on worlds never seen: {ours['epe']:.2f} pixels with a RAFT of {seconds:g} s of training, "
         f"{other['epe']:.2f} with Lucas-Kanade")
     x,y = ours['epe'],other['epe']

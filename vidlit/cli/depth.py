@@ -131,6 +131,7 @@ def depth(video:str,       # A video file
     cut:bool=False,        # Start anew where a cut is seen
     partial:bool=False,    # Take a damaged video as far as it is good
     chunks:str=None,       # In so many pieces by several workers, or auto; the depth is that of one go
+    memory:str=None,       # For weights and the work on a window, at most, such as 2GiB; less is slower
     dry_run:bool=False,    # Say what it will take on this machine, and write nothing
     upto:int=None,         # Older name of --max-len
     quiet:bool=False,      # No progress
@@ -155,8 +156,8 @@ def depth(video:str,       # A video file
         if chunks!='auto' and not (chunks.isdigit() and int(chunks)):
             raise ValueError(f"--chunks must be auto or a number from 1, not {chunks!r}")
         _alone(mode=mode!='offline' and mode, native=native, cut=cut, partial=partial, max_len=max_len, dtype=dtype,
-            max_res=max_res, target_fps=target_fps, input_size=input_size, metric=bool(as_metric), relative=relative,
-            dry_run=dry_run)
+            max_res=max_res, target_fps=target_fps, input_size=input_size, memory=memory, metric=bool(as_metric),
+            relative=relative, dry_run=dry_run)
     from vidlit.floor.places import free_place
     from vidlit.pipeline.depth_pipeline import estimate, load_model
     from vidlit.pipeline.video_depth import read_video, video_depth
@@ -166,7 +167,7 @@ def depth(video:str,       # A video file
     v = VideoView(read_video(video, partial)[0], target_fps, max_len, max_res) # a bad video is told first
     seen = fov if '/' in name and not Path(name).exists() else None # by models of other packages only
     m = load_model(name, 'cpu' if chunks else device, precision, seen, metric=as_metric, max_res=input_max,
-        size=input_size)
+        size=input_size, memory=memory)
     names,look = _forms(save, m.metric, fov, K),_look(grayscale, colours, view)
     print(m.about, file=sys.stderr, flush=True)
     if dry_run: return _show({k: o for k,o in estimate(v, m, format, native, mode, names).items() if as_json or

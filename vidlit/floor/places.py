@@ -185,7 +185,7 @@ def get_extra(
     "How to get what is missing"
     from importlib.metadata import PackageNotFoundError, requires
     try: every = requires('vidlit') or []
-    except PackageNotFoundError: every = []
+    except PackageNotFoundError: return f"pip install 'vidlit[{name}]'" # Run from a source folder
     need = [r.partition(';')[0].strip() for r in every if re.search(rf"""extra == ['"]{re.escape(name)}['"]""", r)]
     if not need: raise ValueError(f"vidlit has no extra {name!r}")
     return 'pip install ' + ' '.join(repr(o) if re.search('[<>=~! ]', o) else o for o in need)

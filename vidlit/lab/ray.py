@@ -10,6 +10,7 @@ import importlib.util, os, socket, sys, time
 from pathlib import Path
 from ..floor.store import read_json, write_json
 from .jobs import _chains, _quiet_torch, _waits, read_result, run_job
+from ..floor.places import get_extra
 
 # %% ../../nbs/lab/ray.ipynb #feb0f738
 def leave_word(root)->str: # Folder of jobs
@@ -46,7 +47,7 @@ def ray_job(job, root:str, # The job and the folder of its experiment
 
 # %% ../../nbs/lab/ray.ipynb #d21736b0
 def _ray(): # Ray, or what to install
-    need = "several machines need Ray: pip install 'vidlit[ray]'"
+    need = f"several machines need Ray: {get_extra('ray')}"
     if importlib.util.find_spec('ray') is None: raise ImportError(need)
     import ray
     return ray

@@ -8,6 +8,7 @@ __all__ = ['scan_step', 'scan_ref', 'scan', 'ssd_step', 'ssd_ref', 'decay_mask',
 # %% ../../nbs/nn/03_ssm.ipynb #84432cb5
 import torch
 from torch import Tensor
+from ..floor.places import get_extra
 
 # %% ../../nbs/nn/03_ssm.ipynb #11963100
 def scan_step(
@@ -144,7 +145,7 @@ def scan(
         u,dt,A,B,C,first = (o.to(kind) for o in (u, dt, A, B, C, first))
         kernel = _cuda_scan() if backend=='cuda' or backend=='auto' and u.is_cuda and state is None else None
         if backend=='cuda' and (kernel is None or state is not None or not u.is_cuda):
-            raise ValueError("backend 'cuda' needs a GPU, pip install 'vidlit[mamba]' and no state")
+            raise ValueError(f"backend 'cuda' needs a GPU, no state, and: {get_extra('mamba')}")
         if kernel is None: y,last = _Scan.apply(u, dt, A, B, C, first)
         else:
             y,last = kernel(*(o.mT.contiguous() for o in (u, dt)), A, *(o.mT.contiguous() for o in (B, C)),
@@ -337,5 +338,5 @@ def ssd(
 
 def _cuda_ssd(x, dt, A, B, C, state, D, chunk):
     try: from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined as kernel
-    except ImportError as e: raise ValueError("form 'cuda' needs a GPU and pip install 'vidlit[mamba]'") from e
+    except ImportError as e: raise ValueError(f"form 'cuda' needs a GPU and: {get_extra('mamba')}") from e
     return kernel(x, dt, A, B, C, chunk, D=D, initial_states=state, return_final_states=True)

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from pathlib import Path
 from PIL import Image
 from ..video.depth_frames import DepthReader, DepthWriter
-from ..floor.places import free_place, sweep
+from ..floor.places import free_place, get_extra, sweep
 from ..floor.store import read_json, writer
 from .job import ChunkError, ChunkFrames, DepthJob, cores, open_job, plan_form
 from .shared_windows import SharedFrames
@@ -234,7 +234,7 @@ def _array(f):
 # %% ../../nbs/pipeline/07_merge.ipynb #22234c35
 def _exr(f):
     try: import OpenEXR
-    except ImportError as e: raise ImportError("EXR files need OpenEXR: pip install 'vidlit[exr]'") from e
+    except ImportError as e: raise ImportError(f"EXR files need OpenEXR: {get_extra('exr')}") from e
     with OpenEXR.File(str(f)) as o:
         return next(np.array(c.pixels) for n,c in sorted(o.channels().items(), key=lambda c: c[0]!='Z'))
 

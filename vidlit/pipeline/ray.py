@@ -14,6 +14,7 @@ from ..floor.store import read_json, write_json
 from .pool import trusted, work_on
 from .worker import status
 from .job import ChunkError, open_job
+from ..floor.places import get_extra
 
 # %% ../../nbs/pipeline/10_ray.ipynb #e25f4305
 def leave_word(path)->str: # path: folder of a job
@@ -53,7 +54,7 @@ def ray_worker(
 # %% ../../nbs/pipeline/10_ray.ipynb #86893601
 def _ray():
     if importlib.util.find_spec('ray') is None:
-        raise ImportError("several machines need Ray: pip install 'vidlit[ray]'")
+        raise ImportError(f"several machines need Ray: {get_extra('ray')}")
     import ray
     return ray
 

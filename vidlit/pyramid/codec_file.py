@@ -16,6 +16,7 @@ from ..floor.reading import FileError, reads
 from ..nn.weights import WeightsError, load_strict, read_hub, save_hub, sized
 from .neural_codec import SCALES, Y_MAX, Z_MAX, Codec, CodecConfig
 from .neural_codec import codec_clips, codec_learner, counts, fold, freeze, normal_counts, unfold
+from ..floor.places import get_extra
 
 # %% ../../nbs/pyramid/codec_file.ipynb #9a9e5726
 def order_of(
@@ -37,7 +38,7 @@ class CodecError(FileError):
 
 def _coder():
     try: import constriction
-    except ImportError as e: raise CodecError("the range coder is missing: pip install 'vidlit[codec]'") from e
+    except ImportError as e: raise CodecError(f"the range coder is missing: {get_extra('codec')}") from e
     return constriction.stream
 
 class FrameCoder:

@@ -20,6 +20,7 @@ from .evaluation import Truth
 from ..video.depth_frames import DepthReader
 from ..video.reader import VideoReader
 from ..worlds.camera import make_K, quat_to_mat, radius_to_z, resize_K
+from ..floor.places import get_extra
 
 # %% ../../nbs/refiner/datasets.ipynb #740c93b4
 class DatasetError(ValueError): "A data set is not laid out as its format says; the message names the file"
@@ -133,7 +134,7 @@ def read_h5(
 )->np.ndarray: # float32 or float64
     "A plain array of numbers; `DatasetError` for anything else"
     try: import h5py
-    except ImportError as e: raise ImportError(f"{path}: reading HDF5 needs h5py: pip install vidlit[h5]") from e
+    except ImportError as e: raise ImportError(f"{path}: reading HDF5 needs h5py: {get_extra('h5')}") from e
     if not Path(path).is_file(): raise DatasetError(f"{path}: no such file")
     try:
         with h5py.File(path, 'r') as f:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from ..video.clips import Epochs
 
 # %% ../../nbs/refiner/03_windows.ipynb #16dc240b
 def window_starts(
@@ -152,18 +153,19 @@ class WindowDataset(Dataset):
             if not (v['depth'] > 0).all() or not v['depth'].isfinite().all():
                 raise ValueError(f"video {i} has depth that is not finite and positive: fill holes and set conf to 0")
         self.videos, self.n, self.factor, self.train, self.reverse = videos, n, factor, train, reverse
-        self.key, self.seed, self.epoch = key_frames(n, every), seed, 0
+        self.key, self.seed = key_frames(n, every), seed
         self.at = [(i, s) for i,v in enumerate(videos) for s in window_starts(len(v['depth']), n, overlap)]
+        self.epochs = Epochs(len(self.at))
 
     def __len__(self): return len(self.at)
-    def set_epoch(self, epoch:int): self.epoch = epoch # New starts and reversals
+    def set_epoch(self, epoch:int=None): self.epochs.set(epoch) # None: an item's epoch is how often it was asked for
 
     def __getitem__(self, k):
         i, start = self.at[k]
         v, back = self.videos[i], False
         t = len(v['depth'])
         if self.train:
-            gen = torch.Generator().manual_seed(((self.seed*1_000_003+self.epoch)*1_000_003+k) % 2**62)
+            gen = torch.Generator().manual_seed(((self.seed*1_000_003+self.epochs(k))*1_000_003+k) % 2**62)
             start = torch.randint(max(t-self.n, 0)+1, (), generator=gen).item()
             back = torch.rand((), generator=gen).item() < self.reverse
         frames, valid = window_frames(t, start, self.n)

@@ -11,6 +11,7 @@ import importlib, importlib.util, math, torch
 from dataclasses import dataclass
 from torch import Tensor
 from .gaussians import Gaussians, quat_matrix, sh_color
+from ..floor.places import get_extra
 
 # %% ../../nbs/splat/02_rasterizer.ipynb #ef35be64
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def get_backend(
     if backend not in backends: raise ValueError(f"backend must be one of {', '.join(backends)}, got {backend!r}")
     for name in ('numba', 'gsplat'):
         if backend==name and not _have(name):
-            raise ImportError(f"backend {name!r} needs the package {name}: pip install 'vidlit[{name}]'")
+            raise ImportError(f"backend {name!r} needs the package {name}: {get_extra(name)}")
     if backend=='gsplat' and (kind!='cuda' or rules!=presets['gsplat']):
         raise ValueError(f"backend 'gsplat' needs Gaussians on a GPU and preset 'gsplat', got {kind} and {rules}")
     if backend!='auto': return backend

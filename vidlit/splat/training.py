@@ -15,13 +15,14 @@ from ..floor.metrics import ssim
 from .densify import DensifyConfig, add_noise, grow_and_prune, relocate, reset_opacity, splat_params
 from .hexplane import HexPlane, plane_losses
 from .model import SplatModel
-from .scenes import Scene, extent_of, viewmats
+from .scenes import Scene, at_moment, extent_of, viewmats
 
 # %% ../../nbs/splat/06_training.ipynb #1b457fac
 @dataclass(frozen=True)
 class SplatConfig:
     "A training: D-NeRF's released numbers"
     coarse:int=3000 # Steps in which nothing moves
+    coarse_at:str='all' # Images of those steps: 'all' (released), or those of one moment, 'first' or 'middle'
     fine:int=20_000 # Steps with motion
     bs:int=1 # Images a step
     degree_every:int=1000 # Steps after which the next degree of the harmonics joins
@@ -45,6 +46,8 @@ class SplatConfig:
     def __post_init__(self):
         ok = 'grow', 'mcmc', 'none'
         if self.strategy not in ok: raise ValueError(f"strategy must be one of {', '.join(ok)}, not {self.strategy!r}")
+        if self.coarse_at not in ('all', 'first', 'middle'):
+            raise ValueError(f"coarse_at must be all, first or middle, not {self.coarse_at!r}")
         if self.coarse<0 or self.fine<0 or self.coarse+self.fine<1:
             raise ValueError(f"coarse {self.coarse} and fine {self.fine}: at least one step")
         if not 0<=self.ssim<=1: raise ValueError(f"ssim must lie in [0, 1], not {self.ssim}")
@@ -213,6 +216,7 @@ def splat_learner(
     from vidlit.train.callbacks import History
     from vidlit.train.checkpoint import Seeded
     model.size,extent = tuple(scene.images.shape[1:3]),extent_of(scene)
+    if cfg.coarse_at!='all' and model.deform is not None and not model.moving: scene = at_moment(scene, cfg.coarse_at)
     data = TensorDataset(scene.times, viewmats(scene), scene.K, scene.images)
     gen = torch.Generator().manual_seed(seed)
     dls = DataLoaders(DataLoader(data, cfg.bs, shuffle=True, drop_last=len(data)>=cfg.bs, generator=gen))

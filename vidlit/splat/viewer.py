@@ -18,6 +18,7 @@ from ..video.writing import as_fps, write_video
 from ..worlds.camera import inv_pose, mat_to_quat, orbit_path
 from .gaussians import Gaussians, quat_matrix, rgb_to_sh
 from .rasterizer import get_rules, rasterize
+from ..floor.places import get_extra
 
 # %% ../../nbs/splat/07_viewer.ipynb #216bfa4d
 def toy_scene(
@@ -264,7 +265,7 @@ class SceneServer:
         play:bool=False, # Begin to play?
     ):
         try: import viser
-        except ImportError as e: raise ImportError("the window needs viser: pip install 'vidlit[viser]'") from e
+        except ImportError as e: raise ImportError(f"the window needs viser: {get_extra('viser')}") from e
         if not fps>0: raise ValueError(f"fps must be above 0, got {fps}")
         self.keys,self.K,self.size,self.fps,self.t = keys,K,size,fps,None
         self.pose = scene_orbit(keys, 1, K, size)[0] if pose is None else pose

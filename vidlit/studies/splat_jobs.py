@@ -31,6 +31,7 @@ class SplatSetup:
     cap:int = 1600        # Gaussians at most
     seconds:float = 10.   # Of one core, for each training
     coarse:float = .1     # Share in which nothing moves, where there is a deformation
+    coarse_at:str = 'all' # Its images: all, or those of one moment
     degree:int = 1        # Of the harmonics
     planes:tuple = (24, 24, 24, 8) # Cells of the field
     dim:int = 8           # Its channels
@@ -48,7 +49,7 @@ class SplatSetup:
 
     @property
     def training(self): # Rates of the released code are for 20,000 steps; these are for some thousand
-        return SplatConfig(degree_every=200, means=self.means, mlp=self.mlp, planes=self.volumes,
+        return SplatConfig(coarse_at=self.coarse_at, degree_every=200, means=self.means, mlp=self.mlp, planes=self.volumes,
             densify=DensifyConfig(cap=self.cap, start=100, stop=self.stop, reset_every=0))
 
 longer = dict(stop=3000, coarse=.05, means=(3e-4, 3e-6), mlp=(8e-4, 4e-5), volumes=(5e-3, 3e-4))

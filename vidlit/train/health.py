@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from .checkpoint import save_state
 from .callbacks import EMA, NonFinite, Stepped, bare, rank
+from ..floor.places import get_extra
 
 # %% ../../nbs/train/06_health.ipynb #91c01ffc
 def _rows(z):
@@ -147,7 +148,7 @@ class TensorBoard(Stepped):
         if rank() or self.out: return
         try: from torch.utils.tensorboard import SummaryWriter
         except ImportError as e: raise ImportError(
-            "TensorBoard logging needs: pip install 'vidlit[tensorboard]'") from e
+            f"TensorBoard logging needs: {get_extra('tensorboard')}") from e
         self.out = SummaryWriter(self.folder, purge_step=self.clock.done)
 
     def after_step(self):

@@ -15,7 +15,7 @@ import numpy as np, torch
 from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
-from ..floor.places import temp_path
+from ..floor.places import get_extra, temp_path
 from ..floor.reading import Num, StoreError, Text, inside, open_zarr, read_json, read_npz
 from .writing import VideoError, MissingVideoError, as_fps
 
@@ -111,7 +111,7 @@ def from_stored(
 # %% ../../nbs/video/07_depth_frames.ipynb #b6ef74c3
 def _exr():
     try: import OpenEXR
-    except ImportError as e: raise ImportError("EXR files need OpenEXR: pip install 'vidlit[exr]'") from e
+    except ImportError as e: raise ImportError(f"EXR files need OpenEXR: {get_extra('exr')}") from e
     return OpenEXR
 
 _keys = 'value','depth','depths' # of an npz file; written is the first

@@ -19,6 +19,7 @@ from torch import Tensor
 from .writing import *
 from .packets import av_reason, decode, open_video
 from .index import *
+from ..floor.places import get_extra
 
 # %% ../../nbs/video/03_reader.ipynb #c4208164
 _all_ = ['VideoError', 'MissingVideoError', 'UnreadableVideoError', 'NoVideoStreamError', 'EmptyVideoError',
@@ -370,7 +371,7 @@ def _torchcodec(path, threads=1):
     "torchcodec's own reader, in its exact mode: the approximate one was seen to return other frames"
     try: from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as e: raise ImportError("backend='torchcodec' needs torchcodec and the "
-        "shared libraries of FFmpeg 4 to 9: pip install 'vidlit[torchcodec]'") from e
+        f"shared libraries of FFmpeg 4 to 9: {get_extra('torchcodec')}") from e
     try: return VideoDecoder(str(path), dimension_order='NHWC', num_ffmpeg_threads=threads, seek_mode='exact')
     except Exception as e: raise BackendError(path,
         f"torchcodec cannot open it ({(str(e).strip() or type(e).__name__).splitlines()[-1][:120]})") from e

@@ -21,7 +21,8 @@ SHARES = {k: (.30, .31, .32) for k in ('refiner', *cores, *parts)}
 
 
 def test_what_differs_is_named_and_nothing_else():
-    res = results(SHARES | {'core gru': (.40, .41, .42), 'core conv': (.20, .40, .33), 'mid-res branch': (.2, .21, .22)})
+    res = results(SHARES | {
+        'core gru': (.40, .41, .42), 'core conv': (.20, .40, .33), 'mid-res branch': (.2, .21, .22)})
     assert decides(res, cores) == 'more flicker than the refiner: gru (still), gru (hand); less: none'
     assert decides(res, parts) == 'more flicker than the refiner: none; less: mid-res branch (still), '\
         'mid-res branch (hand)'

@@ -49,8 +49,8 @@ class SplatSetup:
 
     @property
     def training(self): # Rates of the released code are for 20,000 steps; these are for some thousand
-        return SplatConfig(coarse_at=self.coarse_at, degree_every=200, means=self.means, mlp=self.mlp, planes=self.volumes,
-            densify=DensifyConfig(cap=self.cap, start=100, stop=self.stop, reset_every=0))
+        return SplatConfig(coarse_at=self.coarse_at, degree_every=200, means=self.means, mlp=self.mlp,
+            planes=self.volumes, densify=DensifyConfig(cap=self.cap, start=100, stop=self.stop, reset_every=0))
 
 longer = dict(stop=3000, coarse=.05, means=(3e-4, 3e-6), mlp=(8e-4, 4e-5), volumes=(5e-3, 3e-4))
 minutes = SplatSetup(side=96, points=3000, cap=6000, seconds=300., **longer)

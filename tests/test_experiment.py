@@ -90,6 +90,10 @@ def session(sid):
     return {k for k, f in stat.items() if int(f[3]) == sid and f[0] != 'Z'}
 
 
+def heard():
+    for o in (signal.SIGINT, signal.SIGHUP): signal.signal(o, signal.SIG_DFL)
+
+
 def leave(how, p, pids):
     "End the caller `p` of jobs in processes `pids`"
     if how == 'killed, a worker stopped': os.kill(min(pids), signal.SIGSTOP)
@@ -104,7 +108,7 @@ def test_nothing_is_left_of_a_run(tmp_path, how, seconds):
     "Workers, the process of their queue and the fork server leave; nobody goes on with locks and memory"
     toys = [sys.executable, str(HERE/'experiment_toys.py'), str(tmp_path)]
     p = subprocess.Popen(toys, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # which a shell's background job ignores
+        preexec_fn=heard) # which a shell's background job, and nohup, ignore
     try:
         assert wait_for(lambda: len([o for o in tmp_path.rglob('pid') if o.read_text()]) == 2)
         pids = {int(o.read_text()) for o in tmp_path.rglob('pid')}

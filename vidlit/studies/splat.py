@@ -17,7 +17,7 @@ def _study(measure, name, said): # A study of one measure
     def of(k): return lambda res: [r[measure] for r in by_seed(res, f'train/{k}')]
     v,label = variants,f'{{}}, {said}'
     pair = lambda fact, a, b, text, **kw: Comparison(f'{fact}{name}', v[a], v[b], text, **kw)
-    m = Metric(f'PSNR, {said}', digits=1)
+    m = Metric(f'PSNR, {said}', low=0., digits=1) # Of images in [0, 1]
     told = dict(yes='A deformation shows what moves', no='A deformation costs more than it gives',
         open='Whether a deformation helps is undecided') if not name else {}
     asked = [pair('static', 'hexplane', 'static', f'{said}, a deformation against nothing that moves, dB', **told)]

@@ -45,6 +45,7 @@ def train(scene:str,        # A folder of images with cameras: D-NeRF, HyperNeRF
     degree:int=1,           # Of the harmonics, 0 to 3: how much a colour changes with the direction
     cap:int=20000,          # Gaussians, at most
     rates:str='quick',      # quick (for minutes on a CPU) or released (the paper's, for 20,000 steps)
+    coarse_at:str='auto',   # What the first stage, in which nothing moves, is shown: all, first or middle (moment)
     seed:int=0,             # Of everything random
     keys:int=0,             # Key times in the page; 0: one for each moment, 40 at most
     seconds:float=4.,       # Length of the page's loop
@@ -65,7 +66,7 @@ def train(scene:str,        # A folder of images with cameras: D-NeRF, HyperNeRF
     free_place(out, scene)
     from vidlit.splat.run import Recipe, train_scene
     from vidlit.splat.training import print_psnr
-    recipe = Recipe(kind, minutes, steps, degree=degree, cap=cap, rates=rates, seed=seed)
+    recipe = Recipe(kind, minutes, steps, coarse_at=coarse_at, degree=degree, cap=cap, rates=rates, seed=seed)
     row = train_scene(scene, out, recipe, keys, seconds, None if quiet else print_psnr)
     _show(dict(out=out)|row, as_json)
 

@@ -20,7 +20,7 @@ from .densify import DensifyConfig
 from .files import SceneError
 from .gaussians import Gaussians
 from .scene_files import read_scene
-from .scenes import Scene, pick_views
+from .scenes import Scene, most_at_once, pick_views
 from .model import evaluate_splat, splat_model
 from .training import CpuBudget, PsnrProgress, SplatConfig, splat_learner, stages
 from .viewer import key_scene, scene_orbit, write_page
@@ -61,6 +61,7 @@ class Recipe:
     minutes:float=5. # Of processor time, where `steps` is 0
     steps:int=0 # Optimiser steps in all; a run by steps can be repeated bit for bit
     coarse:float=.25 # Share of the first stage, in which nothing moves
+    coarse_at:str='auto' # Its images: 'all', one moment's ('first', 'middle'), or 'auto': 'middle' where four see it
     degree:int=1 # Of the harmonics
     cap:int=20_000 # Gaussians, at most
     rates:str='quick' # 'quick' or 'released'
@@ -73,13 +74,15 @@ class Recipe:
             raise ValueError(f"minutes must be above 0, not {self.minutes}, or steps above 0, not {self.steps}")
         if self.degree not in range(4): raise ValueError(f"degree must be 0, 1, 2 or 3, not {self.degree}")
         if self.cap<1: raise ValueError(f"cap must be at least 1, not {self.cap}")
+        if self.coarse_at not in ('auto', 'all', 'first', 'middle'):
+            raise ValueError(f"coarse_at must be auto, all, first or middle, not {self.coarse_at!r}")
         if self.rates not in ('quick', 'released'):
             raise ValueError(f"rates must be quick or released, not {self.rates!r}")
 
-    @property
-    def training(self):
-        n = self.steps or 10**6
-        cut = dict(coarse=max(1, round(self.coarse*n)), fine=max(1, n-round(self.coarse*n)))
+    def training(self, scene=None): # `SplatConfig` for a scene
+        n,at = self.steps or 10**6,self.coarse_at
+        if at=='auto': at = 'middle' if scene is not None and most_at_once(scene)>=4 else 'all'
+        cut = dict(coarse_at=at, coarse=max(1, round(self.coarse*n)), fine=max(1, n-round(self.coarse*n)))
         if self.rates=='released': return SplatConfig(densify=DensifyConfig(cap=self.cap), **cut)
         grow = DensifyConfig(cap=self.cap, start=200, stop=3000, reset_every=0)
         rates = dict(means=(3e-4, 1e-5), mlp=(1e-3, 1e-4), planes=(4e-3, 4e-4))
@@ -115,7 +118,7 @@ def _read(path):
 def _stage(model, scene, recipe, name, moving, state, tag, report, share): # One stage, begun or gone on with
     from vidlit.train.callbacks import fit
     from vidlit.train.checkpoint import Checkpoint
-    model.moving,cfg = moving,recipe.training
+    model.moving,cfg = moving,recipe.training(scene)
     steps = dict(coarse=cfg.coarse, fine=cfg.fine, all=cfg.coarse+cfg.fine)[name]
     cbs = [PsnrProgress(report)] if report else []
     if not recipe.steps: cbs.append(Minutes(60*recipe.minutes*share))
@@ -144,7 +147,7 @@ def train_scene(
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out/'splat.json', info|_first_camera(scene)|dict(seconds=seconds))
-        plan = stages(model, recipe.training)
+        plan = stages(model, recipe.training(scene))
         for name,_,moving in plan:
             share = 1. if len(plan)==1 else recipe.coarse if name=='coarse' else 1-recipe.coarse
             _stage(model, scene, recipe, name, moving, out/'state', mark, report, share)

@@ -31,7 +31,6 @@ class SplatSetup:
     cap:int = 1600        # Gaussians at most
     seconds:float = 10.   # Of one core, for each training
     coarse:float = .1     # Share in which nothing moves, where there is a deformation
-    coarse_at:str = 'all' # Its images: all, or those of one moment
     degree:int = 1        # Of the harmonics
     planes:tuple = (24, 24, 24, 8) # Cells of the field
     dim:int = 8           # Its channels
@@ -47,23 +46,22 @@ class SplatSetup:
     @property
     def field(self): return HexPlaneConfig(self.dim, self.planes, (1, 2))
 
-    @property
-    def training(self): # Rates of the released code are for 20,000 steps; these are for some thousand
-        return SplatConfig(coarse_at=self.coarse_at, degree_every=200, means=self.means, mlp=self.mlp,
+    def training(self, coarse_at='all'): # Rates of the released code are for 20,000 steps; these are for some thousand
+        return SplatConfig(coarse_at=coarse_at, degree_every=200, means=self.means, mlp=self.mlp,
             planes=self.volumes, densify=DensifyConfig(cap=self.cap, start=100, stop=self.stop, reset_every=0))
 
 longer = dict(stop=3000, coarse=.05, means=(3e-4, 3e-6), mlp=(8e-4, 4e-5), volumes=(5e-3, 3e-4))
 minutes = SplatSetup(side=96, points=3000, cap=6000, seconds=300., **longer)
 splat_setups = dict(toy=SplatSetup(), small=SplatSetup(side=200, frames=29, points=10_000, cap=40_000, seconds=1800.,
     planes=(64, 64, 64, 25)))
-variants = dict(hexplane='planes and a deformation', static='nothing moves',
+variants = dict(hexplane='planes and a deformation', moment='the same, begun on one moment', static='nothing moves',
     motion='no field: motion and lifespan', document="the document's volumes and deformation")
 here = 'vidlit.studies.splat_jobs'
 
 # %% ../../nbs/studies/splat_jobs.ipynb #ecca0a54
 def warm_up(scene, r, kind): # Two steps of a model that is thrown away: compiles and imports, before the clock
     model = splat_model(scene, kind, r.field, degree=r.degree)
-    fit(splat_learner(model, scene, r.training), steps=2)
+    fit(splat_learner(model, scene, r.training()), steps=2)
 
 def train_for(
     model, # `SplatModel`, trained in place
@@ -85,14 +83,14 @@ def train_for(
     return n
 
 # %% ../../nbs/studies/splat_jobs.ipynb #f81db52e
-def train_job(ctx, setup:dict, kind:str, seed:int):
-    "One variant on one world"
+def train_job(ctx, setup:dict, kind:str, seed:int, coarse_at:str='all'):
+    "One variant on one world; `coarse_at`: the images of its first stage, all or those of one moment"
     from safetensors.torch import save_file
     r = SplatSetup(**setup)
     scene,held = world_scene(seed, r.rig)
     model = splat_model(scene, kind, r.field, degree=r.degree, gen=torch.Generator().manual_seed(seed))
     warm_up(scene, r, kind)
-    n = train_for(model, scene, r.training, r.seconds, r.coarse, seed, lambda p: ctx.tick(p, text=kind))
+    n = train_for(model, scene, r.training(coarse_at), r.seconds, r.coarse, seed, lambda p: ctx.tick(p, text=kind))
     found,seen = evaluate_splat(model, held),render_views(model, held)
     one = held.camera==0
     view,K,size = viewmats(held)[one][0],held.K[one][0],(r.side, r.side)
@@ -111,19 +109,23 @@ def study_jobs(
     data=None, # Not used
 )->list: # Jobs
     "Everything the study runs"
-    return _all_of(splat_setups[scale], seeds)
+    return _all_of(splat_setups[scale], seeds, ('hexplane', 'static', 'motion', 'document'))
 
 def minutes_jobs(
     scale:str, # 'toy' only
     seeds, # Which
-    variants:bool=False, # All four, not only planes and nothing moving
+    variants:bool=False, # All five, not only planes begun on one moment, and nothing moving
     data=None, # Not used
 )->list: # Jobs
     "Larger images, five minutes of one core each"
     if scale!='toy': raise ValueError(f"scale must be toy, not {scale!r}")
-    return _all_of(minutes, seeds, None if variants else ('hexplane', 'static'))
+    one = ('moment', 'document') # What has a first stage begins on one moment, but for the released way
+    return _all_of(minutes, seeds, ('moment', 'static', *(('hexplane', 'motion', 'document') if variants else ())), one)
 
-def _all_of(setup, seeds, kinds=None):
-    rec,kinds = asdict(setup),kinds or tuple(variants)
-    return [Job(f'train/{k}/seed{s}', f'{here}:train_job', dict(setup=rec, kind=k, seed=s), weight=setup.seconds)
-        for k in kinds for s in seeds]
+def _all_of(setup, seeds, kinds, one=()):
+    rec = asdict(setup)
+    def job(k, s):
+        args = dict(setup=rec, kind='hexplane' if k=='moment' else k, seed=s)
+        if k in one: args['coarse_at'] = 'middle'
+        return Job(f'train/{k}/seed{s}', f'{here}:train_job', args, weight=setup.seconds)
+    return [job(k, s) for k in kinds for s in seeds]

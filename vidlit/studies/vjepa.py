@@ -100,7 +100,8 @@ def study(r,               # Setup of the runs
     end = f"{' with few labels'*few}: {{a}} and {{b}} with {n} labels, {probe} probe"
     rivals = 'untrained', 'VideoMAE', 'plain pixels'
     name = {('attentive', True): 'labels', ('linear', False): 'linear'}.get((probe, few), '')
-    if main: asked = [Comparison(k, a, b, text+end, **told if k=='pixels' else {}) for k,(a,b,text) in _questions.items()]
+    def told_of(k): return told if k=='pixels' else {}
+    if main: asked = [Comparison(k, a, b, text+end, **told_of(k)) for k,(a,b,text) in _questions.items()]
     else: asked = [Comparison(name if b=='VideoMAE' else '', 'V-JEPA', b, f'V-JEPA against {b}{end}') for b in rivals]
     def of(a): return lambda res: probed(res, a, n, probe)
     return Study('Do predicted features beat reconstructed pixels where videos are full of noise?',

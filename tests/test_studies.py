@@ -40,6 +40,7 @@ def test_numbers_on_top_are_recorded(page):
         return
     said = ' '.join([rec['headline'], *(f['text'] for f in rec['facts'].values())])
     values = [v for r in rec['rows'] for v in r.values() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    answer = re.sub(r'\b\d+ (seconds|minutes) of training', '', answer)  # what was spent, not what was found
     for number, unit in re.findall(r'(?<![\w.])(\d+(?:\.\d+)?)( %)?', answer):
         digits = len(number.partition('.')[2])
         rounded = {f'{100*v if unit else v:.{digits}f}' for v in values}
@@ -57,6 +58,51 @@ def test_recorded_intervals_keep_to_their_range(name):
     for p in rec['paired']:
         share = re.search('accuracy|recall|success', p['metric'])
         assert p['low'] is None or not share or -1 <= p['low'] <= p['high'] <= 1, p
+
+
+def declared():
+    "Every declared study, by name"
+    from vidlit.studies import flow, omnimae, pseudo_labels, stjepa, videomae, vjepa, vjepa2
+    from vidlit.studies.videomae_jobs import setups
+    from vidlit.studies.vjepa_jobs import setups as jepa_setups
+    views = [f'{n}: {v}' for n in ('faithful', 'untrained', 'past/future') for v in ('encoder', 'encoder + predictor')]
+    nets = ['student', 'random student', 'teacher', 'student from pixels']
+    yield 'videomae', videomae.study(setups['toy'])
+    for p in ('attentive', 'linear'):
+        yield f'vjepa {p}', vjepa.study(jepa_setups['toy'], p)
+        yield f'vjepa2 {p}', vjepa2.study(views, p)
+        yield f'stjepa {p}', stjepa.study(nets, p)
+    yield 'vjepa few', vjepa.study(jepa_setups['toy'], few=True)
+    yield 'vjepa2 three guesses', vjepa2.study(views, measure='recall@3')
+    for task in ('place', 'motion'):
+        for how in omnimae.hows: yield f'omnimae {task} {how}', omnimae.study(task, how)
+    for kind in ('image', 'video'): yield f'omnimae {kind}', omnimae.loss_study(kind)
+    for where in ('away', 'home'): yield f'pseudo_labels {where}', pseudo_labels.study(where)
+    yield 'flow', flow._study('epe', 'all motions', '')
+
+
+DECLARED = dict(declared())
+
+
+@pytest.mark.parametrize('name', DECLARED)
+def test_declared_studies_keep_to_their_range(name):
+    "Scores that scatter at both ends of the range: no interval leaves it; what is at chance says so"
+    s = DECLARED[name]
+    m = s.metric
+    def found(scores): return replace(s, variants={k: lambda res: scores for k in s.variants}).summary({})
+    edges = [[0., .01, .5], [1., .99, .4], [0., 0., 0.], [1., 1., 1.]] if m.tries else [[0., .01, 3.], [0., 0., 0.]]
+    for scores in edges:
+        out = found(scores)
+        for r in out['rows']: assert ends(r)[0] >= 0 and (not m.tries or ends(r)[1] <= 1), (scores, r)
+        for p in out['paired']: assert not m.tries or -1 <= p['low'] <= p['high'] <= 1, p
+    if m.chance is None: return
+    assert m.tries
+    guess = found([m.chance-.01, m.chance, m.chance+.01])
+    assert all(r['at chance'] for r in guess['rows'])
+    for f in guess['facts'].values(): assert f['at_chance'] and '(at chance)' in f['text'], f
+    sure = found([.97, .98, .99])
+    assert not any(r['at chance'] for r in sure['rows']) and not any(f['at_chance'] for f in sure['facts'].values())
+    assert not s.told or f'chance {100*m.chance:.3g} %' in guess['headline']
 
 
 def invented(**arms):

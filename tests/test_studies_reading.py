@@ -32,12 +32,16 @@ def test_videomae_v2():
 
 
 def test_omnimae():
-    from vidlit.studies.omnimae import _over, by_arm, told
-    fake = {f'probe/place/{a}/seed{s}': dict(linear=dict(test=.5+.1*i+.01*s)) for i,
+    from vidlit.studies.omnimae import _over, loss_study, study
+    fake = {f'probe/place/{a}/seed{s}': dict(linear=dict(test=.4+.3*i+.01*s)) for i,
         a in enumerate(('untrained', 'joint')) for s in range(3)}
-    check.test_eq(told(by_arm(fake, 'linear', 'place'), 'joint', 'not pretrained', 'place')['supports'], True)
-    check.test_eq(told(by_arm(fake, 'linear', 'place'), 'joint', 'not pretrained', 'loss', high=False)['supports'],
-        False)
+    fake |= {f'pretrain/{a}/seed{s}': dict(held=dict(image=v+.001*s)) for a,v in dict(joint=.9, stills=.8).items()
+        for s in range(3)}
+    found = study('place', 'linear').summary(fake)
+    check.test_eq({k: o['supports'] for k,o in found['facts'].items()}, dict(place_pretrained_linear=True))
+    check.test_eq([o['at chance'] for o in found['rows']], [False, False])
+    lost = loss_study('image').summary(fake)['facts']
+    check.test_eq({k: o['supports'] for k,o in lost.items()}, dict(loss_stills_specialist=False))
     xs,mean,lo,hi = _over([[[1., 3., 5.], [.9, .8, .7]], [[2., 4.], [.8, .6]]])
     check.test_eq(xs, [1., 3.])
     check.test_close(mean, [.85, .7])
@@ -62,17 +66,20 @@ def test_vjepa():
 
 
 def test_vjepa2():
-    from vidlit.studies.vjepa2 import _facts, arms_of
+    from vidlit.studies.vjepa2 import arms_of, shape_studies, study
     toy = {f'probe/{n}/seed{s}': {
         v: dict(attentive={'recall@1': x+s/100, 'recall@3': .5}, linear={'recall@1': .1, 'recall@3': .3})
         for v in ('encoder', 'encoder + predictor')}
         for n,x in (('faithful', .4), ('untrained', .3)) for s in (0, 1)}
     check.test_eq(list(arms_of(toy)),
         ['faithful: encoder', 'faithful: encoder + predictor', 'untrained: encoder', 'untrained: encoder + predictor'])
-    check.test_eq(_facts(arms_of(toy), {})['untrained']['supports'], True)
+    found = study(arms_of(toy)).summary(toy)
+    check.test_eq((found['facts']['untrained']['supports'], found['facts']['untrained']['at_chance']), (True, False))
+    linear = study(arms_of(toy), 'linear').summary(toy)
+    check.test_eq((linear['facts'], {r['at chance'] for r in linear['rows']}), ({}, {True}))
     errors = {(p, s): [v, v+.01] for p,d in (('rotation', .1), ('fixed positions', .3)) for s,
         v in (('as trained', .5), ('twice as wide', .5+d))}
-    check.test_eq(_facts({}, errors)['rope_wide']['supports'], True)
+    check.test_eq(shape_studies(errors)[0].summary({})['facts']['rope_wide']['supports'], True)
 
 
 def test_world_model():
@@ -132,17 +139,17 @@ def test_planner():
 
 
 def test_stjepa():
-    from vidlit.studies.stjepa import _compare, _names
+    from vidlit.studies.stjepa import _names, study
     check.test_eq(_names({'probe/a/seed0': 1, 'probe/a/seed1': 1, 'probe/b/seed0': 1, 'clock/seed0': 2}), ['a', 'b'])
     fake = {f'probe/{n}/seed{s}': dict(linear=dict(test=t+.02*s)) for s in range(2) for n,
         t in {'student': .6, 'random student': .2, 'student, orthogonal': .6}.items()}
-    got, said = _compare(fake)
-    check.test_eq([*said], ['learns', 'projection'])
-    check.test_eq((said['projection'][0]['verdict'], said['learns'][0]['difference']), ('undecided', .4))
+    found = study(_names(fake)).summary(fake)
+    check.test_eq({k: o['supports'] for k,o in found['facts'].items()}, dict(learns=True, projection=None))
+    check.test_eq({p['b']: p['difference'] for p in found['paired']}['random student, linear probe'], .4)
 
 
 def test_pseudo_labels():
-    from vidlit.studies.pseudo_labels import errors, facts_of, here_arms, summary
+    from vidlit.studies.pseudo_labels import errors, here_arms, summary
     def pretend(level, n=3):
         "Results with the errors of `level` away, a third of them at home"
         def one(v, s): return dict(home=dict(abs_rel=v/3), away=dict(abs_rel=v+.001*s), loss=[[10, 20], [1., .5+.1*s]])
@@ -153,15 +160,15 @@ def test_pseudo_labels():
     fake = pretend({'student': .15, 'labelled only': .2, 'teacher': .15, 'no storm': .18, 'document': .3})
     check.test_eq(errors(fake, 'student'), [.15, .151, .152])
     check.test_eq(here_arms(fake), ['student', 'labelled only', 'teacher', 'no storm', 'document'])
-    f = facts_of(fake)
+    root = Path(tempfile.mkdtemp())
+    out = summary(fake, root)
+    f = out['facts']
     check.test_eq({k: f[k]['supports']
         for k in ('student', 'teacher', 'storm', 'document', 'confidence_plain', 'confidence_document')},
         dict(student=True, teacher=None, storm=True, document=False, confidence_plain=True, confidence_document=False))
     check.test_eq('cutmix' in f, False)
-    root = Path(tempfile.mkdtemp())
-    out = summary(fake, root)
     check.test_eq([(root/o['file']).exists() for o in out['figures']], [True, True])
-    check.test_eq(out['paired'][0]['verdict'], 'labelled only, away is higher')
+    check.test_eq(out['paired'][0]['verdict'], 'labelled only is higher')
     check.test_eq(len(summary(pretend({'student': .1, 'labelled only': .2, 'teacher': .1}, 1), root)['figures']), 1)
 
 

@@ -41,7 +41,7 @@ def test_summary_of_the_headline_alone(done):
     assert {o['arm'].split(',')[0] for o in out['rows']} == {'untrained', 'V-JEPA', 'VideoMAE', 'plain pixels'}
     assert ({'random', 'pixels', 'plain', 'healthy', 'labels'} <= set(out['facts'])
         and not {'own', 'nostop', 'sooner'} & set(out['facts']))
-    assert (len(out['paired'])==9
+    assert (len(out['paired'])==12  # three rivals, two probes, the most and the fewest labels
         and {p['b'].split(',')[0] for p in out['paired']} == {'untrained', 'VideoMAE', 'plain pixels'})
 
 

@@ -23,6 +23,7 @@ class Metric:
     less:bool = False     # Is the smaller number the better one?
     low:float = None      # What it cannot fall below, such as 0 for an error
     digits:int = 3        # Decimals in tables
+    points:int = 0        # Decimals of percentages
 
     def interval(self, xs): # Of the mean over seeds
         if self.tries: return proportion_interval(xs, self.tries)
@@ -36,7 +37,7 @@ class Metric:
 
     def number(self, xs): # '78 %' or '0.213'
         mean = sum(xs)/len(xs)
-        return f'{100*mean:.0f} %' if self.tries else f'{mean:.{self.digits}f}'
+        return f'{100*mean:.{self.points}f} %' if self.tries else f'{mean:.{self.digits}f}'
 
     def say(self, xs): # '78 %', '14 % (at chance)', '45 % (interval includes chance)'
         if not self.at_chance(xs): return self.number(xs)
@@ -72,6 +73,7 @@ class Study:
     metric:Metric = Metric()
     setting:str = ''   # 'With 256 labels and 500 steps'
     told:dict = None   # Variants whose numbers stand on top of the page -> how they are called there
+    measure:str = ''   # How comparisons call the metric, where they say more than the column
     label:str = '{}'   # How a row is named, where a page has several studies: 'motion, linear probe: {}'
 
     def scores(self, res): # Name -> a number for each seed, of the variants that were run
@@ -82,12 +84,12 @@ class Study:
     def compared(self, got): # (comparison, what was found) of those that were run
         span = 1. if self.metric.tries else float('inf')
         pairs = [c for c in self.comparisons if c.a in got and c.b in got]
-        return [(c, compare(got, c.a, c.b, self.metric.name, span)) for c in pairs]
+        return [(c, compare(got, c.a, c.b, self.measure or self.metric.name, span)) for c in pairs]
 
     def fact(self, got, c, found): # An entry of the ledger's facts
         m = self.metric
         text = c.text if '{a}' in c.text else c.text+': {a} and {b}'
-        how = {} if m.tries else dict(scale=1, unit='', form=f'.{m.digits}f')
+        how = dict(form=f'.{m.points}f') if m.tries else dict(scale=1, unit='', form=f'.{m.digits}f')
         worse = min((c.a, c.b), key=lambda k: sum(got[k])*(-1 if m.less else 1))
         said = text.format(a=m.say(got[c.a]), b=m.say(got[c.b]))
         text = f'{said} {difference(found, **how)}'

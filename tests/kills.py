@@ -183,8 +183,7 @@ def codec(p, r):
 
 def splat(p, r):
     return each(lambda: vidlit('splat', 'train', p/'balls', '--out', r/'out', '--steps', 6, '--cap', 300, '--quiet'),
-        lambda: len([*(r/'frames').glob('*.ply')])!=2 and vidlit('splat', 'export', r/'out', '--out', r/'frames',
-            '--frames', 2),
+        lambda: vidlit('splat', 'export', r/'out', '--out', r/'frames', '--frames', 2),
         lambda: vidlit('splat', 'export', r/'out', '--out', r/'one.spz'),
         lambda: vidlit('splat', 'render', r/'out', '--out', r/'v.mp4', '--seconds', .2, '--fps', 10, '--size', '32x32',
             '--quiet'))

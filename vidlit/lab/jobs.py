@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
 from threading import Thread, current_thread, main_thread
-from ..floor.places import locked, sweep, sweep_all
+from ..floor.places import lock_of, locked, sweep
 from ..floor.processes import end_all, leave_when_asked, leave_with
 from ..floor.reading import Num, StoreError, Text, inside, read_bytes, read_json
 from ..floor.store import atomic_path, write_json
@@ -324,6 +324,12 @@ def _devices(device): # Those over which jobs are spread
     import torch
     return [f'cuda:{i}' for i in range(torch.cuda.device_count())] or ['cuda']
 
+def _free_locks(order): # Those that a killed run left beside finished jobs
+    for path in (inside(p.root, p.job.key) for p in order):
+        if lock_of(path).exists():
+            with suppress(StoreError), locked(path): pass
+        with suppress(OSError): lock_of(path).parent.rmdir() # empty
+
 def _runner(order, workers, device, report):
     "Something that gives (key, result, traceback of a failure) of every job"
     todo = sum(read_result(p.job, p.root) is None for p in order)
@@ -339,7 +345,7 @@ def run_placed(order:list, # `Placed` jobs, each after those it needs
 )->dict:                   # Result by key
     "Run what is not done yet; JobError names what failed, after everything else is done"
     results,failed = {},{}
-    for root in {p.root for p in order}: sweep_all(root) # what killed runs left
+    _free_locks(order)
     with closing(_runner(order, workers, device, report)) as ended: # an interrupt closes it at once
         for k,r,why in ended:
             if report: report(k, 1., '')

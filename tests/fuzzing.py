@@ -298,7 +298,7 @@ def _damaged(files, seed, reader):
 
 def _work(reader, folder, files, was, seeds, out):
     "In the child: damage, read, restore, report"
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for fd in (1, 2): os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
     warnings.simplefilter('ignore')
     _limits()
     for seed in seeds:

@@ -1,11 +1,13 @@
 """Every long command, ended at every removal, rename and fsync that it makes, and given again: the same bytes.
 
 What it makes is found by counting the calls of an undisturbed run in a fork; then a fork is ended by a signal at its
-1st, 2nd, 3rd... call. `python tests/kills.py FOLDER [CASE...]` does all of them and prints rows; the tests do some."""
+1st, 2nd, 3rd... call. `python tests/kills.py FOLDER [CASE...]` does all of them and records rows; the tests do some."""
+import argparse
 import importlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -16,6 +18,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+OUT = Path(__file__).resolve().parents[1]/'benchmarks'/'results'/'kills.json'
 LATE = 'vidlit', 'matplotlib', 'scipy', 'torch', 'torchvision', 'zarr'
 CALLS = 'replace', 'rename', 'unlink', 'remove', 'rmdir', 'fsync'
 
@@ -180,8 +183,7 @@ def codec(p, r):
 
 def splat(p, r):
     return each(lambda: vidlit('splat', 'train', p/'balls', '--out', r/'out', '--steps', 6, '--cap', 300, '--quiet'),
-        lambda: len([*(r/'frames').glob('*.ply')])!=2 and vidlit('splat', 'export', r/'out', '--out', r/'frames',
-            '--frames', 2),
+        lambda: vidlit('splat', 'export', r/'out', '--out', r/'frames', '--frames', 2),
         lambda: vidlit('splat', 'export', r/'out', '--out', r/'one.spz'),
         lambda: vidlit('splat', 'render', r/'out', '--out', r/'v.mp4', '--seconds', .2, '--fps', 10, '--size', '32x32',
             '--quiet'))
@@ -291,11 +293,30 @@ def warm():
         importlib.import_module(f'vidlit.{o}')
 
 
-def main(root, names):
+def main():
+    """All moments of the commands named, or of all: killed, then interrupted; a row each, put into OUT as it is done.
+
+    A row that is there, of as many moments as the command has, is not made again."""
+    p = argparse.ArgumentParser()
+    p.add_argument('root', type=Path)
+    p.add_argument('names', nargs='*')
+    p.add_argument('--how', nargs='*', default=['SIGKILL', 'SIGINT'])
+    p.add_argument('--some', type=int)
+    p.add_argument('--out', type=Path, default=OUT)
+    a = p.parse_args()
     warm()
-    for name in names or CASES:
-        for how, some in ((signal.SIGKILL, None), (signal.SIGINT, 12)):
-            print(json.dumps(run_case(name, Path(root), some, how)), flush=True)
+    from vidlit.floor.store import write_json
+    for name, how in [(n, h) for h in a.how for n in a.names or CASES]:
+        rows = {(o['case'], o['how']): o for o in json.loads(a.out.read_text())['rows']} if a.out.exists() else {}
+        old = rows.get((name, how), dict(tried=0, calls=1))
+        if old['tried']>=(a.some or old['calls']) and not old['wrong']: continue
+        began = time.monotonic()
+        row = run_case(name, a.root, a.some, signal.Signals[how])
+        print(json.dumps(row), f'{time.monotonic()-began:.0f} s', flush=True)
+        rows[name, how] = {**row, 'wrong': {str(k): v for k, v in row['wrong'].items()}}
+        about = dict(cores=os.cpu_count(), cpu=platform.processor() or platform.machine())
+        write_json(a.out, dict(machine=about, rows=[rows[k] for n in CASES for h in ('SIGKILL', 'SIGINT')
+            if (k := (n, h)) in rows]))
 
 
-if __name__=='__main__': main(sys.argv[1], sys.argv[2:])
+if __name__=='__main__': main()

@@ -147,6 +147,7 @@ def stjepa(cache:str,      # Folder made by `vidlit targets build`
     cfg = STJEPAConfig(ViTConfig(dim=dim, depth=depth, heads=heads, patch=got.spec.patch), fact, got.dim)
     dls = pair_dls(got, bs, data, workers=workers, device=device)
     steps = steps or epochs*len(dls.train)
+    (Path(out)/'ckpt').mkdir(parents=True, exist_ok=True) # from here on the folder is one of a run
     learn = _learner(got, cfg, dls, Path(out), device, every, seed, quiet or as_json,
         dict(steps=steps, bs=bs, lr=lr, ratio=ratio, flip=flip))
     rows = fit(learn, steps=steps, validate=False).history.rows

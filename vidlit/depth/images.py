@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from urllib.parse import urljoin, urlsplit
 from ..floor.fingerprint import fingerprint
-from ..floor.reading import FileError, read_lines
+from ..floor.reading import FileError, read_lines, reads
 from ..floor.store import WorkList, atomic_path, writer
 from ..video.reader import VideoError, VideoReader
 from ..worlds.worlds import WorldConfig, make_worlds
@@ -81,7 +81,7 @@ def image_list(
     "Images named in a file"
     root = Path(root or Path(path).parent)
     lines = [o.strip() for o in read_lines(path)]
-    return ImageFiles([root/o for o in lines if o and o[0]!='#'], root)
+    with reads(path): return ImageFiles([root/o for o in lines if o and o[0]!='#'], root)
 
 # %% ../../nbs/depth/07_images.ipynb #f7b7efc5
 class VideoImages:

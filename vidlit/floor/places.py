@@ -226,8 +226,10 @@ def sweep_all(
 ):
     "`sweep`, and remove locks that nobody holds any more"
     sweep(folder)
-    for o in [o for d in Path(folder).rglob('.vidlit') if not d.is_symlink() for o in d.glob('*.lock')]:
-        with suppress(StoreError, OSError), locked(o.parent.parent/o.name.removesuffix('.lock')): pass
+    for d in [d for d in Path(folder).rglob('.vidlit') if not d.is_symlink()]:
+        for o in list(d.glob('*.lock')):
+            with suppress(StoreError, OSError), locked(d.parent/o.name.removesuffix('.lock')): pass
+        with suppress(OSError): d.rmdir() # empty
 
 def others(
     folder # That we would like to have for ourselves; made or not

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/floor/03_store.ipynb #adb8192c
 from __future__ import annotations
-import hashlib, json, os
+import hashlib, json, os, re
 from collections import Counter
 from contextlib import contextmanager
 from fastcore.basics import patch
@@ -314,6 +314,8 @@ def put(self:TokenCache,
     sha, old = _crc(a), self.done().get(i)
     if old==sha: return False
     if old: raise StoreError(f'item {i} of {self.path} is there already, with other content')
+    for f in (self.path/'tokens'/'c'/str(i)).rglob('*.partial'): # of a killed write of this item
+        if re.fullmatch(r'.+\.[0-9a-f]{32}\.partial', f.name): f.unlink(missing_ok=True)
     self.arr[i] = a
     self._log.add(i, sha)
     return True

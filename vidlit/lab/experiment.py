@@ -8,7 +8,7 @@ __all__ = ['metrics_form', 'Later', 'Experiment', 'register', 'registered', 'arm
            'load_result']
 
 # %% ../../nbs/lab/02_experiment.ipynb #f715aaa0
-import importlib, json, os, platform, shutil, subprocess, time
+import hashlib, importlib, json, os, platform, shutil, subprocess, time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -134,6 +134,10 @@ def code_version()->str: # 0.0.1, or 0.0.1+abc1234 inside a git checkout ('*' wh
     return f'{vidlit.__version__}+{head.stdout.strip()}' + ('*' if dirty.stdout.strip() else '')
 
 # %% ../../nbs/lab/02_experiment.ipynb #fa2c1930
+# the rest is shown, not followed
+metrics_form = {'experiment?':Text(most=255), 'seeds':Num(1, 10**6), 'stamp?':Text('[0-9a-f]{16}'),
+    'figures?':[{'file':Text(r'[\w. ,+()-]+', 255), str:object}], str:object}
+
 def _keep(path, m): # Metrics, columns in their order
     from vidlit.floor.store import atomic_path
     with atomic_path(path) as p: Path(p).write_text(json.dumps(m, indent=1, allow_nan=False)+'\n')
@@ -185,10 +189,23 @@ def place(es:list,   # Experiments
     return [one(i, e) for i,e in enumerate(es)]
 
 # %% ../../nbs/lab/02_experiment.ipynb #178d958e
+def _move_aside(folder, same):
+    "Metrics and figures of another question get a folder of their own, `was-STAMP`"
+    try: m = read_json(folder/'metrics.json', metrics_form) if (folder/'metrics.json').is_file() else None
+    except StoreError: return # damaged: nothing to keep
+    if m is None or same(m): return
+    box = folder/f"was-{m.get('stamp', 'older')}"
+    box.mkdir(exist_ok=True)
+    files = [inside(folder, f['file']) for f in m.get('figures', [])]
+    for f in (*files, folder/'metrics.json'): # which goes last: a killed move is gone on with
+        if f.is_file(): os.replace(f, box/f.name)
+
 def _finish(e, jobs, results, root, start, **asked):
     "Metrics of an experiment whose jobs are done, written"
     when = datetime.now(timezone.utc).isoformat(timespec='seconds')
     asked = dict(experiment=root.name, title=e.title, section=e.section) | asked
+    asked['stamp'] = hashlib.sha256(' '.join(sorted(j.stamp for j in jobs)).encode()).hexdigest()[:16]
+    _move_aside(root, lambda m: m.get('stamp', asked['stamp'])==asked['stamp'] and _alike(m, asked))
     took = dict(seconds=round(time.time()-start, 1), job_seconds=_spent(jobs, root/'jobs'))
     made = dict(vidlit=code_version(), machine=machine(), finished=when)
     m = asked | made | took | e.summarise(results, root)
@@ -196,6 +213,9 @@ def _finish(e, jobs, results, root, start, **asked):
     return m
 
 # %% ../../nbs/lab/02_experiment.ipynb #09dc64ac
+_asks = 'scale', 'seeds', 'data', 'variants'
+def _alike(a, b): return all(a[k]==b[k] for k in _asks if k in a and k in b) # Were they asked the same?
+
 def _own(root):
     "Refuse a folder that no run has made; remove what a killed one left half written"
     sweep(root)
@@ -248,10 +268,6 @@ def results_dir(
     raise FileNotFoundError("recorded results live in data/results of a vidlit checkout; none was found here or above")
 
 # %% ../../nbs/lab/02_experiment.ipynb #09d51f25
-# the rest is shown, not followed
-metrics_form = {'experiment?':Text(most=255), 'seeds':Num(1, 10**6),
-    'figures?':[{'file':Text(r'[\w. ,+()-]+', 255), str:object}], str:object}
-
 def save_result(name:str, # Experiment
     out:Path,             # Folder that `run_experiment` wrote to
     to:Path=None,         # Results folder; the checkout's by default
@@ -263,6 +279,7 @@ def save_result(name:str, # Experiment
     m = read_json(src/'metrics.json', metrics_form)
     to = Path(to or results_dir(True))/(name if seeds in (None, m['seeds']) else f"{name}-{m['seeds']}-seeds")
     to.mkdir(parents=True, exist_ok=True)
+    _move_aside(to, lambda was: _alike(was, m))
     for f in m.get('figures', []): shutil.copy2(inside(src, f['file']), inside(to, f['file']))
     _keep(to/'metrics.json', m)
     return to

@@ -9,7 +9,7 @@ __all__ = ['result_form', 'Job', 'show_jobs', 'Context', 'read_result', 'run_job
 # %% ../../nbs/lab/01_jobs.ipynb #a593fae3
 import hashlib, importlib, json, os, re, signal, time, traceback, warnings
 import multiprocessing as mp
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from multiprocessing import connection, forkserver
 from multiprocessing.managers import SyncManager
 from concurrent.futures import ProcessPoolExecutor, wait, FIRST_COMPLETED
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
 from threading import Thread, current_thread, main_thread
-from ..floor.places import locked, sweep
+from ..floor.places import lock_of, locked, sweep
 from ..floor.processes import end_all, leave_when_asked, leave_with
 from ..floor.reading import Num, StoreError, Text, inside, read_bytes, read_json
 from ..floor.store import atomic_path, write_json
@@ -104,19 +104,25 @@ def _aside(path, stamp):
     names = [f'{path.name}.was-{stamp}'+(f'-{k}' if k else '') for k in range(1000)]
     path.rename(next(path.with_name(o) for o in names if not path.with_name(o).exists()))
 
+def _mark(path): # The stamp of the work in a folder
+    mark = path/'stamp'
+    return read_bytes(mark, 64).decode(errors='replace') if mark.is_file() else ''
+
 def _make_room(path, stamp):
     "Keep what the same job has left half-way; move other work aside; refuse what is none of ours"
     path.mkdir(parents=True, exist_ok=True)
     sweep(path)
-    mark = path/'stamp'
-    was = read_bytes(mark, 64).decode(errors='replace') if mark.is_file() else ''
+    was,old = _mark(path),path.with_name(f'{path.name}.was-{stamp}')
     if was==stamp: return
     if any(o.name!='.lock' for o in path.iterdir()): # which earlier versions left
         if not re.fullmatch(r'[\w-]+', was):
             raise StoreError(
                 f'{path} holds other things, it is not the folder of a job: name another folder of results')
         _aside(path, was)
-    with atomic_path(mark) as p: p.write_text(stamp)
+    with suppress(OSError): path.rmdir() # empty
+    if not path.exists() and _mark(old)==stamp: old.rename(path) # what other work had moved aside comes back
+    else:
+        with atomic_path(path/'stamp') as p: p.write_text(stamp)
 
 # %% ../../nbs/lab/01_jobs.ipynb #3c7386a7
 def run_job(job:Job, # What to run
@@ -130,6 +136,7 @@ def run_job(job:Job, # What to run
     with locked(path, wait=True, tell=report and (lambda said: report(job.key, 0., f'waits: {said}'))):
         if (r := read_result(job, root)) is not None: return r
         _make_room(path, job.stamp)
+        if (r := read_result(job, root)) is not None: return r # it was there, moved aside
         start = time.time()
         r = job.load()(Context(path, Path(root), job, device, report), **job.args)
         seconds = round(time.time()-start, 2)
@@ -317,6 +324,12 @@ def _devices(device): # Those over which jobs are spread
     import torch
     return [f'cuda:{i}' for i in range(torch.cuda.device_count())] or ['cuda']
 
+def _free_locks(order): # Those that a killed run left beside finished jobs
+    for path in (inside(p.root, p.job.key) for p in order):
+        if lock_of(path).exists():
+            with suppress(StoreError), locked(path): pass
+        with suppress(OSError): lock_of(path).parent.rmdir() # empty
+
 def _runner(order, workers, device, report):
     "Something that gives (key, result, traceback of a failure) of every job"
     todo = sum(read_result(p.job, p.root) is None for p in order)
@@ -332,6 +345,7 @@ def run_placed(order:list, # `Placed` jobs, each after those it needs
 )->dict:                   # Result by key
     "Run what is not done yet; JobError names what failed, after everything else is done"
     results,failed = {},{}
+    _free_locks(order)
     with closing(_runner(order, workers, device, report)) as ended: # an interrupt closes it at once
         for k,r,why in ended:
             if report: report(k, 1., '')

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from ..floor.places import NoRoom, _began, _here, is_full, open_log, sweep
+from ..floor.places import NoRoom, _began, _here, is_full, open_log, sweep, sweep_all
 from ..floor.reading import Num, StoreError, Text, parse_json, read_bytes
 from ..floor.store import StoreBusy, atomic_path, read_json, write_json
 from ..video.reader import VideoReader
@@ -275,7 +275,7 @@ def run(
             if not wait: break
             note(chunk=None, state='waiting')
             time.sleep(min(1., ttl/10))
-    sweep(job.path) # what killed workers left half written
+    _tidy(job, mine)
     note(chunk=None, state='failed' if failed else 'done')
     if failed:
         raise ChunkError(f"{len(failed)} of {len(mine)} chunks failed, the rest is kept: "
@@ -320,6 +320,14 @@ def _clean_up(box):
         with atomic_path(f) as p: p.write_bytes(data[:data.rfind(b'\n')+1])
 
 def _lease(job, c, ttl=60.): return Lease(job.path/'leases'/f'{c:03d}.json', ttl)
+
+def _tidy(job, mine):
+    "What killed workers left: files half written, leases of pieces that are done, their locks"
+    sweep(job.path)
+    for lease in [_lease(job, c) for c in mine if not job.work(c).missing]:
+        if lease.path.exists() and lease.take():
+            with lease.kept(): pass
+    sweep_all(job.path/'leases')
 
 def _try(job, c, ttl, failed, **kw):
     "Do a chunk, if its lease is free; was it?"

@@ -50,7 +50,7 @@ class STJEPA(nn.Module):
         self.cfg,self.pos,v = cfg,pos,cfg.vit
         self.patch_embed = PatchEmbed(v)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, v.dim))
-        rates = [v.drop_path*i/max(1, v.depth-1) for i in range(v.depth)]
+        rates = (v.drop_path*i/max(1, v.depth-1) for i in range(v.depth)) # one by one, as in the ViT
         self.blocks = nn.ModuleList(FactorisedBlock(v, p, silent=False) if i<cfg.fact else Block(v, p)
             for i,p in enumerate(rates))
         self.norm,self.head = nn.LayerNorm(v.dim, v.eps),nn.Linear(v.dim, cfg.out)

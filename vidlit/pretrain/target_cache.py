@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..video.clips import fit_square, normalise, to_clip
 from ..video.sampling import VideoList, strided, uniform
 from ..floor.places import free_place, sweep_all
-from ..floor.reading import Num, plain_name
+from ..floor.reading import Num, plain_name, reads
 from ..floor.store import CacheMismatch, StoreError, TokenCache, WorkList, atomic_path, read_json, write_json
 from ..nn.tokens import Grid
 from ..video.reader import VideoError, VideoReader
@@ -31,6 +31,7 @@ class ClipSpec:
     def __post_init__(self):
         if self.sampling not in ('uniform', 'strided'):
             raise ValueError(f"sampling must be 'uniform' or 'strided', not {self.sampling!r}")
+        if len(self.patch)!=3: raise ValueError(f"patch is (frames, rows, columns), not {self.patch}")
         for what,n,p in (('frames', self.frames, self.patch[0]), ('size', self.size, self.patch[1])):
             if n<1 or n%p: raise ValueError(f"{what} {n} must be a multiple of {p}")
 
@@ -81,7 +82,8 @@ class TargetCache:
             raise StoreError(f"{f}: the video {bad[0]!r} leads out of its folder")
         if len(m['films'])!=len(m['labels']):
             raise StoreError(f"{f}: {len(m['films'])} videos, {len(m['labels'])} labels")
-        self.meta,self.spec,self.dim = m,as_spec(m['clips']),m['dim']
+        with reads(f): self.spec = as_spec(m['clips'])
+        self.meta,self.dim = m,m['dim']
         self.root,self.videos,self.labels,self.vocab = Path(m['root']),m['films'],m['labels'],m['vocab']
         self.tokens = TokenCache(self.path, len(self.videos), (self.spec.grid.n, self.dim), **_source(m))
         self.work = WorkList(self.path/'films', self.videos)

@@ -127,7 +127,7 @@ class TimeSformer(nn.Module):
         self.cls_token,self.pos_embed = (nn.Parameter(torch.zeros(1, n, enc.dim)) for n in (1, 1+h*w))
         self.time_embed = None if cfg.attention=='space' else nn.Parameter(torch.zeros(1, t, enc.dim))
         block = block or (DividedBlock if cfg.attention=='divided' else Block)
-        rates = [enc.drop_path*i/max(1, enc.depth-1) for i in range(enc.depth)]
+        rates = (enc.drop_path*i/max(1, enc.depth-1) for i in range(enc.depth)) # one by one, as in the ViT
         self.blocks,self.norm = nn.ModuleList(block(enc, p) for p in rates),nn.LayerNorm(enc.dim, enc.eps)
         self.head = nn.Linear(enc.dim, cfg.classes) if cfg.classes else nn.Identity()
         init_vit(self, 'trunc', gen, conv=False)

@@ -215,8 +215,8 @@ def from_pretrained(cls:ViViT,
     "A model of transformers, or our own; a pooler, which the published model does not use, is dropped"
     c,state = read_hub(name, revision)
     head,act = state.get('classifier.weight'),c.get('hidden_act', 'gelu_fast')
-    if act not in ('gelu','gelu_fast','gelu_new'): raise ValueError(f"hidden_act {act!r} is not known here")
     with sized(state):
+        if act not in ('gelu','gelu_fast','gelu_new'): raise ValueError(f"hidden_act {act!r} is not known here")
         model = cls(_our_config(c, 0 if head is None else len(head)))
         load_strict(model, state, hf_names if any(k.startswith('vivit.') for k in state) else _body)
     return (model if act=='gelu' else _tanh(model)).eval()

@@ -7,9 +7,10 @@ __all__ = ['ply_fields', 'write_ply', 'SceneError', 'ply_header', 'read_ply', 'p
            'write_spz', 'read_spz', 'write_sequence', 'sequence_files', 'read_gaussians']
 
 # %% ../../nbs/splat/files.ipynb #e28171ca
-import gzip, math, numpy as np, re, struct, torch, zlib
+import gzip, math, numpy as np, os, re, struct, torch, zlib
 from pathlib import Path
 from ..floor.reading import FileError
+from ..floor.places import temp_path
 from ..floor.store import atomic_path
 from .gaussians import Gaussians, rgb_to_sh, sh_basis, sh_to_rgb
 
@@ -242,18 +243,23 @@ def read_spz(
 
 # %% ../../nbs/splat/files.ipynb #819d5803
 def write_sequence(
-    folder, # Where to; files of an earlier, longer sequence there are an error
+    folder, # Where to; files of another sequence there are an error
     frames, # Gaussians of each moment, in order; may be a generator
     prefix:str='frame', # Of the names
 )->list: # The files
     "Write a moving scene as `frame0000.ply`, `frame0001.ply`, ..."
     if not re.fullmatch(r'[A-Za-z][A-Za-z_-]*', prefix): raise ValueError(f"prefix must be letters, got {prefix!r}")
-    folder,files = Path(folder),[]
-    if folder.is_dir() and any(folder.glob(f'{prefix}[0-9]*.ply')):
-        raise ValueError(f"{folder.name} already holds a sequence {prefix}NNNN.ply")
-    for i,g in enumerate(frames): files.append(write_ply(folder/f'{prefix}{i:04d}.ply', g))
-    if not files: raise ValueError("a sequence needs at least one frame, got 0")
-    return files
+    folder = Path(folder)
+    there = {p.name: p for p in folder.glob(f'{prefix}[0-9]*.ply')}
+    folder.mkdir(parents=True, exist_ok=True)
+    with temp_path(folder/'sequence') as tmp: # all of it first: a killed move is gone on with
+        tmp.mkdir()
+        new = {p.name: p for p in (write_ply(tmp/f'{prefix}{i:04d}.ply', g) for i,g in enumerate(frames))}
+        if not new: raise ValueError("a sequence needs at least one frame, got 0")
+        if any(k not in new or p.read_bytes()!=new[k].read_bytes() for k,p in there.items()):
+            raise ValueError(f"{folder.name} already holds a sequence {prefix}NNNN.ply")
+        for k in new.keys()-there.keys(): os.replace(new[k], folder/k)
+    return [folder/k for k in new]
 
 def sequence_files(
     folder, # With numbered PLY files

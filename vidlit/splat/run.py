@@ -234,11 +234,12 @@ def _open_trained(path, seconds, background):
         blank = Scene(torch.zeros(1, *i['size'], 3), torch.zeros(1), torch.tensor(i['K'])[None], pose[None],
             background=tuple(i['background']), lo=tuple(i['lo']), hi=tuple(i['hi']))
         model = splat_model(blank, recipe.kind, degree=recipe.degree)
+        path_of,K = torch.tensor(i['path']),torch.tensor(i['K'])
     with reads(path/'model.safetensors', SceneError): model.load_state_dict(state)
     model.degree = model.gaussians.sh_degree
     still = model.deform is None and type(model.gaussians) is Gaussians
     long = 0. if still else seconds or i['seconds']
     def at(t): return model.moment(t/long if long else 0.)
     sky = torch.tensor(background or i['background'])
-    return Opened(at, long, torch.tensor(i['K']), tuple(i['size']), pose, torch.tensor(i['path']), tuple(i['up']), sky,
+    return Opened(at, long, K, tuple(i['size']), pose, path_of, tuple(i['up']), sky,
         i['moments'], model)

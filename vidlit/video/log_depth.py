@@ -14,7 +14,8 @@ from torch import Tensor
 from ..floor.places import temp_path
 from ..floor.reading import Num, read_json, reads
 from ..floor.store import write_json
-from .writing import VideoError, as_fps
+from .packets import _scan, _shortfall, decode, open_video
+from .writing import CorruptVideoError, TruncatedVideoError, VideoError, as_fps
 
 # %% ../../nbs/video/log_depth.ipynb #bb982443
 @dataclass(frozen=True)
@@ -101,10 +102,23 @@ def read_log_depth(
 )->Iterator: # of float32 [1, h, w], metres
     "The frames of a video of codes, one at a time"
     codes = read_codes(path) if codes is None else codes
-    with reads(path, _bad(path)), av.open(str(path)) as box:
-        for f in box.decode(video=0):
+    with reads(path, _bad(path)):
+        scan = _scan(path)
+        if why := _shortfall(scan): raise TruncatedVideoError(path, why)
+        for f in _whole_frames(path, scan):
             if f.format.name!='gray12le': raise VideoError(path,
                 f"holds {f.format.name}, not gray12le: a picture, no codes")
             yield codes.decode(torch.from_numpy(f.to_ndarray().astype(np.int32)), holes)[None]
+
+def _whole_frames(path, scan): # In their order, up to the first that is damaged
+    (box,s),n = open_video(path),0
+    with box:
+        for k,p in enumerate(box.demux(s)):
+            frames,why = decode(p)
+            if why := why or scan.hurt.get(k) or any(f.is_corrupt for f in frames) and 'it is torn':
+                raise CorruptVideoError(path, f'frame {n} is damaged ({why})', n)
+            yield from frames
+            n += len(frames)
+    if n!=len(scan.pts): raise CorruptVideoError(path, f'{len(scan.pts)-n} of {len(scan.pts)} frames are lost', n)
 
 def _bad(path): return lambda said: VideoError(path, said.removeprefix(f'{path} '))

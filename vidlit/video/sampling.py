@@ -140,7 +140,7 @@ class VideoList:
 video_exts = '.mp4 .mkv .mov .avi .webm .m4v .mpg .mpeg .ts .flv .ogv .gif .3gp .wmv'.split()
 
 def _some(videos, where):
-    if not len(videos): raise ValueError(f"no video found by {where}")
+    if not len(videos): raise StoreError(f"no video found by {where}")
     return videos
 
 # %% ../../nbs/video/04_sampling.ipynb #6cab7543

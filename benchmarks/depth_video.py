@@ -9,7 +9,10 @@ Stills: an image model, frame by frame, against the same in windows.
 Memory: the most bytes that tensors held at any one time (weights apart), and resident memory, at 518x924.
 
     python benchmarks/depth_video.py [--part speed] [--size 196x462] [--frames 76] [--rounds 2] [--precision fp32]
-    python benchmarks/depth_video.py --part memory [--model s] [--memory 1GiB]"""
+    python benchmarks/depth_video.py --part memory [--model s] [--memory 1GiB] [--repeat]
+
+`--repeat`: one frame is encoded, and copies of what was said of it fill the windows, which takes as much memory.
+`--part shapes`: nothing is computed, tensors have shapes alone (float32): for networks that are large."""
 # ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
 import argparse
 import json
@@ -25,6 +28,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from vidlit.depth.depth_anything import DepthAnything
+from vidlit.depth.frame_maps import Pieces
 from vidlit.depth.models import as_bytes, per_frame, wrap
 from vidlit.depth.temporal_head import VideoDepth, video_depth_b, video_depth_l, video_depth_s
 from vidlit.depth.windows import KEYS, infer_windows, scale_shift
@@ -156,18 +160,41 @@ def memory(a):
     net = network(a.model, a.stills)
     m = replace(sized(net, h, w, precision=a.precision), memory=as_bytes(a.memory) if a.memory else None)
     start = status('VmRSS')
-    frames = film(a.frames, h, w)
-    live = Live() if a.live else nullcontext()
-    with live: n = sum(1 for _ in islice(infer_windows(iter(frames), m.mix, m.encode), a.frames))
+    frames, live, known = film(a.frames, h, w), Live() if a.live else nullcontext(), []
+    def copied(f):
+        if not known: known.append(m.encode(f))
+        return known[0]._replace(maps=[o.clone() for o in known[0].maps])
+    with live:
+        prep = copied if a.repeat else m.encode
+        n = sum(1 for _ in islice(infer_windows(iter(frames), m.mix, prep), a.frames))
     assert n == a.frames
-    return dict(size=a.size, frames=n, model=a.model, precision=a.precision, memory=a.memory,
+    return dict(size=a.size, frames=n, model=a.model, precision=a.precision, memory=a.memory, repeat=a.repeat,
         weights=sum(p.nbytes for p in net.parameters()), live=live.peak if a.live else None,
         resident=status('VmHWM'), resident_above_start=status('VmHWM')-start)
 
 
+def shapes(a):
+    "The same count without computing: a frame encoded, 32 of it mixed, beside 12 maps of answers"
+    h, w = map(int, a.size.split('x'))
+    net = VideoDepth(CONFIGS[a.model]).eval().requires_grad_(False).to('meta')
+    VideoDepth.stills = property(lambda self: False) # nothing can be asked of weights without values
+    autocast, torch.autocast = torch.autocast, lambda *args, **kw: nullcontext()
+    pieces = Pieces(tight=a.memory=='tight')
+    try:
+        with torch.device('meta'), torch.no_grad(), Live() as live:
+            one = net.frame_maps(torch.empty(1, 3, h, w), pieces.tight)[0]
+            window = [one._replace(maps=[o.clone() for o in one.maps]) for _ in range(32)]
+            held = [torch.empty(h, w).clone() for _ in range(12)]
+            net.mix_frames(window, 32, pieces)
+    finally: torch.autocast = autocast
+    weights = sum(p.nbytes for p in net.parameters())
+    return dict(size=a.size, frames=32, model=a.model, precision='fp32', memory=a.memory, shapes=True, weights=weights,
+        live=live.peak, held=len(held))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--part', choices=['speed', 'memory'], default='speed')
+    p.add_argument('--part', choices=['speed', 'memory', 'shapes'], default='speed')
     p.add_argument('--model', choices=[*CONFIGS], default='s')
     p.add_argument('--size', default=None)
     p.add_argument('--frames', type=int, default=None)
@@ -175,19 +202,20 @@ def main():
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
     p.add_argument('--stills', action='store_true', help='an image model')
     p.add_argument('--operations', action='store_true', help='count them too: one more run of each side')
-    p.add_argument('--memory', default=None, help='budget, such as 1GiB')
+    p.add_argument('--memory', default=None, help='budget, such as 1GiB; tight for shapes')
+    p.add_argument('--repeat', action='store_true', help='encode one frame, copy what was said of it')
     p.add_argument('--no-live', dest='live', action='store_false', help='count resident memory alone')
     p.add_argument('--out', default=str(Path(__file__).parent/'results'/'depth_video.json'))
     a = p.parse_args()
     torch.set_num_threads(1)
-    a.size = a.size or dict(speed='196x462', memory='518x924')[a.part]
-    a.frames = a.frames or dict(speed=76, memory=54)[a.part]
-    row = dict(speed=speed, memory=memory)[a.part](a)
+    a.size = a.size or dict(speed='196x462').get(a.part, '518x924')
+    a.frames = a.frames or dict(speed=76).get(a.part, 54)
+    row = dict(speed=speed, memory=memory, shapes=shapes)[a.part](a)
     for k, v in row.items(): print(f'{k}: {v}')
     f = Path(a.out)
     old = json.loads(f.read_text()) if f.exists() else {}
     rows = old.get(a.part, [])
-    own = ('size', 'frames', 'model', 'stills', 'precision', 'memory')
+    own = ('size', 'frames', 'model', 'stills', 'precision', 'memory', 'repeat')
     rows = [o for o in rows if any(o.get(k) != row.get(k) for k in own)]+[dict(row, machine=machine())]
     f.parent.mkdir(parents=True, exist_ok=True)
     f.write_text(json.dumps({**old, 'what': __doc__.splitlines()[0], a.part: rows}, indent=1)+'\n')

@@ -9,9 +9,9 @@ from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig
 from vidlit.depth.dinov2 import dinov2_s
 from vidlit.depth.dpt import DPTConfig
 from vidlit.depth.frame_maps import Pieces
-from vidlit.depth.models import wrap
-from vidlit.depth.temporal_head import add_time
-from vidlit.depth.windows import infer_windows
+from vidlit.depth.models import DepthModel, wrap
+from vidlit.depth.temporal_head import VideoDepth, add_time, video_depth_s
+from vidlit.depth.windows import infer_windows, settle
 from vidlit.pipeline.run import depth_in_chunks
 from vidlit.pipeline.video_depth import video_depth
 from vidlit.video.depth_frames import DepthReader
@@ -89,3 +89,16 @@ def test_tensors_stay_in_the_budget(tight):
     assert n == 40 and weights+live.peak < need, (weights, live.peak, need)
     with pytest.raises(ValueError, match='a window of frames of 196x112 needs about .* a smaller max_res'):
         replace(m, memory=weights).encode(film[0])
+
+
+def test_a_gibibyte_is_enough_for_the_small_model():
+    m = DepthModel(VideoDepth(video_depth_s), 'vits', '', '', memory=2**30)
+    assert m.pieces((518, 924)).tight and not replace(m, memory=2**31).pieces((518, 924)).tight
+
+
+def test_a_settled_window_is_let_go():
+    raw = torch.rand(32, 4, 6)
+    depth, state, tail = settle(raw, 32)
+    want = [o.clone() for o in (*depth, state.anchor, state.key, *tail)]
+    raw.zero_()
+    assert all(torch.equal(a, b) for a, b in zip((*depth, state.anchor, state.key, *tail), want))

@@ -185,7 +185,7 @@ def needs(self:DepthModel,
     enc = max(1, p.frames if self.device.type!='cpu' else 1)*g*cfg.image.enc.dim*4*12
     weights = sum(o.nbytes for o in self.model.parameters())
     if self.precision!='fp32': weights += weights//2
-    answers = (2*cfg.slots+12)*hw[0]*hw[1]*4 # of a window and the one before, and to fade from
+    answers = (cfg.slots+12)*hw[0]*hw[1]*4 # of this window; of the one before what it fades from and is fitted to
     return weights+answers+cfg.slots*one*short+max(coarse+max(fine, p.pixels*cfg.slots*f*14*4), enc)
 
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'FADE', 'STEP', 'KEYS', 'window_frames', 'n_windows', 'frame_parts', 'scale_shift', 'apply_fit',
-           'WindowState', 'fit_window', 'next_state', 'slide', 'run_window', 'fade', 'infer_windows', 'histogram',
-           'cut_score', 'is_cut', 'scenes']
+           'WindowState', 'fit_window', 'next_state', 'slide', 'run_window', 'fade', 'settle', 'infer_windows',
+           'histogram', 'cut_score', 'is_cut', 'scenes']
 
 # %% ../../nbs/depth/11_windows.ipynb #932fe36f
 import math, numpy as np, torch
@@ -134,20 +134,30 @@ def run_window(
     return raw
 
 # %% ../../nbs/depth/11_windows.ipynb #ed36e689
-def _infer(frames, model, metric):
-    state,tail = None,[]
-    for win,real in slide(frames):
-        raw = run_window(model, win, real)
-        fit,lo = fit_window(raw, state, metric),0 if state is None else 2
-        for j in range(lo, min(real, WINDOW-FADE)):
-            d = apply_fit(raw[j], fit)
-            yield fade(tail[j-lo], d, j-lo) if j-lo<len(tail) else d.clone() if fit is None else d
-        state,tail = next_state(raw, fit, state),[apply_fit(d, fit).clone() for d in raw[WINDOW-FADE:]]
-
 def fade(old, new, j): # j: in 0..7
     "Frame `j` of an overlap, from a window to the next"
     w = j/(FADE-1)
     return old*(1-w)+new*w
+
+def settle(
+    raw:Tensor, # [m, h, w], depth of a window
+    real:int, # How many of its frames are not padding
+    state:WindowState=None, # After the window before; None: this is the first
+    tail:Tensor=None, # Depth to fade from, [8, h, w], likewise
+    metric:bool=False # Is the model's scale to be trusted?
+)->tuple: # list of [h, w], depth that is final now; state and tail for the next window
+    "What a window adds to a video; nothing of it holds `raw`"
+    fit,lo = fit_window(raw, state, metric),0 if state is None else 2
+    def at(o): return o.clone() if fit is None else apply_fit(o, fit)
+    depth = [at(o) for o in raw[lo:min(real, WINDOW-FADE)]]
+    if tail is not None: depth[:FADE] = [fade(a, b, j) for j,(a,b) in enumerate(zip(tail, depth))]
+    return depth,next_state(raw, fit, state),at(raw[WINDOW-FADE:])
+
+def _infer(frames, model, metric):
+    depth,state,tail = [],None,None
+    for win,real in slide(frames):
+        depth,state,tail = settle(run_window(model, win, real), real, state, tail, metric)
+        while depth: yield depth.pop(0)
 
 # %% ../../nbs/depth/11_windows.ipynb #7c51e0af
 def infer_windows(

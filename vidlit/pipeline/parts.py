@@ -19,8 +19,7 @@ from ..nn.weights import read_weights, write_weights
 from ..depth.models import DepthModel
 from ..depth.streaming import StreamState
 from ..depth.temporal_head import places
-from ..depth.windows import FADE, KEYS, STEP, WINDOW, WindowState, apply_fit, fit_window, next_state
-from ..depth.windows import fade, run_window, slide
+from ..depth.windows import KEYS, STEP, WINDOW, WindowState, run_window, settle, slide
 
 # %% ../../nbs/pipeline/01_parts.ipynb #10594717
 @dataclass(frozen=True, eq=False)
@@ -106,14 +105,11 @@ def next_window(
 )->tuple: # Depth that is final now, float32 `[k, h', w']` on the CPU, and the point after it
     "Go on by one window"
     raw,win,real = next_raw(m, video, stop, p, cut)
-    fit,lo = fit_window(raw, p.state, m.metric),0 if p.state is None else 2
-    depth = torch.stack([apply_fit(o, fit) for o in raw[lo:min(real, WINDOW-FADE)]])
-    for j in range(0 if p.tail is None else min(FADE, len(depth))): depth[j] = fade(p.tail[j], depth[j], j)
-    n,at = p.n+len(depth),p.at+real-p.real
+    depth,state,tail = settle(raw, real, p.state, p.tail, m.metric)
+    depth,n,at = torch.stack(depth),p.n+len(depth),p.at+real-p.real
     if real-STEP<=2: return depth,Point(n, at, at)
-    tail = torch.stack([apply_fit(o, fit) for o in raw[WINDOW-FADE:]])
-    return depth,Point(n, at, p.start, next_state(raw, fit, p.state), tuple(win[j] for j in KEYS),
-        min(len(KEYS), real-STEP), tail, m.precision)
+    return depth,Point(n, at, p.start, state, tuple(win[j] for j in KEYS), min(len(KEYS), real-STEP), tail,
+        m.precision)
 
 # %% ../../nbs/pipeline/01_parts.ipynb #b30c538b
 STRETCH = 3*STEP # frames of a stream between two points

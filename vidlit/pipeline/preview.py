@@ -107,4 +107,4 @@ def write_preview(
         for n,f in enumerate(rows, 1):
             yield f
             if report: report(n)
-    return write_video(path, told(), depth.meta.fps, odd='pad')
+    return write_video(path, told(), depth.meta.fps, odd='pad', options=dict(preset='veryfast'))

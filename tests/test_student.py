@@ -26,7 +26,7 @@ from vidlit.depth.student import (
 )
 from vidlit.lab.jobs import Context, plan, run_jobs
 from vidlit.studies import depth_common as L, pseudo_labels_jobs as S
-from vidlit.studies.pseudo_labels import facts_of, summary
+from vidlit.studies.pseudo_labels import study, summary
 from vidlit.studies.register import depth_anything
 from vidlit.train.callbacks import fit
 
@@ -268,7 +268,8 @@ def test_facts_can_go_both_ways():
     def made(a, b):
         return {f'train/{k}/seed{s}': one(v+.001*s*(k == 'student'))
             for k, v in (('student', a), ('labelled only', b)) for s in range(3)}
-    assert [facts_of(made(a, b))['student']['supports'] for a, b in ((.1, .2), (.2, .1))] == [True, False]
+    def said(a, b): return study().summary(made(a, b))['facts']['student']['supports']
+    assert [said(.1, .2), said(.2, .1)] == [True, False]
 
 
 def test_fog_hides_the_far():

@@ -148,7 +148,7 @@ def test_length_unknown_at_first(tmp_path):
 
 def test_openexr_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'OpenEXR', None)
-    with pytest.raises(ImportError, match=r"pip install 'vidlit\[exr\]'"): writer(tmp_path/'d', 'exr')
+    with pytest.raises(ImportError, match=r"pip install OpenEXR"): writer(tmp_path/'d', 'exr')
     assert not (tmp_path/'d').exists()
 
 

@@ -215,6 +215,6 @@ def test_refusals(change, said):
 def test_missing_package(monkeypatch):
     monkeypatch.setattr(rasterizer, '_have', lambda name: False)
     s = scene(10)
-    with pytest.raises(ImportError, match=r"pip install 'vidlit\[numba\]'"): rasterize(**s, backend='numba')
+    with pytest.raises(ImportError, match=r"pip install numba"): rasterize(**s, backend='numba')
     assert rasterizer.get_backend('auto', 'cpu') == 'torch' and rasterizer.get_backend('auto', 'cuda') == 'torch'
     assert set(backends) == {'auto', 'ref', 'torch', 'numba', 'gsplat'}

@@ -8,9 +8,9 @@ __all__ = ['leave_word', 'same_folder', 'ray_job', 'room_in', 'ray_workers']
 # %% ../../nbs/lab/ray.ipynb #9195d8d2
 import importlib.util, os, socket, sys, time
 from pathlib import Path
+from ..floor.places import get_extra
 from ..floor.store import read_json, write_json
 from .jobs import _chains, _quiet_torch, _waits, read_result, run_job
-from ..floor.places import get_extra
 
 # %% ../../nbs/lab/ray.ipynb #feb0f738
 def leave_word(root)->str: # Folder of jobs

@@ -9,12 +9,12 @@ __all__ = ['leave_word', 'same_folder', 'ray_worker', 'shape_of', 'run_on_ray']
 import importlib.util, os, socket, sys, time
 from collections.abc import Callable
 from pathlib import Path
+from ..floor.places import get_extra
 from ..floor.reading import StoreError, Text
 from ..floor.store import read_json, write_json
 from .pool import trusted, work_on
 from .worker import status
 from .job import ChunkError, open_job
-from ..floor.places import get_extra
 
 # %% ../../nbs/pipeline/10_ray.ipynb #e25f4305
 def leave_word(path)->str: # path: folder of a job

@@ -12,9 +12,9 @@ from pathlib import Path
 from ..floor.places import get_extra
 from ..floor.reading import Num, StoreError, Text, inside, read_json
 from ..floor.store import write_json
-from ..video.clips import Epochs, fit_square, item_gen, to_clip
+from ..video.clips import fit_square, item_gen, to_clip
 from ..video.reader import VideoError, VideoReader
-from ..video.sampling import by_rate
+from ..video.sampling import Epochs, by_rate
 from ..video.writing import write_video
 from .trajectories import TrajectoryError, pose_actions
 

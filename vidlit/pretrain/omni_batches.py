@@ -12,7 +12,8 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
-from ..video.clips import ClipLoader, ClipSet, Epochs, _Batches, _same, as_source, epoch_order, item_gen
+from ..video.clips import ClipLoader, ClipSet, _Batches, _same, as_source, epoch_order, item_gen
+from ..video.sampling import Epochs
 from ..nn.tokens import grid_of
 from ..train.callbacks import MaskSampler, world_size
 from .tube_masking import random_mask

@@ -11,10 +11,10 @@ import json, torch
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
-from ..video.clips import Epochs, fit_square, item_gen, to_clip
+from ..video.clips import fit_square, item_gen, to_clip
 from ..video.writing import VideoError
 from ..worlds.motions import matmul3, turn
-from ..video.sampling import by_rate
+from ..video.sampling import Epochs, by_rate
 from ..floor.places import get_extra
 from ..floor.store import atomic_path
 from ..video.reader import VideoReader, write_video

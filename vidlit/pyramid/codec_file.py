@@ -12,11 +12,11 @@ import numpy as np, torch
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from ..floor.places import get_extra
 from ..floor.reading import FileError, reads
 from ..nn.weights import WeightsError, load_strict, read_hub, save_hub, sized
 from .neural_codec import SCALES, Y_MAX, Z_MAX, Codec, CodecConfig
 from .neural_codec import codec_clips, codec_learner, counts, fold, freeze, normal_counts, unfold
-from ..floor.places import get_extra
 
 # %% ../../nbs/pyramid/codec_file.ipynb #9a9e5726
 def order_of(

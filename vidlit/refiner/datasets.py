@@ -14,13 +14,13 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from ..floor.places import get_extra
 from ..depth.images import BadImage, decode_image
 from ..floor.reading import StoreError, inside, read_bytes
 from .evaluation import Truth
 from ..video.depth_frames import DepthReader
 from ..video.reader import VideoReader
 from ..worlds.camera import make_K, quat_to_mat, radius_to_z, resize_K
-from ..floor.places import get_extra
 
 # %% ../../nbs/refiner/datasets.ipynb #740c93b4
 class DatasetError(ValueError): "A data set is not laid out as its format says; the message names the file"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from ..video.sampling import Epochs
 
 # %% ../../nbs/refiner/03_windows.ipynb #16dc240b
 def window_starts(
@@ -154,7 +155,6 @@ class WindowDataset(Dataset):
         self.videos, self.n, self.factor, self.train, self.reverse = videos, n, factor, train, reverse
         self.key, self.seed = key_frames(n, every), seed
         self.at = [(i, s) for i,v in enumerate(videos) for s in window_starts(len(v['depth']), n, overlap)]
-        from vidlit.video.clips import Epochs # Brings fastai
         self.epochs = Epochs(len(self.at))
 
     def __len__(self): return len(self.at)

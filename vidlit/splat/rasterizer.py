@@ -10,8 +10,8 @@ __all__ = ['presets', 'backends', 'Rules', 'get_rules', 'Projected', 'project_ga
 import importlib, importlib.util, math, torch
 from dataclasses import dataclass
 from torch import Tensor
-from .gaussians import Gaussians, quat_matrix, sh_color
 from ..floor.places import get_extra
+from .gaussians import Gaussians, quat_matrix, sh_color
 
 # %% ../../nbs/splat/02_rasterizer.ipynb #ef35be64
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
+from ..floor.places import get_extra
 from ..floor.store import atomic_path
 from ..video.writing import as_fps, write_video
 from ..worlds.camera import inv_pose, mat_to_quat, orbit_path
 from .gaussians import Gaussians, quat_matrix, rgb_to_sh
 from .rasterizer import get_rules, rasterize
-from ..floor.places import get_extra
 
 # %% ../../nbs/splat/07_viewer.ipynb #216bfa4d
 def toy_scene(

@@ -10,9 +10,9 @@ import torch, warnings
 from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
+from ..floor.places import get_extra
 from .checkpoint import save_state
 from .callbacks import EMA, NonFinite, Stepped, bare, rank
-from ..floor.places import get_extra
 
 # %% ../../nbs/train/06_health.ipynb #91c01ffc
 def _rows(z):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_clip', 'resize', 'resize_short', 'centre_crop', 'fit_square', 'item_gen', 'VideoSource', 'TensorSource',
-           'ItemSource', 'Epochs', 'ClipSet', 'epoch_order', 'BadFile', 'TooManyBad', 'ClipLoader', 'as_source',
-           'clip_dls', 'VideoFolder']
+           'ItemSource', 'ClipSet', 'epoch_order', 'BadFile', 'TooManyBad', 'ClipLoader', 'as_source', 'clip_dls',
+           'VideoFolder']
 
 # %% ../../nbs/video/05_clips.ipynb #2bbbd546
 import hashlib, importlib
@@ -146,17 +146,6 @@ class ItemSource:
     ds:object # Items (clip [c, t, h, w], int label)
     def __len__(self): return len(self.ds)
     def __call__(self, i, gen=None): return self.ds[i]
-
-# %% ../../nbs/video/05_clips.ipynb #c94ed6f8
-class Epochs:
-    "The epoch of each item: how often it was asked for, in whatever worker process, or the one that `set` says"
-    def __init__(self, n:int): self.seen = torch.cat((torch.zeros(n), -torch.ones(1))).long().share_memory_()
-    def set(self, epoch:int=None): self.seen[-1] = -1 if epoch is None else epoch # None counts again
-    def __call__(self, i:int)->int: # IndexError beyond the last item
-        i = range(len(self.seen)-1)[i]
-        if self.seen[-1]>=0: return int(self.seen[-1])
-        self.seen[i] += 1
-        return int(self.seen[i])-1
 
 # %% ../../nbs/video/05_clips.ipynb #fb70fb1f
 class ClipSet:

@@ -16,10 +16,10 @@ import av, numpy as np, torch
 from av.video.reformatter import VideoReformatter
 from fastcore.basics import patch
 from torch import Tensor
+from ..floor.places import get_extra
 from .writing import *
 from .packets import av_reason, decode, open_video
 from .index import *
-from ..floor.places import get_extra
 
 # %% ../../nbs/video/03_reader.ipynb #c4208164
 _all_ = ['VideoError', 'MissingVideoError', 'UnreadableVideoError', 'NoVideoStreamError', 'EmptyVideoError',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['video_exts', 'ssv2_form', 'uniform', 'strided', 'by_rate', 'dense', 'strided_views', 'uniform_views', 'sliding',
-           'VideoList', 'folder_splits', 'list_folder', 'list_csv', 'list_ssv2', 'list_ucf']
+           'Epochs', 'VideoList', 'folder_splits', 'list_folder', 'list_csv', 'list_ssv2', 'list_ucf']
 
 # %% ../../nbs/video/04_sampling.ipynb #add73303
 import re
@@ -124,6 +124,17 @@ def sliding(
     free = max(n_frames-((t-1)*stride+1), 0)
     start = torch.tensor(sorted({*range(0, free+1, hop), free}))
     return (start[:,None]+torch.arange(t)*stride).clamp(max=n_frames-1)
+
+# %% ../../nbs/video/04_sampling.ipynb #c94ed6f8
+class Epochs:
+    "The epoch of each item: how often it was asked for, in whatever worker process, or the one that `set` says"
+    def __init__(self, n:int): self.seen = torch.cat((torch.zeros(n), -torch.ones(1))).long().share_memory_()
+    def set(self, epoch:int=None): self.seen[-1] = -1 if epoch is None else epoch # None counts again
+    def __call__(self, i:int)->int: # IndexError beyond the last item
+        i = range(len(self.seen)-1)[i]
+        if self.seen[-1]>=0: return int(self.seen[-1])
+        self.seen[i] += 1
+        return int(self.seen[i])-1
 
 # %% ../../nbs/video/04_sampling.ipynb #a27b16d4
 @dataclass(frozen=True)

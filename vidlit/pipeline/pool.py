@@ -16,7 +16,7 @@ from ..floor.places import open_log
 from ..floor.processes import end_all, leave_when_asked, leave_with
 from ..floor.store import StoreError, read_json, write_json
 from .worker import run, status
-from .job import ChunkError, cores, free_memory, open_job, patient, plan_form
+from .job import ChunkError, cores, free_memory, open_job, patient, plan_form, share_of_threads
 
 # %% ../../nbs/pipeline/08_pool.ipynb #2f2de08f
 @dataclass(frozen=True)
@@ -256,9 +256,9 @@ def start_others(self:WorkerPool):
     "Start the others, as many as fit"
     if not (o := self._first_status()): return
     n = min(len(self.devices), fitting(o['memory']))
-    if n<len(self.devices) and self.devices[0]=='cpu' and cores()//n>self.threads:
+    if n<len(self.devices) and self.devices[0]=='cpu' and share_of_threads(n)>self.threads:
         self.stop()
-        self.procs,self.threads = {},cores()//n
+        self.procs,self.threads = {},share_of_threads(n)
     self.devices = self.devices[:n]
     for i in range(n):
         if i not in self.procs: self.start(i)

@@ -16,7 +16,7 @@ from ..video.reader import VideoReader
 from .pool import WorkerPool, Plan, devices_for, make_plan, open_plan, slurm_task, trusted
 from .merge import drop_windows, is_merge_of, merge
 from .worker import status, steal
-from .job import ChunkError, auto_chunks, cores, make_job, open_job
+from .job import ChunkError, auto_chunks, make_job, open_job, share_of_threads
 
 # %% ../../nbs/pipeline/09_run.ipynb #28729397
 @contextmanager
@@ -40,7 +40,7 @@ def _make_pool(path, devices, task, ttl, model):
     "No more workers than chunks left; threads by all chunks, so that an interruption changes no number"
     trusted(path, model)
     pool = WorkerPool(path, devices, 1, task, ttl, model)
-    pool.threads = max(1, cores()//min(len(devices), max(1, len(pool._mine(open_job(path))))))
+    pool.threads = share_of_threads(min(len(devices), max(1, len(pool._mine(open_job(path))))))
     pool.devices = devices[:max(1, len(pool.left()))]
     return pool
 

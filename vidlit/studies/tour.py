@@ -281,7 +281,7 @@ def whole_video(ctx, frames:int=72, size:tuple=(84, 112), chunks:int=2, seed:int
     text = (f'{same} of {len(a)} depth frames have the same bytes in one go and in {chunks} chunks; '
         f'the largest difference is {off} of 65,535 steps')
     rows = [{'what': k, 'value': str(row[k])} for k in ('frames', 'size', 'model', 'mode')]
-    return dict(text=text, supports=len(a)==len(b) and off<=1, figures=[fig], rows=rows)
+    return dict(text=text, supports=same==len(a)==len(b), figures=[fig], rows=rows)
 
 # %% ../../nbs/studies/tour.ipynb #c3175a7a
 def frame_files(folder)->dict: # Name to bytes

@@ -99,6 +99,12 @@ def test_page(page):
     assert not (said := list(faults(page, process(page), everything, there))), '\n'.join(said)
 
 
+def test_every_picture_can_be_shown():
+    "A GIF from IPython has no form that a rendered page shows; `charts.Loop` has"
+    def bare(nb): return [o for c in nb['cells'] for o in c.get('outputs', []) if 'image/gif' in o.get('data', {})]
+    assert [p for p in PAGES if bare(json.loads((ROOT/'nbs'/p).read_text()))] == []
+
+
 def test_sidebar_is_whole():
     assert sorted(p for _, group in sidebar() for p in group) == PAGES
     assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'

@@ -178,3 +178,15 @@ def test_nothing_to_write(tmp_path):
     for w in (write_ply, write_splat, write_spz):
         with pytest.raises(ValueError, match='got 0'): w(tmp_path/'a', none)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sequence_is_gone_on_with_and_another_is_not_written_over(tmp_path):
+    def scene(seed): return random_gaussians(3, -torch.ones(3), torch.ones(3), torch.Generator().manual_seed(seed), 0)
+    both = [scene(0), scene(1)]
+    files = write_sequence(tmp_path, both)
+    kept = files[0].read_bytes()
+    files[1].unlink() # killed between two moves
+    assert [p.name for p in write_sequence(tmp_path, both)] == [p.name for p in files] and files[1].exists()
+    for other in ([scene(2), scene(1)], both[:1]):
+        with pytest.raises(ValueError, match='already holds a sequence'): write_sequence(tmp_path, other)
+    assert files[0].read_bytes() == kept and sorted(o.name for o in tmp_path.iterdir()) == [p.name for p in files]

@@ -117,3 +117,12 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path, strategy, kind):
     assert start('killed').wait() == 0
     a, b = ((tmp_path/o/'end.safetensors').read_bytes() for o in ('whole', 'killed'))
     assert a == b
+
+
+def test_the_first_stage_takes_one_moment_where_four_cameras_see_one():
+    from vidlit.splat.run import Recipe
+    from vidlit.splat.scenes import RigConfig, pick_views, world_scene
+    from vidlit.worlds.worlds import WorldConfig
+    scene, _ = world_scene(0, RigConfig(WorldConfig(t=5, h=16, w=16), cameras=4, held=1, points=50))
+    at = lambda s, **kw: Recipe(steps=10, **kw).training(s).coarse_at
+    assert [at(scene), at(pick_views(scene, scene.camera<3)), at(scene, coarse_at='all')] == ['middle', 'all', 'all']

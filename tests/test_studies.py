@@ -61,7 +61,7 @@ def test_recorded_intervals_keep_to_their_range(name):
 
 def declared():
     "Every declared study, by name"
-    from vidlit.studies import flow, omnimae, pseudo_labels, stjepa, videomae, vjepa, vjepa2
+    from vidlit.studies import flow, omnimae, pseudo_labels, refiner, splat, stjepa, videomae, vjepa, vjepa2
     from vidlit.studies.videomae_jobs import setups
     from vidlit.studies.vjepa_jobs import setups as jepa_setups
     views = [f'{n}: {v}' for n in ('faithful', 'untrained', 'past/future') for v in ('encoder', 'encoder + predictor')]
@@ -78,6 +78,9 @@ def declared():
     for kind in ('image', 'video'): yield f'omnimae {kind}', omnimae.loss_study(kind)
     for where in ('away', 'home'): yield f'pseudo_labels {where}', pseudo_labels.study(where)
     yield 'flow', flow._study('epe', 'all motions', '')
+    for kinds in (('hexplane', 'static'), ('moment', 'hexplane', 'static')):
+        yield f'splat {len(kinds)}', splat._study('psnr', '_whole', 'whole image', kinds)
+    for what in ('flicker', 'error'): yield f'refiner {what}', refiner.study(what, 'still')
 
 
 DECLARED = dict(declared())

@@ -327,6 +327,7 @@ def test_who_fails_reads_no_further(video, tmp_path):
 def test_as_many_as_fit(job, undisturbed, monkeypatch, forks, fits):
     "The first worker shows what it takes; then the second comes, or the first makes room for one with both cores"
     monkeypatch.setattr(R, 'cores', lambda: 2)
+    monkeypatch.setattr('torch.get_num_threads', lambda: 2)
     monkeypatch.setattr(R, 'fitting', lambda peak: fits)
     monkeypatch.setenv('TOY_SLOW', '.3')
     start, begun = WorkerPool.start, []

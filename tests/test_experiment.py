@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 import pytest
 from vidlit.lab.experiment import Experiment, run_experiments
@@ -90,6 +91,11 @@ def session(sid):
     return {k for k, f in stat.items() if int(f[3]) == sid and f[0] != 'Z'}
 
 
+def written(folder):
+    "Process numbers that jobs below a folder have written; `rglob` would stumble over a folder that goes meanwhile"
+    return {int(t) for o in glob(f'{folder}/**/pid', recursive=True) if (t := Path(o).read_text())}
+
+
 def heard():
     for o in (signal.SIGINT, signal.SIGHUP): signal.signal(o, signal.SIG_DFL)
 
@@ -110,8 +116,8 @@ def test_nothing_is_left_of_a_run(tmp_path, how, seconds):
     p = subprocess.Popen(toys, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=heard) # which a shell's background job, and nohup, ignore
     try:
-        assert wait_for(lambda: len([o for o in tmp_path.rglob('pid') if o.read_text()]) == 2)
-        pids = {int(o.read_text()) for o in tmp_path.rglob('pid')}
+        assert wait_for(lambda: len(written(tmp_path)) == 2)
+        pids = written(tmp_path)
         there = session(p.pid)
         assert pids < there and len(there) >= 5, 'the caller, two workers, their queue, the fork server'
         leave(how, p, pids)

@@ -3,6 +3,7 @@ import json
 import signal
 import subprocess
 import time
+from glob import glob
 import pytest
 import torch
 from headless import Browser, chromium
@@ -72,7 +73,7 @@ def test_killed_and_gone_on_is_the_same_to_the_bit(place):
     cmd = [VIDLIT, 'splat', 'train', 'balls', '--out', 'b', *STEPS[:1], '450', *STEPS[2:]]
     p = subprocess.Popen(cmd, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.time()+100
-    while not list((place/'b').glob('state/fine/step-*')) and time.time()<end and p.poll() is None: time.sleep(.02)
+    while not glob(f'{place}/b/state/fine/step-*') and time.time()<end and p.poll() is None: time.sleep(.02)
     p.send_signal(signal.SIGKILL)
     p.wait()
     assert not (place/'b'/'model.safetensors').exists() and list((place/'b').glob('state/fine/step-*'))

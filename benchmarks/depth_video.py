@@ -177,7 +177,7 @@ def shapes(a):
     "The same count without computing: a frame encoded, 32 of it mixed, beside 12 maps of answers"
     h, w = map(int, a.size.split('x'))
     net = VideoDepth(CONFIGS[a.model]).eval().requires_grad_(False).to('meta')
-    VideoDepth.stills = property(lambda self: False) # nothing can be asked of weights without values
+    VideoDepth.single_image = property(lambda self: False) # nothing can be asked of weights without values
     autocast, torch.autocast = torch.autocast, lambda *args, **kw: nullcontext()
     pieces = Pieces(tight=a.memory=='tight')
     try:

@@ -23,7 +23,7 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 
 def learner(folder, *cbs):
-    "Masks, dropout, batch statistics, shuffling, accumulation, half precision, a slow copy, three schedules"
+    "Masks, dropout, batch statistics, shuffling, accumulation, half precision, an EMA target encoder, three schedules"
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner

@@ -124,12 +124,12 @@ def test_jobs_run_from_nothing_to_a_summary(small, tmp_path, monkeypatch):
     jobs = [j for j in planner_jobs('toy', range(1), variants=True) if not j.key.startswith('variant')]
     res = run_jobs(jobs, tmp_path/'jobs')
     s = planner_results.summary(res, tmp_path)
-    assert {'planner, 2 numbers', 'random, 6 numbers'} <= {o['arm'] for o in s['rows']}
+    assert {'planner, 2 numbers', 'random, 6 numbers'} <= {o['variant'] for o in s['rows']}
     assert all((tmp_path/f['file']).exists() for f in s['figures']) and 'reach6' in s['facts']
     again = run_jobs(jobs, tmp_path/'jobs')  # read back, not run again
     assert all(again[f'ride/{d}d/seed0'] == (res[f'ride/{d}d/seed0'] | dict(setup=again[f'ride/{d}d/seed0']['setup']))
         for d in (2, 6))
     plain = {j.key for j in planner_jobs('toy', range(1))}
     alone = planner_results.summary({k: v for k,v in res.items() if k in plain}, tmp_path)  # as without --variants
-    assert [o['arm'] for o in alone['rows']] == [o['arm'] for o in s['rows'] if ', 2 numbers' in o['arm']]
+    assert [o['variant'] for o in alone['rows']] == [o['variant'] for o in s['rows'] if ', 2 numbers' in o['variant']]
     assert plain < set(res) and 'reach6' not in alone['facts']

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from vidlit.train.finetune import Classifier, decay_groups, finetune, model_accuracy, multi_view
 from vidlit.train.probe import (
-    Arm,
     AttentiveProbe,
     CrossAttention,
     Feats,
+    Variant,
     accuracy,
     attentive_probe,
     extract,
-    feature_arms,
+    feature_variants,
     knn_probe,
     linear_probe,
     logistic_probe,
@@ -22,7 +22,7 @@ from vidlit.train.probe import (
     standardise,
     tune,
     tune_table,
-    with_random_arm,
+    with_random_variant,
 )
 from vidlit.video.clips import clip_dls
 from vidlit.video.transforms import mix
@@ -105,9 +105,9 @@ def test_tuning_is_equal_and_tests_the_pick_only():
         log.append((split, p))
         if split[0] == 'test': return .5
         return {1: .2, 2: .9, 3: math.nan}[p[1]]+(0 if p[2] else .05)
-    arms = {k: Arm(k, ('valid', k), ('test', k)) for k in ('random', 'mae')}
-    res = tune(arms, fit, dict(lr=[1, 2, 3], wd=[0, 1]), score)
-    for k in arms:
+    variants = {k: Variant(k, ('valid', k), ('test', k)) for k in ('random', 'mae')}
+    res = tune(variants, fit, dict(lr=[1, 2, 3], wd=[0, 1]), score)
+    for k in variants:
         assert res[k].point == dict(lr=2, wd=0) and len(res[k].tried) == 6
         assert [o[1:] for o in log if o[0] == k] == [(lr, wd) for lr in (1, 2, 3) for wd in (0, 1)]
         assert [o[1] for o in log if o[0] == ('test', k)] == [(k, 2, 0)]
@@ -117,12 +117,12 @@ def test_tuning_is_equal_and_tests_the_pick_only():
 def test_tuning_refuses():
     with pytest.raises(ValueError, match='random'): tune(dict(mae=None), None, dict(lr=[1]))
     with pytest.raises(ValueError, match='lr'): tune(dict(random=None), None, dict(lr=[]))
-    with pytest.raises(ValueError, match='random'): with_random_arm(dict(random=1), lambda: 2)
+    with pytest.raises(ValueError, match='random'): with_random_variant(dict(random=1), lambda: 2)
 
 
 def test_random_arm_is_fresh_seeded_and_leaves_the_global_state():
     state = torch.get_rng_state()
-    a, b, c = [with_random_arm({'x': 1}, lambda: nn.Linear(3, 3), seed=s)['random'] for s in (0, 0, 1)]
+    a, b, c = [with_random_variant({'x': 1}, lambda: nn.Linear(3, 3), seed=s)['random'] for s in (0, 0, 1)]
     assert torch.equal(a.weight, b.weight) and not torch.equal(a.weight,
         c.weight) and torch.equal(torch.get_rng_state(), state)
 
@@ -162,8 +162,8 @@ def test_views_average_softmax_not_scores():
 
 def test_feature_arms_standardise_each_with_its_own_statistics():
     dl = [(torch.rand(6, 3, 2, 4, 4), torch.arange(6) % 2)]
-    arms = feature_arms(dict(a=Mode(), b=lambda c: c.flatten(1)*100+7), dl, dl, dl)
-    assert all(abs(o.train.x.mean()) < 1e-4 for o in arms.values())
+    variants = feature_variants(dict(a=Mode(), b=lambda c: c.flatten(1)*100+7), dl, dl, dl)
+    assert all(abs(o.train.x.mean()) < 1e-4 for o in variants.values())
 
 
 # fine-tuning

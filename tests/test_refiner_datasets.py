@@ -6,9 +6,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from vidlit.refiner.datasets import (
     DatasetError,
-    FilmDepth,
     Hypersim,
     TumRGBD,
+    VideoAndDepth,
     associate,
     hypersim_K,
     read_h5,
@@ -73,14 +73,14 @@ def scene(tmp_path):
 
 
 def test_hypersim_without_the_table_of_cameras(scene):
-    film = Hypersim(scene)
-    f = film[2]
-    assert film.numbers == [0, 1, 3] and film.runs(2) == [(0, 2)]
+    video = Hypersim(scene)
+    f = video[2]
+    assert video.numbers == [0, 1, 3] and video.runs(2) == [(0, 2)]
     assert f.pose[:3, 3].tolist() == [4.5, 5., 5.5] and f.pose.diagonal().tolist() == [1, -1, -1, 1]
     assert abs(f.K[0, 0]-4/np.tan(np.pi/6))<1e-4 and abs(f.rgb[0].mean()-1)<.02 # the preview
     # of all pixels at the same distance, the middle ones are deepest
     assert f.depth.max()<5 and f.depth[0, 2:4, 3:5].min()>f.depth[0, 0, 0] and f.conf.all()
-    small = film.clip(0, 2, (3, 4))
+    small = video.clip(0, 2, (3, 4))
     assert small['depth'].shape == (2, 1, 3, 4) and torch.allclose(small['K'][0, 0, 0], f.K[0, 0]/2)
 
 
@@ -123,9 +123,9 @@ def desk(tmp_path):
 
 
 def test_tum_without_poses_other_cameras_and_scales(desk):
-    film = TumRGBD(desk)
-    assert film[0].pose is None and film[1].depth.unique().tolist() == [1.] and film.runs() == [(0, 2)]
-    assert 'pose' not in film.clip() and film.truth().pose is None
+    video = TumRGBD(desk)
+    assert video[0].pose is None and video[1].depth.unique().tolist() == [1.] and video.runs() == [(0, 2)]
+    assert 'pose' not in video.clip() and video.truth().pose is None
     assert torch.equal(TumRGBD(desk, K=tum_K('ros'))[0].K[:2, 2], torch.tensor([320., 240.]))
     assert TumRGBD(desk, scale=1000)[0].depth.max() == 5
     (desk/'groundtruth.txt').write_text('1.049 0 0 2 0 0 0 1\n')
@@ -147,6 +147,7 @@ def test_a_film_with_depth_of_another_program(tmp_path):
     write_video(tmp_path/'a.mp4', torch.zeros(3, 16, 16, 3, dtype=torch.uint8), 5)
     (tmp_path/'d').mkdir()
     for i in range(3): np.save(tmp_path/'d'/f'{i}.npy', np.full((16, 16), i+1., 'f4'))
-    film = FilmDepth(tmp_path/'a.mp4', DepthSource(tmp_path/'d'), conf=torch.full((3, 1, 16, 16), .5), K=torch.eye(3))
-    assert film[2].depth.max() == 3 and film[2].conf.unique().tolist() == [.5] and film.truth().K is not None
-    with pytest.raises(ValueError, match='no frames from 3 to 4'): film.clip(3, 4)
+    sure = torch.full((3, 1, 16, 16), .5)
+    video = VideoAndDepth(tmp_path/'a.mp4', DepthSource(tmp_path/'d'), conf=sure, K=torch.eye(3))
+    assert video[2].depth.max() == 3 and video[2].conf.unique().tolist() == [.5] and video.truth().K is not None
+    with pytest.raises(ValueError, match='no frames from 3 to 4'): video.clip(3, 4)

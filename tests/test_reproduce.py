@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve()
 fork = mp.get_context('fork')
 SHARED = Path(os.environ.get('VIDLIT_SHARED', HERE.parents[2]/'shared'))/'videos'
 SMALL = dict(clips=48, steps=24, bs=8, labels=(8, 16), more=(), ft_steps=6, ft_bs=8, ft_lrs=(1e-3,), n_valid=8,
-    n_test=16, looks=())
+    n_test=16, snapshots=())
 
 
 def shrink():

@@ -9,7 +9,7 @@ from headless import Browser, chromium
 from vidlit.floor.metrics import psnr
 from vidlit.splat.gaussians import Gaussians, random_gaussians
 from vidlit.splat.rasterizer import render_gaussians
-from vidlit.splat.viewer import SceneServer, key_scene, scene_orbit, toy_scene, view_hash, write_film, write_page
+from vidlit.splat.viewer import SceneServer, key_scene, scene_orbit, toy_scene, view_hash, write_camera_path, write_page
 from vidlit.worlds.camera import inv_pose, look_at, make_K
 
 H, W, SKY = 150, 200, torch.tensor([.1, .15, .25])
@@ -148,7 +148,7 @@ def test_film(tmp_path):
     keys = key_scene(scene, [0., 1.])
     K9 = make_K(50, 31, 41)
     poses = scene_orbit(keys, 3, K9, (31, 41))
-    out = write_film(tmp_path/'f.mp4', scene, poses, [0, .5, 1], K9, (31, 41), background=SKY)
+    out = write_camera_path(tmp_path/'f.mp4', scene, poses, [0, .5, 1], K9, (31, 41), background=SKY)
     with VideoReader(out) as v: assert len(v)==3 and v[0].shape==(32, 42, 3)
 
 

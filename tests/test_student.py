@@ -179,8 +179,8 @@ def test_jobs_from_end_to_end(done):
         'confidence_document'} <= set(out['facts'])
     # one seed decides nothing
     assert all(o['supports'] is None for k, o in out['facts'].items() if 'confidence' not in k)
-    arms = 'student', 'labelled only', 'teacher', 'document teacher', *S.variants
-    assert {r['arm'] for r in out['rows']} == {f'{a}, {w}' for a in arms for w in ('home', 'away')}
+    variants = 'student', 'labelled only', 'teacher', 'document teacher', *S.variants
+    assert {r['variant'] for r in out['rows']} == {f'{a}, {w}' for a in variants for w in ('home', 'away')}
     assert all(math.isfinite(r['AbsRel']) for r in out['rows'])
     assert all((root/f['file']).stat().st_size < 100_000 for f in out['figures'])
     json.dumps(out)

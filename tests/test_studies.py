@@ -107,9 +107,9 @@ def test_declared_studies_keep_to_their_range(name):
     assert not s.told or f'chance {100*m.chance:.3g} %' in guess['headline']
 
 
-def invented(**arms):
+def invented(**variants):
     "Results of three seeds that differ by a point"
-    one = {(a, n): t for a, v in arms.items() for n, t in v.items()}
+    one = {(a, n): t for a, v in variants.items() for n, t in v.items()}
     return {f'finetune/{a}/{n}/seed{s}': dict(test=t+.01*s, pairs=[int(50*t), 50]) for (a, n),
         t in one.items() for s in range(3)}
 
@@ -137,7 +137,7 @@ class TestVideoMAE:
         facts = {k: (f['supports'], f['at_chance']) for k, f in found['facts'].items()}
         assert facts == dict(labels=(True, True), patience=(None, False), frames=(False, False))
         assert 'from scratch 11 % (at chance)' in found['facts']['labels']['text']
-        rows = {r['arm']: r for r in found['rows']}
+        rows = {r['variant']: r for r in found['rows']}
         assert rows['scratch, 256 labels']['scores'] == [.1, .11, .12] and rows['scratch, 256 labels']['at chance']
         assert {(p['a'], p['b']) for p in found['paired']} >= {('pretrained, 64 labels', 'scratch, 64 labels')}
 

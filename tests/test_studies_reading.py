@@ -35,7 +35,7 @@ def test_omnimae():
     from vidlit.studies.omnimae import _over, loss_study, study
     fake = {f'probe/place/{a}/seed{s}': dict(linear=dict(test=.4+.3*i+.01*s)) for i,
         a in enumerate(('untrained', 'joint')) for s in range(3)}
-    fake |= {f'pretrain/{a}/seed{s}': dict(held=dict(image=v+.001*s)) for a,v in dict(joint=.9, stills=.8).items()
+    fake |= {f'pretrain/{a}/seed{s}': dict(held=dict(image=v+.001*s)) for a,v in dict(joint=.9, images=.8).items()
         for s in range(3)}
     found = study('place', 'linear').summary(fake)
     check.test_eq({k: o['supports'] for k,o in found['facts'].items()}, dict(place_pretrained_linear=True))
@@ -48,34 +48,34 @@ def test_omnimae():
 
 
 def test_vjepa():
-    from vidlit.studies.vjepa import arms, first_reach, painters, probed, setups, summary
-    fake = {f'probe/{w}/{a}/seed{s}': {'9': {'linear': .3+.1*s, 'attentive': .4}} for w in ('end', 'look5')
+    from vidlit.studies.vjepa import first_reach, main_variants, pixel_models, probed, setups, summary
+    fake = {f'probe/{w}/{a}/seed{s}': {'9': {'linear': .3+.1*s, 'attentive': .4}} for w in ('end', 'snapshot5')
         for a in ('V-JEPA', 'untrained') for s in range(2)}
     check.test_eq(probed(fake, 'V-JEPA', 9, 'linear'), [.3, .4])
     check.test_eq(probed(fake, 'V-JEPA', 9, at=5), [.4, .4])
     check.test_eq(first_reach({0: [.3, .3], 10: [.5, .3], 20: [.6, .4]}, [.45, .5]), [10, None])
-    r = replace(setups['toy'], looks=(2,), steps=4)
-    level = dict(zip(('untrained', *arms, *painters), (.35, .42, .40, .39, .35, .40, .43)))
+    r = replace(setups['toy'], snapshots=(2,), steps=4)
+    level = dict(zip(('untrained', *main_variants, *pixel_models), (.35, .42, .40, .39, .35, .40, .43)))
     res = {f'train/{a}/seed{s}': dict(steps=4, seconds=8., flagged=3 if a=='no stop' else None, setup=asdict(r),
         health=[dict(step=i, feature_std=.5, effective_rank=9.) for i in range(3)]) for a in level for s in range(3)}
     res |= {f'probe/{w}/{a}/seed{s}': {str(n): dict(linear=v, attentive=v+.01*s) for n in r.labels}
-        for w in ('end', 'look2') for a,v in level.items() for s in range(3)}
+        for w in ('end', 'snapshot2') for a,v in level.items() for s in range(3)}
     out = summary(res, Path(tempfile.mkdtemp()))
     check.test_eq([out['facts'][k]['supports'] for k in ('pixels', 'plain', 'healthy', 'nostop')],
         [True, False, True, True])
 
 
 def test_vjepa2():
-    from vidlit.studies.vjepa2 import arms_of, shape_studies, study
+    from vidlit.studies.vjepa2 import shape_studies, study, variants_of
     toy = {f'probe/{n}/seed{s}': {
         v: dict(attentive={'recall@1': x+s/100, 'recall@3': .5}, linear={'recall@1': .1, 'recall@3': .3})
         for v in ('encoder', 'encoder + predictor')}
         for n,x in (('faithful', .4), ('untrained', .3)) for s in (0, 1)}
-    check.test_eq(list(arms_of(toy)),
+    check.test_eq(list(variants_of(toy)),
         ['faithful: encoder', 'faithful: encoder + predictor', 'untrained: encoder', 'untrained: encoder + predictor'])
-    found = study(arms_of(toy)).summary(toy)
+    found = study(variants_of(toy)).summary(toy)
     check.test_eq((found['facts']['untrained']['supports'], found['facts']['untrained']['at_chance']), (True, False))
-    linear = study(arms_of(toy), 'linear').summary(toy)
+    linear = study(variants_of(toy), 'linear').summary(toy)
     check.test_eq((linear['facts'], {r['at chance'] for r in linear['rows']}), ({}, {True}))
     errors = {(p, s): [v, v+.01] for p,d in (('rotation', .1), ('fixed positions', .3)) for s,
         v in (('as trained', .5), ('twice as wide', .5+d))}
@@ -99,12 +99,12 @@ def test_planner():
     check.test_eq(_pm([.5]), '0.50')
     def made_up(k, n=8): # k of n tasks reached
         return dict(hits=(k, n), success=k/n, ever=1., final=1-k/n, steps=3., turned=.1, seconds=.02, off=[1., 1-k/n])
-    arms = {a: [made_up(k), made_up(k+1)] for a,
+    variants = {a: [made_up(k), made_up(k+1)] for a,
         k in {'planner': 6, 'random': 0, 'document': 3, 'new textures': 4, 'horizon 1': 7}.items()}
-    check.test_eq([(c['a'].split(',')[0], c['b'].split(',')[0]) for c in _compared(arms, 2)],
+    check.test_eq([(c['a'].split(',')[0], c['b'].split(',')[0]) for c in _compared(variants, 2)],
         [('planner', 'random'), ('planner', 'document'), ('planner', 'new textures'), ('horizon 1', 'planner')])
-    check.test_eq([c['difference'] > 0 for c in _compared(arms, 2)], [True]*4)
-    row = _row('planner', 2, arms['planner'])
+    check.test_eq([c['difference'] > 0 for c in _compared(variants, 2)], [True]*4)
+    row = _row('planner', 2, variants['planner'])
     check.test_eq((row['success'], row['tasks'], row['ms a plan'][:4]), (.812, 16, '20.0'))
     def tried(last): # Success at the largest budget, by search and seed
         return {f'curve/2d/seed{s}': dict(budgets=[8, 128],
@@ -126,14 +126,15 @@ def test_planner():
     edge = [max(range(3), key=lambda k: first.getpixel((x, 0))[k]) for x in (4, first.width-4)]
     # rests at the end; the first ride has a green border, the second a red one
     check.test_eq((gif.n_frames, gif.info['duration'], edge), (3, 5*500, [1, 0]))
-    def found(arms): # Results of two seeds in which these arms drove
-        rides = {f'ride/2d/seed{s}': {k: v[s] for k,v in arms.items()} | dict(alone=.05) for s in range(2)}
+    def found(variants): # Results of two seeds in which these variants drove
+        rides = {f'ride/2d/seed{s}': {k: v[s] for k,v in variants.items()} | dict(alone=.05) for s in range(2)}
         return rides | {f'land/2d/seed{s}': dict(median=.1, chance=.4, n=5) for s in range(2)}
-    facts = _facts(found(arms), 2)
+    facts = _facts(found(variants), 2)
     check.test_eq({k: o['supports'] for k,o in facts.items()},
         dict(reach2=True, document2=True, landscape2=True, time2=None, textures2=None) | {'horizon 12': None})
-    lazy = arms | {'planner': arms['document']}
-    check.test_eq([_facts(found(o), 2)['reach2']['supports'] for o in (lazy, arms | {'random': arms['document']})],
+    lazy = variants | {'planner': variants['document']}
+    check.test_eq([_facts(found(o), 2)['reach2']['supports']
+        for o in (lazy, variants | {'random': variants['document']})],
         [False, False])
     check.test_eq(_facts(found(lazy), 2)['document2']['supports'], None) # as good as each other
 
@@ -149,7 +150,7 @@ def test_stjepa():
 
 
 def test_pseudo_labels():
-    from vidlit.studies.pseudo_labels import errors, here_arms, summary
+    from vidlit.studies.pseudo_labels import errors, here_variants, summary
     def pretend(level, n=3):
         "Results with the errors of `level` away, a third of them at home"
         def one(v, s): return dict(home=dict(abs_rel=v/3), away=dict(abs_rel=v+.001*s), loss=[[10, 20], [1., .5+.1*s]])
@@ -159,7 +160,7 @@ def test_pseudo_labels():
             o in conf.items() for s in range(n)}
     fake = pretend({'student': .15, 'labelled only': .2, 'teacher': .15, 'no storm': .18, 'document': .3})
     check.test_eq(errors(fake, 'student'), [.15, .151, .152])
-    check.test_eq(here_arms(fake), ['student', 'labelled only', 'teacher', 'no storm', 'document'])
+    check.test_eq(here_variants(fake), ['student', 'labelled only', 'teacher', 'no storm', 'document'])
     root = Path(tempfile.mkdtemp())
     out = summary(fake, root)
     f = out['facts']
@@ -180,20 +181,20 @@ def test_video_depth():
         def kinds(e, t, f, s):
             both = dict(abs_rel=e+.001*s, tae=t, tae_published=t+3, delta1=.5)
             return dict(still=both | dict(flicker=f/100), moving=both)
-        res = {f'test/seed{s}': dict(arms={a: kinds(*v, s) for a,v in level.items() if a not in _own}, slices=None)
+        res = {f'test/seed{s}': dict(variants={a: kinds(*v, s) for a,v in level.items() if a not in _own}, slices=None)
             for s in range(n)}
         loss = dict(loss=[[10, 20], [3., 2.]])
         return res | {f'train/{a}/seed{s}': loss | {k: kinds(*v, s) for k in ('offline', 'stream')} for a,
             v in level.items() if a in _own for s in range(n)} | {
-            f'{k}/seed{s}': loss for k in ('stills', 'train/video') for s in range(n)}
-    fake = pretend({'stills': (.2, 2., 4.), 'smoothed': (.2, 1.9, 4.), 'average 0.5': (.2, 1.5, 3.),
+            f'{k}/seed{s}': loss for k in ('images', 'train/video') for s in range(n)}
+    fake = pretend({'image model': (.2, 2., 4.), 'smoothed': (.2, 1.9, 4.), 'average 0.5': (.2, 1.5, 3.),
         'average 0.9': (.23, .4, 1.), 'average level 0.5': (.21, 1.4, 2.8),
         'video': (.2, 1., 2.), 'stream': (.22, 1.2, 2.5), 'no TGM': (.2, 1.6, 3.), 'modules alone': (.19, .9, 1.9),
         'head alone': (.19, 1.8, 3.5)})
     check.test_eq((averages(fake, False), averages(fake, True)),
         (['average 0.5', 'average 0.9'], ['average level 0.5']))
     check.test_close(rival(fake, 'flicker'), [3.]*3)
-    check.test_close(rival(pretend({'stills': (.2, 2., 4.), 'average 0.5': (.21, 1., 1.), 'video': (.19, 1., 2.)}),
+    check.test_close(rival(pretend({'image model': (.2, 2., 4.), 'average 0.5': (.21, 1., 1.), 'video': (.19, 1., 2.)}),
         'flicker'), [4.]*3)
     check.test_close(values(fake, 'modules alone', 'tae'), [.9]*3)
     f = facts_of(fake)
@@ -202,7 +203,7 @@ def test_video_depth():
         'bar_abs_rel')},
         dict(stills_flicker=True, average_flicker=True, average_tae=True, stream_abs_rel=False, tgm_tae=True,
         bar_flicker=True, bar_abs_rel=True))
-    check.test_eq(facts_of(pretend({'stills': (.2, 2., 4.), 'video': (.21, 1.5, 2.9)}))['bar_flicker']['supports'],
+    check.test_eq(facts_of(pretend({'image model': (.2, 2., 4.), 'video': (.21, 1.5, 2.9)}))['bar_flicker']['supports'],
         False)
     check.test_eq('rotary_tae' in f, False)
     root = Path(tempfile.mkdtemp())
@@ -210,7 +211,7 @@ def test_video_depth():
     check.test_eq([(root/o['file']).exists() for o in out['figures']], [True]*4)
     check.test_eq({p['b']: p['verdict'] for p in out['paired'] if p['metric']=='flicker, %'}['best average'],
         'best average is higher')
-    check.test_eq(len(summary(pretend({'stills': (.2, 2., 4.), 'average 0.5': (.2, 1., 2.),
+    check.test_eq(len(summary(pretend({'image model': (.2, 2., 4.), 'average 0.5': (.2, 1., 2.),
         'average level 0.5': (.2, 1., 2.), 'video': (.2, 1., 2.)}, 1), root)['figures']), 4)
 
 
@@ -218,11 +219,12 @@ def test_chunks():
     from vidlit.studies.chunks import facts_of, summary
     class Silent:
         def tick(self, *a): pass
-    res = {f'moods/seed{s}': measure_video(Silent(), 'moods', s, 80, 2, 16, 28) for s in range(2)}
+    res = {f'scale drift/seed{s}': measure_video(Silent(), 'scale drift', s, 80, 2, 16, 28) for s in range(2)}
     f = facts_of(res)
     check.test_eq(tuple(f[k]['supports'] for k in ('frames','dealt_moods','seam_moods','smooth_moods')),
         (True, True, True, False))
-    check.test_eq((res['moods/seed0']['twice'], res['moods/seed0']['windows'], res['moods/seed0']['windows_one']),
+    one = res['scale drift/seed0']
+    check.test_eq((one['twice'], one['windows'], one['windows_one']),
         (16, 2*n_windows(48), n_windows(80)))
     root = Path(tempfile.mkdtemp())
     out = summary(res, root)

@@ -19,8 +19,8 @@ from vidlit.video.pixels import normalise
 ROOT = Path(__file__).resolve().parents[1]
 TOY = ROOT/'data'/'models'/'toy'
 TINY = replace(S.setups['toy'], size=16, patch=4, dim=24, features=8, out=(8, 8, 16, 16), heads=2, groups=4,
-    length=34, stills=12, films=4, n_test=3,
-    still_steps=3, still_bs=4, time_steps=3, time_bs=2, keeps=(.5, .9))
+    length=34, images=12, videos=4, n_test=3,
+    image_steps=3, image_bs=4, time_steps=3, time_bs=2, keeps=(.5, .9))
 fork = mp.get_context('fork')
 
 
@@ -40,9 +40,10 @@ def weights(run, key): return load_file(run[0]/'jobs'/key/'seed0'/'model.safeten
 
 def test_the_command_writes_everything(run):
     root, m = run
-    arms = [r['arm'] for r in m['rows']]
-    assert {'stills', 'video', 'stream', 'smoothed', 'average 0.5', 'average level 0.9', 'head alone'} <= set(arms)
-    assert {'modules alone', 'document, stream', 'no noise, video'} <= set(arms)
+    variants = [r['variant'] for r in m['rows']]
+    assert {'image model', 'video', 'stream', 'smoothed', 'head alone'} <= set(variants)
+    assert {'average 0.5', 'average level 0.9'} <= set(variants)
+    assert {'modules alone', 'document, stream', 'no noise, video'} <= set(variants)
     assert (all((root/f['file']).stat().st_size > 500 for f in m['figures'])
         and {'flicker.png', 'tae.png', 'slices.png'} <= {f['file'] for f in m['figures']})
     assert {'bar_flicker', 'fair_bar_tae', 'average_tae', 'stream_abs_rel', 'tgm_tae', 'clear_flicker',
@@ -52,24 +53,25 @@ def test_the_command_writes_everything(run):
 
 
 def test_the_rival_is_the_model_that_the_modules_stand_on(run):
-    still, video = weights(run, 'stills'), weights(run, 'train/modules alone')
+    still, video = weights(run, 'images'), weights(run, 'train/modules alone')
     assert all(video[f'image.{k}'].equal(v) for k, v in still.items())
     assert any(not v.equal(torch.zeros_like(v)) for k, v in video.items() if 'proj_out.weight' in k)
 
 
 def test_what_learns_in_each_variant(run):
-    still = weights(run, 'stills')
+    still = weights(run, 'images')
     what = {'video': (True, True), 'head alone': (False, True), 'modules alone': (True, False),
         'no TGM': (True, True), 'document': (True, True)}
-    for arm, (time_learns, head_learns) in what.items():
-        w = weights(run, f'train/{arm}')
-        assert any(bool(v.any()) for k, v in w.items() if k.endswith('proj_out.weight')) == time_learns, arm
-        assert any(not w[f'image.{k}'].equal(v) for k, v in still.items() if k.startswith('head.')) == head_learns, arm
-        assert all(w[f'image.{k}'].equal(v) for k, v in still.items() if k.startswith('encoder.')), arm
+    for variant, (time_learns, head_learns) in what.items():
+        w = weights(run, f'train/{variant}')
+        assert any(bool(v.any()) for k, v in w.items() if k.endswith('proj_out.weight')) == time_learns, variant
+        moved = any(not w[f'image.{k}'].equal(v) for k, v in still.items() if k.startswith('head.'))
+        assert moved == head_learns, variant
+        assert all(w[f'image.{k}'].equal(v) for k, v in still.items() if k.startswith('encoder.')), variant
     assert not any(k.endswith('.pe') for k in weights(run, 'train/rotary'))
 
 
-def test_silent_modules_are_the_stills(run):
+def test_silent_modules_are_the_image_model(run):
     model = S.video_model(TINY, run[0]/'jobs'/'train/head alone'/'seed0')
     film = normalise(S.test_videos(TINY, 7)['moving'][0][1])
     alone = S.one_by_one(model.image, film)
@@ -80,7 +82,7 @@ def test_silent_modules_are_the_stills(run):
 
 def test_seeds_share_no_world():
     a, b = S.video_data(TINY, 0), S.video_data(TINY, 1)
-    assert not {o.numpy().tobytes() for o in a['stills']} & {o.numpy().tobytes() for o in b['stills']}
+    assert not {o.numpy().tobytes() for o in a['images']} & {o.numpy().tobytes() for o in b['images']}
     clips = lambda s: {c.numpy().tobytes() for v in S.test_videos(TINY, s).values() for w, _ in v for c in w.clip}
     assert len(clips(0)) == 6 and not clips(0) & clips(1)
     assert S.test_videos(TINY, 3)['still'][0][1].equal(S.test_videos(TINY, 3)['still'][0][1])
@@ -94,7 +96,7 @@ def _train(root, setup, jobs):
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path):
     setup = replace(TINY, time_steps=64)  # a checkpoint after 50
     # the last, and what it needs
-    jobs = [j for j in S._headline(setup, 5) if j.key.startswith(('data/', 'stills/', 'train/video/'))]
+    jobs = [j for j in S._headline(setup, 5) if j.key.startswith(('data/', 'images/', 'train/video/'))]
     assert len(jobs) == 3 and jobs[-1].key.startswith('train/video/')
     _train(tmp_path/'whole', setup, jobs)
     p = fork.Process(target=_train, args=(tmp_path/'killed', setup, jobs))
@@ -120,13 +122,13 @@ def test_averages_of_one_decay_are_filters():
 
 
 def test_the_rival_may_not_be_worse():
-    def res(**arms):
+    def res(**variants):
         kinds = lambda e, t: dict(still=dict(abs_rel=e, tae=t, flicker=t/100), moving=dict(abs_rel=e, tae=t))
-        return {'test/seed0': dict(arms={k: kinds(*v) for k, v in arms.items()})}
-    wrong = res(**{'stills': (.2, 4.), 'average 0.5': (.2, 3.), 'average 0.9': (.3, .1), 'video': (.2, 2.)})
+        return {'test/seed0': dict(variants={k: kinds(*v) for k, v in variants.items()})}
+    wrong = res(**{'image model': (.2, 4.), 'average 0.5': (.2, 3.), 'average 0.9': (.3, .1), 'video': (.2, 2.)})
     assert R.rival(wrong, 'tae') == [3.] and R.rival(wrong, 'flicker') == [3.]
     assert R._against(wrong, 'video', 'average', '', 'tae')['supports'] is None
-    assert R.facts_of(res(stills=(.2, 4.), video=(.2, 2.)))['bar_tae']['text'].count('0.500') == 1
+    assert R.facts_of(res(**{'image model': (.2, 4.)}, video=(.2, 2.)))['bar_tae']['text'].count('0.500') == 1
 
 
 @pytest.mark.skipif(not (TOY/'recipe.json').exists(), reason='no toy weights here')

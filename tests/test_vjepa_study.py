@@ -11,7 +11,7 @@ from vidlit.studies.vjepa import along, first_reach, summary
 from vidlit.worlds.worlds import WorldConfig, make_scene
 
 MINI = replace(S.setups['toy'], size=16, frames=4, dim=32, depth=1, heads=2, pred_dim=32, pred_heads=2, clips=64,
-    steps=20, looks=(10,),
+    steps=20, snapshots=(10,),
     labels=(8, 16), more=(32,), draws=2, probe_steps=3, n_valid=16, n_test=32)
 
 
@@ -33,12 +33,12 @@ def test_summary(done):
 
 
 def test_summary_of_the_headline_alone(done):
-    """Without --variants: three trained arms and the untrained network, each comparison still made; nothing said
+    """Without --variants: three trained variants and the untrained network, each comparison still made; nothing said
     of what did not run"""
     root, jobs, res = done
     plain = {j.key for j in S._headline(MINI, 0)}
     out = summary({k: v for k,v in res.items() if k in plain}, root)
-    assert {o['arm'].split(',')[0] for o in out['rows']} == {'untrained', 'V-JEPA', 'VideoMAE', 'plain pixels'}
+    assert {o['variant'].split(',')[0] for o in out['rows']} == {'untrained', 'V-JEPA', 'VideoMAE', 'plain pixels'}
     assert ({'random', 'pixels', 'plain', 'healthy', 'labels'} <= set(out['facts'])
         and not {'own', 'nostop', 'sooner'} & set(out['facts']))
     assert (len(out['paired'])==12  # three rivals, two probes, the most and the fewest labels
@@ -52,28 +52,28 @@ def test_second_run_does_nothing(done):
     assert before == {j.key: (root/'jobs'/j.key/'result.json').stat().st_mtime_ns for j in jobs}
 
 
-@pytest.mark.parametrize('arm', ['V-JEPA', 'no stop', 'VideoMAE'])
-def test_interrupted(done, tmp_path, monkeypatch, arm):
+@pytest.mark.parametrize('variant', ['V-JEPA', 'no stop', 'VideoMAE'])
+def test_interrupted(done, tmp_path, monkeypatch, variant):
     "A training stopped in the middle gives the same weights, and the same monitor's rows"
     root, jobs, res = done
     clips = load_file(root/'jobs/data/seed0/data.safetensors')['clips']
-    n = MINI.steps if arm!='VideoMAE' else S.equal_steps(MINI)
+    n = MINI.steps if variant!='VideoMAE' else S.equal_steps(MINI)
     class Stop(Exception): pass
     real = S.Checkpoint
     monkeypatch.setattr(S, 'Checkpoint', lambda folder, every, keep: real(folder, every=5, keep=1))
     def fall(info):
         if info['done']>=n//2: raise Stop('now')
-    with pytest.raises(Stop): S.train_arm(MINI, clips, 0, arm, tmp_path, report=fall)
-    learn, keep = S.train_arm(MINI, clips, 0, arm, tmp_path)
+    with pytest.raises(Stop): S.train_variant(MINI, clips, 0, variant, tmp_path, report=fall)
+    learn, keep = S.train_variant(MINI, clips, 0, variant, tmp_path)
     assert keep.n==n
-    whole = load_file(root/f'jobs/train/{arm}/seed0/encoder.safetensors')
-    for k,v in getattr(learn.model, S.asked(arm)).state_dict().items():
+    whole = load_file(root/f'jobs/train/{variant}/seed0/encoder.safetensors')
+    for k,v in getattr(learn.model, S.asked(variant)).state_dict().items():
         torch.testing.assert_close(v, whole[k], rtol=1e-5, atol=1e-6)
-    assert (tmp_path/f'look{min(keep.at)}.safetensors').exists()
+    assert (tmp_path/f'snapshot{min(keep.at)}.safetensors').exists()
 
 
 def test_same_start():
-    "Every arm starts from the same encoder; the slow copy equals it"
+    "Every variant starts from the same encoder; the EMA target encoder equals it"
     want = S.fresh(MINI, 3).encoder.state_dict()
     for m in (S.fresh(MINI, 3, S.NoStop).encoder, S.fresh(MINI, 3).target_encoder):
         for k,v in m.state_dict().items(): assert torch.equal(v, want[k])
@@ -100,7 +100,7 @@ def test_walls():
 
 def test_reach():
     assert first_reach({0: [.1], 4: [.5]}, [.6]) == [None]
-    res = {f'probe/{k}/seed0': {'8': {'linear': .5}} for k in ('end/untrained', 'look5/V-JEPA', 'end/V-JEPA')}
+    res = {f'probe/{k}/seed0': {'8': {'linear': .5}} for k in ('end/untrained', 'snapshot5/V-JEPA', 'end/V-JEPA')}
     assert along(res, 'V-JEPA', 8, 'linear', (5,), 9) == {0: [.5], 5: [.5], 9: [.5]}
-    del res['probe/look5/V-JEPA/seed0']
-    assert list(along(res, 'V-JEPA', 8, 'linear', (5,), 9)) == [0, 9]  # a look that was not taken is not on the curve
+    del res['probe/snapshot5/V-JEPA/seed0']
+    assert list(along(res, 'V-JEPA', 8, 'linear', (5,), 9)) == [0, 9] # a snapshot not taken is not on the curve

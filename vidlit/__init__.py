@@ -2,6 +2,7 @@
 
 The one module kept by hand: names are found lazily (PEP 562), so that `import vidlit` takes milliseconds."""
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 import warnings
@@ -95,6 +96,23 @@ _moved = {
 }
 
 
+# Names inside of modules, likewise: module -> old name -> new name
+_renamed = {
+    'lab.experiment': {'arm_rows': 'variant_rows'},
+    'train.probe': {'Arm': 'Variant', 'with_random_arm': 'with_random_variant', 'feature_arms': 'feature_variants'},
+    'refiner.datasets': {'FilmDepth': 'VideoAndDepth'}, 'splat.viewer': {'write_film': 'write_camera_path'},
+    'studies.omnimae': {'by_arm': 'by_variant'}, 'studies.pseudo_labels': {'here_arms': 'here_variants'},
+    'studies.video_depth': {'here_arms': 'here_variants'}, 'studies.vjepa2': {'arms_of': 'variants_of'},
+    'studies.vjepa2_jobs': {'films_of': 'videos_of'}, 'studies.videomae_jobs': {'arm_model': 'start_model'},
+    'studies.vjepa_jobs': {'train_arm': 'train_variant', 'probe_arm': 'probe_variant', 'arms': 'main_variants',
+        'painters': 'pixel_models'},
+    'studies.video_depth_jobs': {'arms': 'main_variants'}, 'studies.videomae_v2_jobs': {'arms': 'variants'},
+    'studies.chunks_jobs': {'dealt': 'shared'}, 'studies.stjepa_jobs': {'paint': 'recolour'},
+    'studies.pseudo_labels_jobs': {'Painter': 'MaskedImages', 'arms': 'main_variants'},
+    'studies.toy_places': {'stills': 'image_shapes'},
+}
+
+
 def _warn(old, new): warnings.warn(f'vidlit.{old} is now vidlit.{new}', FutureWarning, stacklevel=3)
 
 
@@ -121,6 +139,30 @@ class _Moved:
 
 
 sys.meta_path.append(_Moved)
+
+
+class _Renamed:
+    "Lets a module answer to the older names of what it holds"
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        module = name.removeprefix('vidlit.')
+        names = _renamed.get(module) if name.startswith('vidlit.') else None
+        spec = importlib.machinery.PathFinder.find_spec(name, path) if names else None
+        if spec is None: return None
+        run = spec.loader.exec_module
+
+        def exec_module(made):
+            def older(old):
+                if old not in names: raise AttributeError(f"module {name!r} has no attribute {old!r}")
+                _warn(f'{module}.{old}', f'{module}.{names[old]}')
+                return getattr(made, names[old])
+            run(made)
+            made.__getattr__ = older
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, _Renamed)
 
 
 def __getattr__(name):

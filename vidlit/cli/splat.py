@@ -96,7 +96,7 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     free_place(out, scene, file=True)
     import torch
     from vidlit.splat.run import open_scene
-    from vidlit.splat.viewer import scene_orbit, write_film
+    from vidlit.splat.viewer import scene_orbit, write_camera_path
     from vidlit.worlds.camera import spline_path
     s = open_scene(scene, seconds)
     n = max(1, round((s.seconds or seconds or 4.)*fps))
@@ -106,7 +106,7 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     if path=='orbit': poses = scene_orbit(s.keys(2), n, K, size, turn=turn)
     else: poses = spline_path(s.path, n) if path=='spline' and len(s.path)>1 else s.pose.expand(n, 4, 4)
     times = torch.linspace(0, s.seconds, n, dtype=torch.float64).tolist() # float32 would end behind the last moment
-    write_film(out, s.at, poses, times, K, size, fps, _reporter('frame', n, quiet), background=s.background)
+    write_camera_path(out, s.at, poses, times, K, size, fps, _reporter('frame', n, quiet), background=s.background)
     _show(dict(out=out, frames=n, size=f'{size[1]}x{size[0]}', fps=fps, path=path), as_json)
 
 # %% ../../nbs/cli/splat.ipynb #709f03dc
@@ -125,7 +125,7 @@ def export(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     vidlit splat export balls --out frames --frames 48
     vidlit splat export balls --out balls.html
 
-    SuperSplat opens the files and plays the folder as a film."""
+    SuperSplat opens the files and plays the folder as a video."""
     if out is None: raise ValueError("--out is missing: a file, or a folder for a sequence")
     end = Path(out).suffix.lower()
     if end not in ('', '.ply', '.splat', '.spz', '.html'):

@@ -92,7 +92,7 @@ def _fine(head, path, shallow, grid):
 
 # %% ../../nbs/depth/frame_maps.ipynb #51edbbe8
 @patch(as_prop=True)
-def stills(self:VideoDepth)->bool:
+def single_image(self:VideoDepth)->bool:
     "Do the temporal modules add nothing, so that each frame is alone?"
     return not any(p.any() for m in self.time.values() for p in m.proj_out.parameters())
 
@@ -107,7 +107,7 @@ def mix_frames(self:VideoDepth,
     head,(grid,tight),real = self.image.head,(frames[0].grid, frames[0].tight),real or len(frames)
     check_slots(len(frames), self.cfg.slots)
     deep = [torch.stack([f.maps[i] for f in frames]) for i in (2,3)]
-    path = _coarse(head, {} if self.stills else self.time, deep, grid, [2*o for o in grid], pieces)
+    path = _coarse(head, {} if self.single_image else self.time, deep, grid, [2*o for o in grid], pieces)
     out = torch.empty(real, *[o*head.cfg.patch for o in grid])
     for i in range(0, real, pieces.frames):
         some = frames[i:min(real, i+pieces.frames)]

@@ -33,10 +33,10 @@ def shorter_side(
     size:int=518, # Shorter side inside
     patch:int=14, # Both sides become multiples
     max_res:int=None, # The longer side at most
-    still:bool=False, # By the rule of image models, whatever the ratio?
+    single_image:bool=False, # By the rule of image models, whatever the ratio?
 )->int: # For `to_input`
     "Shorter side with which a frame enters (eq. 1)"
-    ratio = 1 if still else max(h, w)/max(1, min(h, w))
+    ratio = 1 if single_image else max(h, w)/max(1, min(h, w))
     s = size if ratio<=1.78 else max(1, round(int(size*1.777/ratio)/patch))*patch
     if max_res is None or max(lower_bound(h, w, s, patch))<=max_res: return s
     fits = [o for o in range(patch, s, patch) if max(lower_bound(h, w, o, patch))<=max_res]
@@ -56,7 +56,7 @@ class DepthModel:
     size:int=518 # Shorter side inside
     precision:str='fp32' # 'fp32', 'bf16' or 'fp16'
     max_res:int=None # Longer side inside, at most
-    still:bool=False # A model of images: no rule for wide frames
+    single_image:bool=False # A model of images: no rule for wide frames
     first:int=1280 # Frames whose longer side is above it are shrunk to it before anything else; None: never
     memory:int=None # Bytes for weights and the work on a window, at most; None: as it is fastest
     halves:dict=field(default_factory=dict, repr=False) # Networks with weights in half precision, once made
@@ -101,10 +101,10 @@ def prep(self:DepthModel,
     return x[0] if one else x[None]
 
 @patch(as_prop=True)
-def _first(self:DepthModel): return None if self.still else self.first
+def _first(self:DepthModel): return None if self.single_image else self.first
 
 @patch
-def _side_for(self:DepthModel, hw): return shorter_side(*hw, self.size, self.patch, self.max_res, self.still)
+def _side_for(self:DepthModel, hw): return shorter_side(*hw, self.size, self.patch, self.max_res, self.single_image)
 
 @patch
 def inside(self:DepthModel,
@@ -231,7 +231,7 @@ def encode(self:DepthModel,
     for i in range(0, len(frames), n):
         x = torch.stack([self.prep(f) for f in frames[i:i+n]])
         with self.auto():
-            if not self.model.stills: out += self.net.frame_maps(x, self.pieces(x.shape[-2:]).tight)
+            if not self.model.single_image: out += self.net.frame_maps(x, self.pieces(x.shape[-2:]).tight)
             else: out += [self.net.mix_frames([o], pieces=Pieces(tight=True))[0] for o in self.net.frame_maps(x, True)]
     return out
 
@@ -409,10 +409,10 @@ def load_depth_model(
     with reads(p, WeightsError): model,remark = _folder(p, **kw) if p.is_dir() else _file(p, **kw)
     if metric is not None: model = _as(model, metric)
     about = f"{_sizes(model)}{'; '+remark if remark else ''}{'; '+licence(name) if name in published else ''}"
-    still = bool(remark) and 'frame by frame' in remark
+    single = bool(remark) and 'frame by frame' in remark
     memory = None if memory is None else as_bytes(memory)
     how = dict(precision=precision, max_res=max_res, memory=memory)
-    return wrap(model, name, about, device, size, still=still, **how)
+    return wrap(model, name, about, device, size, single_image=single, **how)
 
 def _long(name):
     "A published name, of what the official program calls it"

@@ -147,7 +147,7 @@ def show_intervals(
     fmt:str='{:.3g}', # How numbers are written beside the dots
     best:str|None=None, # Name drawn in colour; default: all
 )->Picture:
-    "A dot and its interval for every name, to compare arms"
+    "A dot and its interval for every name, to compare variants"
     # long names widen the picture, they do not squeeze the axes
     width = max(6.4, 3.2+.075*max((len(str(k)) for k in values), default=0))
     fig = Picture(figsize=(width, .75+.34*len(values)), layout='constrained')

@@ -160,7 +160,7 @@ def _read_row(line, path): # A hundred thousand of them are read at once: the sc
     return row['item'],row['value']
 
 class _Log:
-    "Append-only JSON lines item -> value, read on from where the last look ended"
+    "Append-only JSON lines item -> value, read on from where the last reading ended"
     def __init__(self, path): self.path, self.at, self.rows, self.torn = Path(path), 0, {}, 0
 
     def read(self):

@@ -9,7 +9,7 @@ __all__ = ['Metric', 'Comparison', 'Study', 'together', 'ends', 'the_metric', 's
 from dataclasses import dataclass
 from operator import itemgetter
 from ..floor.metrics import interval, proportion_interval
-from .experiment import arm_rows, compare
+from .experiment import variant_rows, compare
 from .summary import by_seed, decided, difference
 
 # %% ../../nbs/lab/study.ipynb #b5fd0f0a
@@ -105,7 +105,7 @@ class Study:
 
     def summary(self, res): # What an experiment records: 'rows', 'paired', 'facts', 'headline'
         m,got = self.metric,self.scores(res)
-        rows = arm_rows({self.label.format(k): v for k,v in got.items()}, m.name, m.digits, m.tries, m.low)
+        rows = variant_rows({self.label.format(k): v for k,v in got.items()}, m.name, m.digits, m.tries, m.low)
         chance = [{} if m.chance is None else {'at chance': m.at_chance(v)} for v in got.values()]
         pairs = self.compared(got)
         facts = {c.fact: self.fact(got, c, p) for c,p in pairs if c.fact}
@@ -142,7 +142,7 @@ def show_dots(rows:list,     # Of a summary
 )->object:                   # A picture
     "A dot for each seed over the interval of its variant"
     from vidlit.floor.charts import INK, show_intervals
-    by = {r['arm']: r for r in rows}
+    by = {r['variant']: r for r in rows}
     names = names or {k: k for k in by}
     k,f = (100 if percent else 1),('{:.0f} %' if percent else '{:.3g}')
     key = key or the_metric(by[next(iter(names))])
@@ -176,7 +176,7 @@ def result_rows(rows:list, # Of a summary
     percent:bool=False,    # Numbers as percentages
 )->list:                   # Rows for `table`
     "Rows as a reader wants them"
-    by = {r['arm']: r for r in rows}
+    by = {r['variant']: r for r in rows}
     names = names if isinstance(names, dict) else {k: k for k in names or by}
     if len(names)>8: raise ValueError(f'a table of results has at most eight rows, not {len(names)}')
     def say(v): return f'{100*v:.{digits}f} %' if percent else f'{v:.3g}'

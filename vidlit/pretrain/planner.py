@@ -228,7 +228,7 @@ def _key(frame): # Of one frame [3, h, w], by content
 
 @patch
 @torch.no_grad()
-def look(self:Planner,
+def encode(self:Planner,
     frames:Tensor, # `[b, 3, t, h, w]`
 )->Tensor: # `[b, t, n, d]`
     "Tokens of frames; what was seen lately is not encoded again"
@@ -262,7 +262,7 @@ def scorer(self:Planner,
     goal:Tensor, # `[b, 3, h, w]`, or `[b, 3, 1, h, w]`
 ): # A function of actions `[b, s, h, da]` that returns energies `[b, s]`
     "The energy of plans, from here to there"
-    tok,goal = self.look(obs.frames),self.look(goal if goal.ndim == 5 else goal[:, :, None])[:, -1]
+    tok,goal = self.encode(obs.frames),self.encode(goal if goal.ndim == 5 else goal[:, :, None])[:, -1]
     b,t = tok.shape[:2]
     if len(goal) != b: raise ValueError(f"{b} observations and {len(goal)} goals")
     if obs.states.shape[:2] != (b, t): raise ValueError(f"states must be [{b}, {t}, ds], got {list(obs.states.shape)}")

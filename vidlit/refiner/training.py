@@ -105,7 +105,7 @@ class KeepCalmest(Stepped):
     order = 40
     def __init__(self,
         clips:TensorDataset, # As of `clean_clips`, never trained on
-        every:int=50, # Steps between looks; the last step is looked at too
+        every:int=50, # Steps between measurements; the last step is measured too
         seed:int=0, # Of the disturbance
         **kw, # For `jittered`
     ):
@@ -158,7 +158,7 @@ def refiner_learner(
     bf16:bool=False, # The network in bfloat16?
     jitter:JitterPath=None, # The disturbance; the document's by default
     valid:TensorDataset=None, # Clips for `KeepCalmest`
-    every:int=50, # Steps between looks at them
+    every:int=50, # Steps between measurements on them
     seed:int=0, # Of the default disturbance
     cbs=(), # Further callbacks, such as `Seeded` and `Checkpoint`
 ): # A fastai Learner; train it with `train.callbacks.fit`, then take `best_model(learn)`

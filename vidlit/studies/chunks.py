@@ -6,7 +6,7 @@
 __all__ = ['values', 'facts_of', 'figures_of', 'summary']
 
 # %% ../../nbs/studies/11_chunks.ipynb #52e45339
-from ..lab.experiment import arm_rows, compare
+from ..lab.experiment import variant_rows, compare
 from ..floor.charts import show_curves, show_intervals
 from ..lab.summary import by_seed, fact, save_figure
 from .chunks_jobs import models, ways
@@ -20,16 +20,16 @@ def _bar(res, m):
     v,w = values(res, m, 'aligned', 'seam'),values(res, m, 'aligned', 'worst')
     text = (
         f"{m}, by seed: borders aligned and faded step {said('aligned', 'seam')} times as far as the rest of the "
-        f"film (the same steps without borders: {said('one go', 'seam')}), discarded {said('discarded', 'seam', 1)}; ")
+        f"video (the same steps without borders: {said('one go', 'seam')}), discarded {said('discarded', 'seam', 1)}; ")
     text += f"the worst border against the same steps without it {said('aligned', 'worst')}, "
     text += f"discarded {said('discarded', 'worst', 1)}"
     return dict(text=text, supports=True if max(v)<=1.1 else None if max(w)<=1.1 else False)
 
-def _dealt(res, m):
-    "Does dealing out windows leave a trace?"
-    got = [o['ways']['dealt'] for o in by_seed(res, m)]
+def _shared(res, m):
+    "Do shared windows leave a trace?"
+    got = [o['ways']['shared'] for o in by_seed(res, m)]
     text = (
-        f"{m}, windows dealt out to {len(by_seed(res, m)[0]['ranges'])} pieces: largest difference from one go, by "
+        f"{m}, windows shared by {len(by_seed(res, m)[0]['ranges'])} pieces: largest difference from one go, by "
         f"seed: {', '.join(format(o['off'], 'g') for o in got)}; the worst border against the same steps without it "
         f"{', '.join(format(o['worst'], '.2f') for o in got)}; ")
     said = lambda i: ', '.join(format(o['fades'][i], '.2f') for o in got)
@@ -38,20 +38,22 @@ def _dealt(res, m):
     text += f"where those fades step {said(1)} times as far as the frames between"
     return dict(text=text, supports=max(o['worst'] for o in got)<=1.1)
 
+_tags = {'scale drift': 'moods', 'toy': 'toy'} # In names of facts, as the record and the ledger have them
+
 def facts_of(res)->dict: # Name to text and whether it supports
     "What the claims ledger looks up"
     out = {}
-    for m in (o for o in models if by_seed(res, o)):
+    for m,t in ((o, _tags[o]) for o in models if by_seed(res, o)):
         a = {k: values(res, m, k, 'abs_rel') for k in ('one go', *ways)}
         level = {k: values(res, m, k, 'level') for k in ('one go', *ways)}
         said = lambda x, p: f"{sum(x)/len(x):.{p}f}"
-        out[f'dealt_{m}'],out[f'seam_{m}'] = _dealt(res, m),_bar(res, m)
-        out[f'smooth_{m}'] = dict(text=out[f'seam_{m}']['text'],
+        out[f'dealt_{t}'],out[f'seam_{t}'] = _shared(res, m),_bar(res, m)
+        out[f'smooth_{t}'] = dict(text=out[f'seam_{t}']['text'],
             supports=all(o<=1.1 for o in values(res, m, 'discarded', 'seam')))
-        out[f'level_{m}'] = fact(compare(level, 'aligned', 'faded'),
+        out[f'level_{t}'] = fact(compare(level, 'aligned', 'faded'),
             f"{m}: level behind a border, aligned {said(level['aligned'], 2)}, faded only {said(level['faded'], 2)}, "
             f"one go {said(level['one go'], 2)}", less=True, scale=1, unit='', form='.2f')
-        out[f'error_{m}'] = fact(compare(a, 'aligned', 'discarded'),
+        out[f'error_{t}'] = fact(compare(a, 'aligned', 'discarded'),
             f"{m}: AbsRel in one go {said(a['one go'], 4)}, aligned {said(a['aligned'], 4)}, discarded "
             f"{said(a['discarded'], 4)}", less=True, scale=1, unit='', form='.4f')
     o = next(iter(res.values()))
@@ -70,25 +72,25 @@ def figures_of(res, root):
         steps = {k: (list(range(1, one['n'])), one['ways'][k]['steps']) for k in ('discarded','faded','aligned')}
         out.append(save_figure(root, f'steps_{m}.png',
             show_curves(steps, 'frame', 'mean step of what stands still', logy=True, marks=False),
-            f"{m}, first film: how much still pixels change from frame to frame, by way of merging. Pieces meet at "
+            f"{m}, first video: how much still pixels change from frame to frame, by way of merging. Pieces meet at "
             f"{', '.join(str(b) for _,b in one['ranges'][:-1])}."))
-    arms = {f'{m}, {k}': values(res, m, k, 'seam') for m in models if by_seed(res, m) for k in ways}
-    best = {k: sum(v)/len(v) for k,v in arms.items()} # for a look; intervals are in the table
+    variants = {f'{m}, {k}': values(res, m, k, 'seam') for m in models if by_seed(res, m) for k in ways}
+    best = {k: sum(v)/len(v) for k,v in variants.items()} # intervals are in the table
     out.append(save_figure(root, 'seams.png',
         show_intervals(best, 'step at a border, over that of the rest', levels={'': 1.1}),
-        'The step at borders over the step of the rest, mean over films. The line is at 1.1.'))
+        'The step at borders over the step of the rest, mean over videos. The line is at 1.1.'))
     return out
 
 def summary(res, root):
     "What the study found"
     facts = facts_of(res)
-    arms = lambda metric: {f'{m}, {k}': values(res, m, k, metric) for m in models if by_seed(res, m)
-        for k in ('one go', 'dealt', *ways)}
+    variants = lambda metric: {f'{m}, {k}': values(res, m, k, metric) for m in models if by_seed(res, m)
+        for k in ('one go', 'shared', *ways)}
     rows = [dict(measure=k, **o) for k,
         digits in (('seam', 2), ('worst', 2), ('level', 2), ('abs_rel', 4))
-        for o in arm_rows(arms(k), 'value', digits, low=0.)]
+        for o in variant_rows(variants(k), 'value', digits, low=0.)]
     pairs = [compare({k: values(res, m, k, metric) for k in ways}, 'aligned', b, f'{metric}, {m}') for m in models
         if by_seed(res, m) for metric in ('seam','worst','level','abs_rel') for b in ('faded','discarded')]
     return dict(rows=rows, paired=pairs, figures=figures_of(res, root), facts=facts,
         headline=f"{facts['frames']['text']}. "
-        f"{'. '.join(facts[f'{k}_{m}']['text'] for m in models if by_seed(res, m) for k in ('dealt','seam'))}.")
+        f"{'. '.join(facts[f'{k}_{_tags[m]}']['text'] for m in models if by_seed(res, m) for k in ('dealt','seam'))}.")

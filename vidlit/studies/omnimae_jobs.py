@@ -44,15 +44,15 @@ class Setup:
     dec_heads:int = 4
     n_obj:int = 1          # Objects in a world
     grain:float = .35      # Texture frequency: 1 is as fine as pixels can show
-    films:int = 2048       # Unlabelled videos
-    stills:int = 8192      # Unlabelled images
+    videos:int = 2048      # Unlabelled videos
+    images:int = 8192      # Unlabelled images
     steps:int = 3200       # Batches of pretraining, of whatever kind
     bs:int = 32            # Images in a batch
     video_bs:int = 16      # Views of videos in a batch
     views:int = 1          # Views of a decoded video: here nothing is decoded
     lr:float = 1e-3        # Peak of the warm-up cosine
-    still_ratio:float = .75 # Fraction hidden of images
-    film_ratio:float = .75 # Fraction hidden of videos
+    image_ratio:float = .75 # Fraction hidden of images
+    video_ratio:float = .75 # Fraction hidden of videos
     labels:int = 1024      # Labelled images, and labelled videos
     probe_steps:int = 300  # Of the attentive probe, in batches of 64
     ft_steps:int = 400     # Of fine-tuning
@@ -71,18 +71,18 @@ class Setup:
     @property
     def world(self): return dict(size=self.size, n_obj=self.n_obj, grain=self.grain)
     @property
-    def ratio(self): return dict(image=self.still_ratio, video=self.film_ratio)
+    def ratio(self): return dict(image=self.image_ratio, video=self.video_ratio)
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #aed6692d
 setups = dict(toy=Setup(),
     small=Setup(size=112, frames=16, patch=16, dim=384, depth=12, heads=6, dec_dim=192, dec_depth=4, dec_heads=16,
-        n_obj=3, grain=.5, films=50_000,
-        stills=200_000, steps=40_000, bs=512, video_bs=64, views=4, lr=8e-4, film_ratio=.9, ft_steps=2000, ft_bs=64,
+        n_obj=3, grain=.5, videos=50_000,
+        images=200_000, steps=40_000, bs=512, video_bs=64, views=4, lr=8e-4, video_ratio=.9, ft_steps=2000, ft_bs=64,
         n_valid=512, n_test=2048),
     paper=Setup(size=224, frames=16, patch=16, dim=768, depth=12, heads=12, dec_dim=384, dec_depth=4, dec_heads=16,
-        films=168_913,
-        stills=1_281_167, steps=800*(1_281_167+168_913)//2048, bs=2048, video_bs=2048, views=4, lr=1.6e-3,
-        film_ratio=.9))
+        videos=168_913,
+        images=1_281_167, steps=800*(1_281_167+168_913)//2048, bs=2048, video_bs=2048, views=4, lr=1.6e-3,
+        video_ratio=.9))
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #622667a2
 tasks = dict(place=4, motion=len(motions)) # a question about images, one about videos; classes
@@ -106,11 +106,11 @@ def placed(cfg:WorldConfig, # Worlds of one frame
 def still_splits(seed:int, # Of the study
     r:Setup,               # Setup
     tick=lambda i: None,   # Called with the number of unlabelled images done
-)->dict:                   # 'stills' (clips of one frame); 'place', 'place_valid', 'place_test', labels '..._y'
+)->dict:                   # 'images' (clips of one frame); 'place', 'place_valid', 'place_test', labels '..._y'
     "All images of one seed"
     base,out = (seed+1)*10**9+5*10**8,{}
     tr,te = (directions(s, frames=1, **r.world) for s in ('train', 'test'))
-    out['stills'] = render(tr, base, r.stills, tick)[0]
+    out['images'] = render(tr, base, r.images, tick)[0]
     for k,cfg,off,n in (('place', tr, 10**8, r.labels), ('place_valid', tr, 2*10**8, r.n_valid),
         ('place_test', te, 3*10**8, r.n_test)):
         out[k],out[f'{k}_y'] = placed(cfg, base+off, n)
@@ -120,16 +120,16 @@ def still_splits(seed:int, # Of the study
 def data_job(ctx, setup:dict, seed:int):
     "Render the worlds of one seed"
     r = Setup(**setup)
-    d = splits(seed, r.films, r.labels, r.n_valid, r.n_test, lambda i: ctx.tick(i, 2*r.films, 'films'),
+    d = splits(seed, r.videos, r.labels, r.n_valid, r.n_test, lambda i: ctx.tick(i, 2*r.videos, 'videos'),
         frames=r.frames, **r.world)
-    names = dict(clips='films', label='motion', valid='motion_valid', test='motion_test')
+    names = dict(clips='videos', label='motion', valid='motion_valid', test='motion_test')
     out = {names[k.removesuffix('_y')]+'_y'*k.endswith('_y'): v for k,v in d.items()}
-    out |= still_splits(seed, r, lambda i: ctx.tick(r.stills+i, 2*r.stills, 'stills'))
+    out |= still_splits(seed, r, lambda i: ctx.tick(r.images+i, 2*r.images, 'images'))
     save_tensors(ctx.path/'data.safetensors', out)
     return {k: list(v.shape) for k,v in out.items()}
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #b11c5073
-kinds = dict(joint=('stills', 'films'), stills=('stills',), films=('films',)) # what an arm is pretrained on
+kinds = dict(joint=('images', 'videos'), images=('images',), videos=('videos',)) # what a variant is pretrained on
 
 def fresh(r:Setup, # Setup
     seed:int,      # Of the weights
@@ -141,8 +141,8 @@ def fresh(r:Setup, # Setup
 
 # %% ../../nbs/studies/omnimae_jobs.ipynb #4c847f22
 def pretrain(r:Setup, # Setup
-    d:dict,           # 'stills' and 'films', bytes
-    arm:str,          # Key of `kinds`
+    d:dict,           # 'images' and 'videos', bytes
+    source:str,       # Key of `kinds`
     seed:int,         # Of weights, masks, order and colours
     folder:Path,      # Where checkpoints go
     report=None,      # Called with dicts of `Progress`
@@ -152,8 +152,8 @@ def pretrain(r:Setup, # Setup
     model=None,       # Network; `fresh` when missing
     groups=None,      # Model to parameter groups
 )->tuple:             # Model and the rows of its history
-    "Pretrain one arm; begun again in the same folder, it goes on"
-    use = {'images' if k=='stills' else 'videos': d[k] for k in kinds[arm]}
+    "Pretrain one variant; begun again in the same folder, it goes on"
+    use = {k: d[k] for k in kinds[source]}
     dls = omni_dls(bs=r.bs, video_bs=r.video_bs, views=r.views, tfm=coloured, order=order, seed=seed,
         device=torch.device(device), **use)
     model = (model or fresh(r, seed)).to(device)
@@ -171,7 +171,7 @@ def _document(r, seed): return fresh(r, seed, SplitOmniMAE, target=target_raw, w
 variants = {'': {}, 'twice the batches': dict(setup=dict(steps=2)),
     'half of each': dict(order=paired_order, accumulate=2),
     'split network': dict(model=_split),
-    "document's recipe": dict(model=_document, groups=modal_groups, setup=dict(still_ratio=.9, film_ratio=.95))}
+    "document's recipe": dict(model=_document, groups=modal_groups, setup=dict(image_ratio=.9, video_ratio=.95))}
 
 def varied(r:Setup, # Setup
     variant:str,    # Key of `variants`
@@ -185,18 +185,18 @@ def network(r:Setup, # Setup
     seed:int,        # Of the weights
     variant:str='',  # Key of `variants`
     weights:Path=None, # Pretrained weights
-):                   # The network an arm starts from
+):                   # The network a variant starts from
     "A fresh network, or a pretrained one"
     m = variants[variant].get('model', fresh)(r, seed)
     if weights: m.load_state_dict(load_file(weights))
     return m
 
-def pretrain_job(ctx, setup:dict, seed:int, data:str, arm:str, variant:str=''):
-    "Pretrain one arm on the worlds of one seed"
+def pretrain_job(ctx, setup:dict, seed:int, data:str, source:str, variant:str=''):
+    "Pretrain one variant on the worlds of one seed"
     r,d = varied(Setup(**setup), variant),load_file(ctx.folder(data)/'data.safetensors')
     def say(info): ctx.tick(info['done'], info['total'], f"loss {info['loss']:.3f}")
     parts = {k: v for k,v in variants[variant].items() if k in ('order', 'accumulate', 'groups')}
-    model,rows = pretrain(r, d, arm, seed, ctx.path, say, ctx.device, model=network(r, seed, variant), **parts)
+    model,rows = pretrain(r, d, source, seed, ctx.path, say, ctx.device, model=network(r, seed, variant), **parts)
     save_tensors(ctx.path/'model.safetensors', model.state_dict())
     return dict(curves={k: curve(rows, k) for k in ('image', 'video')}, held=held_loss(model, d, r, ctx.device),
         setup=asdict(r))
@@ -217,7 +217,7 @@ def held_loss(model, # A masked autoencoder
     r:Setup,         # Setup: ratios
     device:str='cpu', # Where the model is
 )->dict:             # Loss on images and on videos, with the same masks every time
-    "Loss on test worlds, of both kinds whatever the arm was pretrained on"
+    "Loss on test worlds, of both kinds whatever it was pretrained on"
     model.eval()
     def one(c):
         x,gen = to_input(c.to(device)),torch.Generator().manual_seed(0)
@@ -240,7 +240,7 @@ def tokens_of(model, # Network with `features`
     return standardise(of(task), of(f'{task}_valid'), of(f'{task}_test'))
 
 def probe_job(ctx, setup:dict, seed:int, task:str, data:str, pre:str=None, variant:str=''):
-    "Linear and attentive probe of one frozen arm on one task"
+    "Linear and attentive probe of one frozen variant on one task"
     r,d = varied(Setup(**setup), variant),load_file(ctx.folder(data)/'data.safetensors')
     net = network(r, seed, variant, ctx.folder(pre)/'model.safetensors' if pre else None).to(ctx.device)
     epochs = max(1, r.probe_steps*64//r.labels)
@@ -261,7 +261,7 @@ def finetune(model, # A classifier, trained in place
     return watch.rows
 
 def tune_job(ctx, setup:dict, seed:int, task:str, data:str, pre:str=None, variant:str=''):
-    "Fine-tune one arm on one task, and test it once; the head starts at its full size"
+    "Fine-tune one variant on one task, and test it once; the head starts at its full size"
     r,d = varied(Setup(**setup), variant),load_file(ctx.folder(data)/'data.safetensors')
     net = network(r, seed, variant, ctx.folder(pre)/'model.safetensors' if pre else None)
     clf = net.classifier(tasks[task], init_scale=1., gen=torch.Generator().manual_seed(seed)).to(ctx.device)
@@ -272,7 +272,7 @@ def tune_job(ctx, setup:dict, seed:int, task:str, data:str, pre:str=None, varian
 here = 'vidlit.studies.omnimae_jobs'
 
 def _asked(r, s, name, pre=None, variant='', tune=False):
-    "Both questions to one arm"
+    "Both questions to one variant"
     data,needs = f'data/seed{s}',(f'data/seed{s}', *[pre]*(pre is not None))
     for task in tasks:
         args = dict(setup=asdict(r), seed=s, task=task, data=data, pre=pre, variant=variant)
@@ -283,11 +283,11 @@ def _seed_jobs(r, s, more): # Of one seed
     data,add = f'data/seed{s}',[v for v in variants if v] if more else []
     yield Job(data, f'{here}:data_job', dict(setup=asdict(r), seed=s), weight=20)
     yield from _asked(r, s, 'untrained', tune=more)
-    for arm,variant in [*[(a, '') for a in kinds], *[('joint', v) for v in add]]:
-        pre = f'pretrain/{variant or arm}/seed{s}'
-        yield Job(pre, f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data=data, arm=arm, variant=variant),
+    for source,variant in [*[(a, '') for a in kinds], *[('joint', v) for v in add]]:
+        pre = f'pretrain/{variant or source}/seed{s}'
+        yield Job(pre, f'{here}:pretrain_job', dict(setup=asdict(r), seed=s, data=data, source=source, variant=variant),
             (data,), r.steps/50)
-        yield from _asked(r, s, variant or arm, pre, variant, more and not variant)
+        yield from _asked(r, s, variant or source, pre, variant, more and not variant)
 
 def study_jobs(scale, seeds, variants=False, data=None):
     "All jobs of `vidlit reproduce omnimae`"

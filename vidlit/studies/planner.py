@@ -18,7 +18,7 @@ from ..pretrain.planner import show_landscapes
 from .planner_jobs import PlanSetup, kinds
 
 # %% ../../nbs/studies/07_planner.ipynb #90fb40f0
-def _arms(res, d): # {arm: scores by seed} with d numbers an action
+def _arms(res, d): # {variant: scores by seed} with d numbers an action
     rides = by_seed(res, f'ride/{d}d')
     out = {k: [v[k] for v in rides] for k in rides[0] if isinstance(rides[0][k], dict) and 'hits' in rides[0][k]}
     names = sorted({k.split('/')[0] for k in res if k.startswith('variant ') and f'/{d}d/' in k})
@@ -30,10 +30,10 @@ def _pm(xs, digits=2): # mean (low to high)
     return f'{m:.{digits}f} ({max(0, lo):.{digits}f} to {hi:.{digits}f})'
 
 # %% ../../nbs/studies/07_planner.ipynb #afe8e2d3
-def _row(name, d, runs): # One arm
+def _row(name, d, runs): # One variant
     k,n = (sum(o['hits'][i] for o in runs) for i in range(2))
     p = wilson(k, n)
-    return {'arm': f'{name}, {d} numbers', 'success': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}',
+    return {'variant': f'{name}, {d} numbers', 'success': round(p[0], 3), '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}',
         'tasks': n,
         'ever there': round(sum(o['ever'] for o in runs)/len(runs), 3),
         'metres at the end': _pm([o['final'] for o in runs]),
@@ -44,11 +44,11 @@ def _row(name, d, runs): # One arm
 
 rivals = ('random', 'middle', 'goal-blind', 'document', 'oracle')
 
-def _compared(arms, d): # Paired comparisons of success
-    s = {f'{k}, {d} numbers': [o['success'] for o in v] for k,v in arms.items()}
+def _compared(variants, d): # Paired comparisons of success
+    s = {f'{k}, {d} numbers': [o['success'] for o in v] for k,v in variants.items()}
     a = f'planner, {d} numbers'
-    rest = [k for k in arms if k not in (*rivals, 'planner', 'new textures')]
-    return [compare(s, a, f'{k}, {d} numbers', 'success', span=1.) for k in (*rivals, 'new textures') if k in arms] + [
+    rest = [k for k in variants if k not in (*rivals, 'planner', 'new textures')]
+    return [compare(s, a, f'{k}, {d} numbers', 'success', span=1.) for k in (*rivals, 'new textures') if k in variants] + [
         compare(s, f'{k}, {d} numbers', a, 'success', span=1.) for k in rest]
 
 # %% ../../nbs/studies/07_planner.ipynb #f44ebfeb
@@ -88,9 +88,9 @@ def _film(root, d, reached): # Rides of the first seed beside their goals, as a 
 # %% ../../nbs/studies/07_planner.ipynb #09a7f87d
 def _figures(res, root, d):
     "Pictures of one kind of action"
-    arms,figs = _arms(res, d),[]
+    variants,figs = _arms(res, d),[]
     off = {k: [sum(o['off'][i] for o in v)/len(v) for i in range(len(v[0]['off']))] for k,
-        v in arms.items() if k in (*rivals, 'planner')}
+        v in variants.items() if k in (*rivals, 'planner')}
     r = PlanSetup(**by_seed(res, f'ride/{d}d')[0]['setup'])
     figs.append(save_figure(root, f'off{d}.png',
         show_curves(off, 'actions', 'metres from the goal', levels={'arrived': r.radius}),
@@ -108,15 +108,15 @@ def _figures(res, root, d):
 # %% ../../nbs/studies/07_planner.ipynb #880d2cea
 def _facts(res, d):
     "What the claims ledger looks up"
-    arms = _arms(res, d)
-    rate = {k: sum(o['hits'][0] for o in v)/sum(o['hits'][1] for o in v) for k,v in arms.items()}
+    variants = _arms(res, d)
+    rate = {k: sum(o['hits'][0] for o in v)/sum(o['hits'][1] for o in v) for k,v in variants.items()}
     lands,rides = by_seed(res, f'land/{d}d'),by_seed(res, f'ride/{d}d')
     med,chance = (sum(o[k] for o in lands)/len(lands) for k in ('median', 'chance'))
     reach = dict(
         text=f"{d} numbers: the planner ends at {rate['planner']:.0%} of held-out goals, random actions at "
         f"{rate['random']:.0%}",
         supports=rate['planner'] >= .8 and rate['random'] < .2)
-    doc = compare({k: [o['success'] for o in arms[k]] for k in ('planner', 'document')}, 'planner', 'document')
+    doc = compare({k: [o['success'] for o in variants[k]] for k in ('planner', 'document')}, 'planner', 'document')
     out = dict(reach=reach)
     if by_seed(res, f'curve/{d}d'): out['search'] = _winner(res, d)
     out['document'] = dict(
@@ -147,9 +147,9 @@ def summary(res:dict, # Results by key
     rows,cmp,figs,facts = [],[],[],{}
     dims = [d for d in (2, 6) if by_seed(res, f'ride/{d}d')]
     for d in dims:
-        arms = _arms(res, d)
-        rows += [_row(k, d, v) for k,v in arms.items()]
-        cmp += _compared(arms, d)
+        variants = _arms(res, d)
+        rows += [_row(k, d, v) for k,v in variants.items()]
+        cmp += _compared(variants, d)
         figs += _figures(res, root, d)
         facts |= _facts(res, d)
     return dict(rows=rows, paired=cmp, figures=figs, facts=facts,

@@ -23,7 +23,7 @@ class PlanSetup:
     "What is driven, how far, and how hard the planner thinks"
     # Fields of `WorldSetup` that differ from its own defaults
     world:dict = field(default_factory=lambda: dict(eye='random', patch=12))
-    goals:int = 32         # Tasks of an arm
+    goals:int = 32         # Tasks of a variant
     steps:int = 6          # Actions allowed
     radius:float = .2      # Arrived: at most so far, metres
     near:float = .5        # Nearest goal, metres
@@ -196,7 +196,7 @@ def _load(ctx, r, dims, world): return load_world(r.worlds(dims), ctx.folder(wor
 def _planner(wm, r, dims, search=None, **kw): # The setup's planner, or another
     return Planner(wm, r.space(dims), search or r.search(dims), **(dict(along=r.along, window=r.window) | kw))
 
-def _drive(ctx, r, tasks, planner, seed, image=None): # One arm of the planner
+def _drive(ctx, r, tasks, planner, seed, image=None): # One variant of the planner
     return ride(tasks, planned(planner, tasks.image if image is None else image,
         torch.Generator().manual_seed(seed)), r.steps)
 

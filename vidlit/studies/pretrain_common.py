@@ -66,7 +66,7 @@ def save_tensors(path:Path, # Of a safetensors file
 def splits(seed:int,    # Of the study; seeds do not share a clip
     clips:int,          # Unlabelled training clips
     labels:int,         # Labelled training clips
-    n_valid:int=192,    # Validation clips, each with its twin
+    n_valid:int=192,    # Validation clips, each with its reversed copy
     n_test:int=512,     # Test clips, likewise, of the test families
     tick=lambda i: None, # Called with the number of unlabelled clips done
     **world,            # As `directions` takes them
@@ -111,7 +111,7 @@ class Snapshots(Callback):
     def after_step(self):
         self.n += 1
         if self.n in self.at:
-            save_tensors(self.folder/f'look{self.n}.safetensors', self.learn.model.encoder.state_dict())
+            save_tensors(self.folder/f'snapshot{self.n}.safetensors', self.learn.model.encoder.state_dict())
     def state_dict(self): return dict(n=self.n)
     def load_state_dict(self, s): self.n = s['n']
 

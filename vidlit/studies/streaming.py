@@ -19,16 +19,16 @@ from ..floor.reading import read_json
 @torch.no_grad()
 def three_ways(
     model:VideoDepth, # In eval mode
-    film:Tensor, # [3, t, h, w], normalised, sides multiples of the patch
-    still=None, # The model of images [n, 3, h, w] -> [n, h, w]; that inside of `model` when missing
-)->dict: # 'stills' (frame by frame), 'windows', 'stream': [t, h, w] each
+    video:Tensor, # [3, t, h, w], normalised, sides multiples of the patch
+    still=None, # The image model [n, 3, h, w] -> [n, h, w]; that inside of `model` when missing
+)->dict: # 'images' (frame by frame), 'windows', 'stream': [t, h, w] each
     "Depth of a video frame by frame, in windows and as a stream"
-    frames,state,past = film.unbind(1),model.init_state(),[]
+    frames,state,past = video.unbind(1),model.init_state(),[]
     for f in frames:
         d,state = model.step(f, state)
         past.append(d)
     offline = torch.stack([*infer_windows(frames, lambda x: model(x.transpose(1, 2)))])
-    return dict(stills=torch.cat([(still or model.image)(f[None]) for f in frames]), windows=offline,
+    return dict(images=torch.cat([(still or model.image)(f[None]) for f in frames]), windows=offline,
         stream=torch.stack(past))
 
 # %% ../../nbs/studies/streaming.ipynb #59bf860b
@@ -45,9 +45,9 @@ def cost_rows(
     res:dict, # Of benchmarks/results/per_frame.json
 )->Table: # One row for each size and way
     "What a frame costs"
-    base = {k.split()[0]: v['seconds'] for k,v in res['cases'].items() if k.endswith('stills')}
-    return table([dict(size=k.split()[0], way=k.split()[1], parameters_M=round(v['params']/1e6, 1),
-        seconds=v['seconds'], times_stills=round(v['seconds']/base[k.split()[0]], 2),
+    base = {k.split()[0]: v['seconds'] for k,v in res['cases'].items() if k.endswith(' stills')}
+    return table([dict(size=k.split()[0], way=k.split()[1].replace('images', 'images'), parameters_M=round(v['params']/1e6, 1),
+        seconds=v['seconds'], times_images=round(v['seconds']/base[k.split()[0]], 2),
         working_MiB=v['working_mib'], GFLOP_own_size=v['own_size_gflop']) for k,v in res['cases'].items()])
 
 # %% ../../nbs/studies/streaming.ipynb #e83bf12e

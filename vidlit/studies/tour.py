@@ -43,13 +43,13 @@ def _clips(root, key, name): # A tensor that a step kept
 def masked_pixels(ctx, clips:int=2048, steps:int=1200, ft_steps:int=500, n_test:int=256, seed:int=100)->dict:
     "Train a VideoMAE, look at what it fills in, fine-tune it beside one from scratch"
     from vidlit.studies.videomae_jobs import Setup
-    r = Setup(clips=clips, steps=steps, ft_steps=ft_steps, ft_lrs=(3e-3,), n_valid=64, n_test=n_test, more=(), looks=())
+    r = Setup(clips=clips, steps=steps, ft_steps=ft_steps, ft_lrs=(3e-3,), n_valid=64, n_test=n_test, more=(), snapshots=())
     step = Steps(ctx, 'vidlit.studies.videomae_jobs', 4, setup=asdict(r), seed=seed)
     step('data', 'data_job')
     pre = step('pretrain', 'pretrain_job', ('data',), data='data')
     tune = dict(labels=256, data='data')
-    a = step('pretrained', 'finetune_job', ('data', 'pretrain'), arm='pretrained', pre='pretrain', **tune)['test']
-    b = step('scratch', 'finetune_job', ('data',), arm='scratch', **tune)['test']
+    a = step('pretrained', 'finetune_job', ('data', 'pretrain'), start='pretrained', pre='pretrain', **tune)['test']
+    b = step('scratch', 'finetune_job', ('data',), start='scratch', **tune)['test']
     curve = loss_curve(ctx, {'VideoMAE': pre['curve']}, 'Loss on hidden patches.')
     figures = [filled_in(ctx, r, step.root, seed), curve]
     text = f'with 256 labels, fine-tuned {a:.0%}, from scratch {b:.0%} of {2*n_test} test clips (chance 12.5 %)'
@@ -87,10 +87,10 @@ def filled_in(ctx, r, root, seed:int)->dict:
 def predicted_features(ctx, clips:int=1024, steps:int=240, seed:int=100)->dict:
     "Train V-JEPA, and the variant that collapses"
     from vidlit.studies.vjepa_jobs import JepaSetup
-    r = JepaSetup(clips=clips, steps=steps, labels=(8,), more=(), draws=1, n_valid=8, n_test=8, looks=())
+    r = JepaSetup(clips=clips, steps=steps, labels=(8,), more=(), draws=1, n_valid=8, n_test=8, snapshots=())
     step = Steps(ctx, 'vidlit.studies.vjepa_jobs', 3, setup=asdict(r), seed=seed)
     step('data', 'data_job')
-    runs = {k: step(f'train/{k}', 'train_job', ('data',), data='data', arm=k) for k in ('V-JEPA', 'no stop')}
+    runs = {k: step(f'train/{k}', 'train_job', ('data',), data='data', variant=k) for k in ('V-JEPA', 'no stop')}
     spread = {k: tuple(zip(*[(o['step'], o['feature_std']) for o in v['health']])) for k,v in runs.items()}
     last = {k: v[1][-1] for k,v in spread.items()}
     flagged = {k: v['flagged'] for k,v in runs.items()}
@@ -113,7 +113,7 @@ def drive(ctx, n_train:int=2048, steps:int=1200, goals:int=32, seed:int=100)->di
     step = Steps(ctx, 'vidlit.studies.world_model_jobs', 3, setup=asdict(r), seed=seed)
     step('data', 'world_data_job')
     step('eye', 'eye_job', ('data',), data='data')
-    trained = step('world', 'world_job', ('data', 'eye'), data='data', eye='eye', arm='told')
+    trained = step('world', 'world_job', ('data', 'eye'), data='data', eye='eye', variant='told')
     tasks,space,gen = held_tasks(p, 2, seed, goals), p.space(2), torch.Generator().manual_seed(seed)
     planner = Planner(load_world(r, step.root/'world'), space, p.search(2), along=p.along, window=p.window)
     rides = dict(planner=ride(tasks, planned(planner, tasks.image, gen), p.steps),

@@ -91,7 +91,7 @@ def train_toy(work:Path, seed:int=0, steps:tuple=(900,300), lr:float=1e-3, cfg:V
     "The two trainings; called again after a kill it goes on"
     a,b = steps
     image = DepthAnything(cfg.image, torch.Generator().manual_seed(seed), 'xavier')
-    cbs = [Colours(seed+1), *going(Path(work)/'stills', seed, a, report)]
+    cbs = [Colours(seed+1), *going(Path(work)/'images', seed, a, report)]
     fit(depth_learner(image, batches(KindsOfWorlds(a, 10, 1, seed)), lr=lr, ratio=1., cbs=cbs), steps=a, validate=False)
     model = add_time(image, torch.Generator().manual_seed(seed+2), heads=cfg.heads, groups=cfg.groups)
     cbs = [Colours(seed+3), *going(Path(work)/'time', seed+1, b, report)]
@@ -101,7 +101,7 @@ def train_toy(work:Path, seed:int=0, steps:tuple=(900,300), lr:float=1e-3, cfg:V
 
 # %% ../../nbs/studies/toy_weights.ipynb #dacb5363
 def toy_results(model:VideoDepth, image:DepthAnything, seed:int=0, n:int=4,
-    side:int=84)->dict: # Arm and camera to numbers
+    side:int=84)->dict: # Variant and camera to numbers
     "What the model is worth on worlds that it has not seen"
     out = {}
     for j,cam in enumerate(('still', 'any')):
@@ -109,7 +109,7 @@ def toy_results(model:VideoDepth, image:DepthAnything, seed:int=0, n:int=4,
         w = make_worlds(range((seed+1)*10**10+5*10**9+j*10**6, (seed+1)*10**10+5*10**9+j*10**6+n), cfg)
         clip = normalise(hazy(w, .1, .03, torch.Generator().manual_seed(seed)))
         with torch.no_grad():
-            maps = dict(stills=torch.stack([image(f) for f in clip.unbind(2)], 1),
+            maps = dict(images=torch.stack([image(f) for f in clip.unbind(2)], 1),
                 video=torch.cat([model(c[None]) for c in clip]))
         for k,d in maps.items():
             out[f'{k}, camera {cam}'] = {m: round(v, 4) for m,
@@ -120,7 +120,7 @@ def toy_results(model:VideoDepth, image:DepthAnything, seed:int=0, n:int=4,
 _about = (
     'a small model trained by vidlit on ray-cast worlds for four minutes of one core: relative disparity, so that '
     'every command runs on a bare machine. '
-    'It knows rooms with balls and boxes. Its maps of real films are not depth: things that stand out become blobs')
+    'It knows rooms with balls and boxes. Its maps of real videos are not depth: things that stand out become blobs')
 
 def make_toy(
     out:Path, # Folder of the model
@@ -155,5 +155,5 @@ def make_toy(
         parameters=sum(o.numel() for o in model.parameters()), bytes=(out/'model.safetensors').stat().st_size,
         data='drawn by vidlit, none downloaded', licence='Apache-2.0', results=said)
     write_json(out/'recipe.json', recipe)
-    for o in [at/'stills', at/'time', at]*(work is None): clear(o, r'step-\d{8,}\.safetensors')
+    for o in [at/'images', at/'time', at]*(work is None): clear(o, r'step-\d{8,}\.safetensors')
     return recipe

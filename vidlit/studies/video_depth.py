@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['measures', 'found', 'values', 'averages', 'rival', 'facts_of', 'mean', 'trade', 'slices_figure', 'figures_of',
-           'here_arms', 'summary']
+           'here_variants', 'summary']
 
 # %% ../../nbs/studies/10_video_depth.ipynb #69af6099
 import torch
@@ -12,38 +12,39 @@ from ..lab.experiment import compare
 from ..floor.charts import show_curves
 from ..floor.show import depth_rgb, sheet
 from ..lab.summary import band, by_seed, fact, save_figure
-from .video_depth_jobs import arms, variants
+from .video_depth_jobs import main_variants, variants
 
 # %% ../../nbs/studies/10_video_depth.ipynb #c64a95a3
 measures = dict(abs_rel='AbsRel', tae='TAE, %', tae_published='TAE as published, %', flicker='flicker, %',
     delta1='delta 1')
 
-def found(res:dict, arm:str)->list: # Reports by kind of camera, one a seed
-    "What was measured of an arm"
-    if arm in ('no noise, stills', 'no noise, video'):
-        return [o['arms'][arm[10:]] for o in by_seed(res, 'no noise/test')]
-    name,_,how = arm.partition(', ') # 'no TGM, stream'
-    if name in (arms|variants) and name!='video': return [o[how or 'offline'] for o in by_seed(res, f'train/{name}')]
-    return [o['arms'][arm] for o in by_seed(res, 'test') if arm in o['arms']]
+def found(res:dict, variant:str)->list: # Reports by kind of camera, one a seed
+    "What was measured of a variant"
+    if variant in ('no noise, image model', 'no noise, video'):
+        return [o['variants'][variant[10:]] for o in by_seed(res, 'no noise/test')]
+    name,_,how = variant.partition(', ') # 'no TGM, stream'
+    if name in (main_variants|variants) and name!='video':
+        return [o[how or 'offline'] for o in by_seed(res, f'train/{name}')]
+    return [o['variants'][variant] for o in by_seed(res, 'test') if variant in o['variants']]
 
-def values(res:dict, arm:str, metric:str)->list: # A number per seed
-    "One measure of an arm"
+def values(res:dict, variant:str, metric:str)->list: # A number per seed
+    "One measure of a variant"
     mean = lambda o: sum(o)/len(o)
     got = [mean([v[metric] for v in o.values() if metric in v]) if any(metric in v for v in o.values()) else None
-        for o in found(res, arm)]
+        for o in found(res, variant)]
     return [] if None in got else [v*(100 if metric=='flicker' else 1) for v in got]
 
 # %% ../../nbs/studies/10_video_depth.ipynb #7b45a1e3
-def averages(res, level): # Arms of moving averages, calmer and calmer
+def averages(res, level): # Variants of moving averages, calmer and calmer
     "Names of the averages that were tried"
     stem = 'average level ' if level else 'average '
     some = by_seed(res, 'test')
-    return sorted([a for a in (some[0]['arms'] if some else {}) if a.startswith(stem) and ('level' in a)==level],
+    return sorted([a for a in (some[0]['variants'] if some else {}) if a.startswith(stem) and ('level' in a)==level],
         key=lambda a: float(a[len(stem):]))
 
 def rival(res, metric): # A number per seed
     "The best moving average that is no less right than the video model, seed by seed; where none is, the rightest"
-    names = ['stills', *averages(res, False), *averages(res, True)]
+    names = ['image model', *averages(res, False), *averages(res, True)]
     out,right = [],values(res, 'video', 'abs_rel')
     err,val = ({a: values(res, a, m) for a in names} for m in ('abs_rel', metric))
     for i,r in enumerate(right):
@@ -52,13 +53,13 @@ def rival(res, metric): # A number per seed
     return out
 
 # %% ../../nbs/studies/10_video_depth.ipynb #b1571d68
-def _against(res, a, b, text, metric): # One arm below another?
+def _against(res, a, b, text, metric): # One variant below another?
     x,y = values(res, a, metric),rival(res, metric) if b=='average' else values(res, b, metric)
     digits = '.3f' if metric=='abs_rel' else '.2f'
     said = f"{text}, {measures[metric]}: {sum(x)/len(x):{digits}} and {sum(y)/len(y):{digits}}"
     return fact(compare({'a': x, 'b': y}, 'a', 'b'), said, less=True, scale=1, unit='', form=digits)
 
-def _share(res, a, b, metric, bar, text): # Ratio of two arms, seed by seed, against a bar
+def _share(res, a, b, metric, bar, text): # Ratio of two variants, seed by seed, against a bar
     x,y = values(res, a, metric),values(res, b, metric)
     ratio = [p/q for p,q in zip(x, y)]
     c = compare({'ratio': ratio, 'bar': [bar]*len(ratio)}, 'ratio', 'bar')
@@ -69,22 +70,22 @@ def _share(res, a, b, metric, bar, text): # Ratio of two arms, seed by seed, aga
         else None)
 
 # %% ../../nbs/studies/10_video_depth.ipynb #788f9093
-_pairs = dict( # Arm, rival, what is asked
-    stills=('video', 'stills', 'temporal head against its own model of stills'),
+_pairs = dict( # Variant, rival, what is asked
+    stills=('video', 'image model', 'temporal head against its own image model'),
     average=('video', 'average', 'temporal head against the best moving average that is no less right'),
     stream=('stream', 'video', 'stream against windows'),
-    stream_stills=('stream', 'stills', 'stream against the model of stills'),
-    smoothed=('smoothed', 'stills', "the document's smoothing against no smoothing"),
+    stream_stills=('stream', 'image model', 'stream against the image model'),
+    smoothed=('smoothed', 'image model', "the document's smoothing against no smoothing"),
     fair=('video', 'head alone',
-        'temporal head against a model of stills whose head had the same films, loss and steps'),
-    modules=('modules alone', 'stills', 'modules trained alone against the model of stills'),
+        'temporal head against an image model whose head had the same videos, loss and steps'),
+    modules=('modules alone', 'image model', 'modules trained alone against the image model'),
     head=('video', 'modules alone', 'head and modules trained against modules alone'),
     tgm=('video', 'no TGM', 'with the loss over time against without'),
     rotary=('rotary', 'video', 'rotary positions against a table'),
     rotary_stream=('rotary, stream', 'stream', 'as streams, rotary positions against a table'),
     motion=('motion loss', 'video', "with the document's motion loss against without"),
-    document=('document', 'stills', "the document's losses, without truth, against the model of stills"),
-    clear=('no noise, video', 'no noise, stills', 'temporal head against its stills, no noise'))
+    document=('document', 'image model', "the document's losses, without truth, against the image model"),
+    clear=('no noise, video', 'no noise, image model', 'temporal head against its image model, no noise'))
 
 def facts_of(res:dict)->dict: # Name to text and whether it supports
     "What the claims ledger looks up"
@@ -92,9 +93,9 @@ def facts_of(res:dict)->dict: # Name to text and whether it supports
     for k,(a,b,text) in _pairs.items():
         if have(a) and have(b): out |= {f'{k}_{m}': _against(res, a, b, text, m) for m in ('flicker', 'tae', 'abs_rel')}
     bars = dict(flicker=.7, tae=.7, tae_published=.7, abs_rel=1.01)
-    for a,b,name,text in (('video', 'stills', 'bar', 'temporal head and its model of stills'),
+    for a,b,name,text in (('video', 'image model', 'bar', 'temporal head and its image model'),
         ('video', 'head alone', 'fair_bar', 'temporal head and the head trained alone'),
-        ('modules alone', 'stills', 'modules_bar', 'modules trained alone and the model of stills')):
+        ('modules alone', 'image model', 'modules_bar', 'modules trained alone and the image model')):
         out |= {f'{name}_{m}': _share(res, a, b, m, v, text) for m,
             v in bars.items() if values(res, a, m) and values(res, b, m)}
     return out
@@ -103,11 +104,11 @@ def facts_of(res:dict)->dict: # Name to text and whether it supports
 def mean(v): return sum(v)/len(v)
 
 def trade(res, metric): # A curve for `show_curves`: AbsRel against a measure of calm
-    "What each arm pays for being calm"
-    at = lambda arms: tuple(zip(*[(mean(values(res, a, 'abs_rel')), mean(values(res, a, metric))) for a in arms]))
-    lines = {'moving average': ['stills', *averages(res, False)],
-        'moving average, levelled': ['stills', *averages(res, True)]}
-    points = [a for a in ('stills', 'head alone', 'smoothed', 'video', 'stream', 'modules alone')
+    "What each variant pays for being calm"
+    at = lambda names: tuple(zip(*[(mean(values(res, a, 'abs_rel')), mean(values(res, a, metric))) for a in names]))
+    lines = {'moving average': ['image model', *averages(res, False)],
+        'moving average, levelled': ['image model', *averages(res, True)]}
+    points = [a for a in ('image model', 'head alone', 'smoothed', 'video', 'stream', 'modules alone')
         if values(res, a, metric)]
     return {k: tuple(map(list, at(v))) for k,v in lines.items()} | {a: tuple(map(list, at([a]))) for a in points}
 
@@ -123,10 +124,10 @@ def figures_of(res, root):
     shown = {m: (show_curves(trade(res, m), 'AbsRel', measures[m], marks=True),
         f'{n} against error, means over seeds. Along a line the average forgets more slowly. Left and below is better.')
         for m,n in dict(flicker='Flicker before the tripod', tae='TAE with a z-buffer').items()}
-    for name,key in dict(loss_stills='stills', loss='train/video').items():
+    for name,key in dict(loss_stills='images', loss='train/video').items():
         got = [o['loss'] for o in by_seed(res, key)]
         curve = band({x: [o[1][i] for o in got] for i,x in enumerate(got[0][0])}, 0.)
-        what = 'model of images' if key=='stills' else 'modules'
+        what = 'model of images' if key=='images' else 'modules'
         picture = show_curves({'loss': curve}, 'step', 'loss', marks=False)
         shown[name] = picture, f"Loss of the {what}, mean and 95 % interval over seeds."
     if slices := next((o['slices'] for o in by_seed(res, 'test') if o.get('slices')), None):
@@ -135,23 +136,23 @@ def figures_of(res, root):
     return [save_figure(root, f'{k}.png', *v) for k,v in shown.items()]
 
 # %% ../../nbs/studies/10_video_depth.ipynb #de2f455a
-def here_arms(res): # Those with results
-    base = ['stills', 'head alone', 'video', 'stream', 'smoothed', *averages(res, False), *averages(res, True)]
-    more = [o for v in variants for o in (v, f'{v}, stream')]+['no noise, stills', 'no noise, video']
+def here_variants(res): # Those with results
+    base = ['image model', 'head alone', 'video', 'stream', 'smoothed', *averages(res, False), *averages(res, True)]
+    more = [o for v in variants for o in (v, f'{v}, stream')]+['no noise, image model', 'no noise, video']
     return [a for a in base+more if found(res, a)]
 
 def summary(res:dict, # Results by key
     root,             # Folder of the experiment
 )->dict:              # Rows, paired comparisons, figures, facts, headline
     "What the study found"
-    arms,facts = here_arms(res),facts_of(res)
-    got = {a: {n: v for m,n in measures.items() if (v := values(res, a, m))} for a in arms}
-    def row(a): return dict(arm=a, **{n: round(mean(v), 3) for n,v in got[a].items()}, seeds=len(found(res, a)))
-    rows = [row(a) | dict(scores={n: [round(o, 4) for o in v] for n,v in got[a].items()}) for a in arms]
+    names,facts = here_variants(res),facts_of(res)
+    got = {a: {n: v for m,n in measures.items() if (v := values(res, a, m))} for a in names}
+    def row(a): return dict(variant=a, **{n: round(mean(v), 3) for n,v in got[a].items()}, seeds=len(found(res, a)))
+    rows = [row(a) | dict(scores={n: [round(o, 4) for o in v] for n,v in got[a].items()}) for a in names]
     pairs = []
     for m in ('flicker', 'tae', 'abs_rel'):
-        table = {a: values(res, a, m) for a in arms} | {'best average': rival(res, m)}
-        pairs += [compare(table, 'video', b, measures[m]) for b in ('best average', *arms) if b!='video'
+        table = {a: values(res, a, m) for a in names} | {'best average': rival(res, m)}
+        pairs += [compare(table, 'video', b, measures[m]) for b in ('best average', *names) if b!='video'
             and not b.startswith(('average', 'no noise'))]
     told = '; '.join(facts[k]['text']
         for k in ('stills_flicker', 'stills_tae', 'stills_abs_rel', 'fair_flicker', 'fair_tae', 'average_flicker',

@@ -40,10 +40,10 @@ def study(r:Setup # What was trained
     def frozen(key, p): return lambda res: [o[p]['test'] for o in by_seed(res, f'probe/{key}')]
     both,probes = ('pretrained', 'scratch'),('linear', 'attentive')
     counts,long = sorted({*r.labels, *r.more}),[f'{a}, 3x steps' for a in both]
-    arms = {f'{a}, {k} labels': f'finetune/{a}/{k}' for k in counts for a in both}
+    named = {f'{a}, {k} labels': f'finetune/{a}/{k}' for k in counts for a in both}
     for key,w in dict(untrained='untrained', end='pretrained').items():
-        arms |= {name(f'frozen {w}, {p} probe'): frozen(key, p) for p in probes}
-    arms |= {name(k): f'finetune/{k}/{n}' for k in [*sweeps, *filter(None, variants), *long]}
+        named |= {name(f'frozen {w}, {p} probe'): frozen(key, p) for p in probes}
+    named |= {name(k): f'finetune/{k}/{n}' for k in [*sweeps, *filter(None, variants), *long]}
     soon = dict(yes='pretraining saves fine-tuning steps', no='pretraining costs accuracy',
         open='whether pretraining saves steps is undecided')
     late = {k: f'final accuracy is {v}' for k,v in dict(yes='higher', no='lower', open='undecided').items()}
@@ -57,7 +57,7 @@ def study(r:Setup # What was trained
     asked += [Comparison(k, name(a), name(b), f'{text}: {{a}} and {{b}} {end}') for k,(a,b,text) in _questions.items()]
     top = f'With {n} labels and {r.ft_steps} steps',{name(k): k for k in both}
     accuracy = Metric(tries=2*r.n_test, chance=1/len(motions))
-    return Study('Does a VideoMAE need fewer labels, or fewer steps?', arms, tuple(asked), accuracy, *top)
+    return Study('Does a VideoMAE need fewer labels, or fewer steps?', named, tuple(asked), accuracy, *top)
 
 # %% ../../nbs/studies/01_videomae.ipynb #9ff08256
 def first_reach(curves:list, # For every seed, (step, accuracy) pairs
@@ -92,7 +92,7 @@ def _controls(res, n): # Pair accuracy of what must not help, with Wilson interv
         runs = by_seed(res, f'finetune/{tag}/{n}')
         right,tries = (sum(o['pairs'][i] for o in runs) for i in range(2))
         p = wilson(right, tries)
-        row = {'arm': f'this way or reversed? {v}', 'accuracy': round(p[0], 3),
+        row = {'variant': f'this way or reversed? {v}', 'accuracy': round(p[0], 3),
             '95 % interval': f'{p[1]:.3f} to {p[2]:.3f}'}
         scores = [round(o['pairs'][0]/o['pairs'][1], 4) for o in runs]
         rows.append(row | dict(seeds=len(runs), note=f'{tries} test clips', scores=scores))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['setups', 'variants', 'here', 'sweeps', 'videos_setup', 'Setup', 'world', 'data_job', 'fresh', 'pretrain', 'held_loss',
-           'pretrain_job', 'arm_model', 'finetune_once', 'finetune_job', 'tokens_of', 'probe_job', 'video_clips',
+           'pretrain_job', 'start_model', 'finetune_once', 'finetune_job', 'tokens_of', 'probe_job', 'video_clips',
            'videos_job', 'study_jobs']
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #5a9aed1f
@@ -52,15 +52,15 @@ class Setup:
     bs:int = 16            # Clips in a batch
     lr:float = 1e-3        # Peak of the warm-up cosine
     ratio:float = .75      # Fraction hidden
-    # Numbers of labelled clips; arms are compared at the second, the first is seen with `--variants`
+    # Numbers of labelled clips; variants are compared at the second, the first is seen with `--variants`
     labels:tuple = (64, 256)
     more:tuple = (32, 128, 1024) # Further numbers with `--variants`
     ft_steps:int = 500     # Of fine-tuning
     ft_bs:int = 32
-    ft_lrs:tuple = (1e-3, 3e-3) # The grid that every arm searches
-    n_valid:int = 192      # Validation clips, each with its reversed twin
+    ft_lrs:tuple = (1e-3, 3e-3) # The grid that every variant searches
+    n_valid:int = 192      # Validation clips, each with its reversed copy
     n_test:int = 512       # Test clips, likewise
-    looks:tuple = (300, 1000, 2000) # Steps at which the encoder is kept for the frozen probe
+    snapshots:tuple = (300, 1000, 2000) # Steps at which the encoder is kept for the frozen probe
 
     @property
     def model(self): # Sizes of the masked autoencoder
@@ -73,7 +73,7 @@ setups = dict(toy=Setup(), # one core; then one GPU, then the published ViT-B
         n_obj=3, grain=.5,
         clips=100_000, steps=40_000, bs=128, lr=6e-4, ratio=.9, labels=(256, 1024), more=(4096,), ft_steps=2000,
         ft_bs=64,
-        ft_lrs=(3e-4, 1e-3), n_valid=512, n_test=2048, looks=(2000, 10_000)),
+        ft_lrs=(3e-4, 1e-3), n_valid=512, n_test=2048, snapshots=(2000, 10_000)),
     paper=Setup(size=224, frames=16, patch=16, dim=768, depth=12, heads=12, dec_dim=384, dec_depth=4, dec_heads=6,
         clips=240_436, steps=800*240_436//2048, bs=2048, lr=1.5e-4*2048/256, ratio=.9))
 
@@ -106,7 +106,7 @@ def fresh(r:Setup, # Setup
 def pretrain(r:Setup, # Setup
     clips:Tensor,      # uint8 [n, 3, t, h, w]
     seed:int,          # Of weights, masks, order and colours
-    folder:Path,       # Where checkpoints and looks go
+    folder:Path,       # Where checkpoints and snapshots go
     tfm=coloured,     # Of a training clip
     report=None,       # Called with dicts of `Progress`
     device:str='cpu',  # Where to compute
@@ -115,7 +115,7 @@ def pretrain(r:Setup, # Setup
 )->tuple:              # Model and the rows of its history
     "Train a VideoMAE; begun again in the same folder, it goes on"
     dls = clip_dls(clips, bs=min(r.bs, len(clips)), tfm=tfm, valid_tfm=plain, seed=seed, device=torch.device(device))
-    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.steps//8), keep=1), Snapshots(r.looks, folder)]
+    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.steps//8), keep=1), Snapshots(r.snapshots, folder)]
     model = fresh(r, seed, **parts).to(device)
     learn = pretrainer(dls, model, mask=mask, ratio=r.ratio, lr=r.lr, warmup=.1, gen=seed,
         cbs=cbs + [Progress(report)]*(report is not None))
@@ -162,18 +162,18 @@ variants = {'': {}, 'plain pixels': dict(target=target_raw), 'document recipe': 
     'document mask': dict(mask=document_mask), 'flat positions': dict(pos=flat_pos)}
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #0e1290aa
-def arm_model(arm:str, # 'pretrained' or 'scratch'
+def start_model(start:str, # 'pretrained' or 'scratch'
     r:Setup,          # Setup
     seed:int,          # Of fresh weights
     weights:Path=None, # Of the pretrained model
     device:str='cpu',  # Where it goes
     variant:str='',    # Of pretraining: its parts belong to the architecture
 )->nn.Module:          # A classifier of the eight directions
-    "The network that an arm starts from"
+    "The network that a variant starts from"
     parts = {k: v for k,v in variants[variant].items() if k in ('pos', 'start')}
     mae = fresh(r, seed, **parts)
-    if arm=='pretrained': mae.load_state_dict(load_file(weights))
-    elif arm!='scratch': raise ValueError(f"arm {arm!r} is neither 'pretrained' nor 'scratch'")
+    if start=='pretrained': mae.load_state_dict(load_file(weights))
+    elif start!='scratch': raise ValueError(f"start {start!r} is neither 'pretrained' nor 'scratch'")
     return mae.classifier(len(motions), init_scale=1., gen=torch.Generator().manual_seed(seed)).to(device)
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #69d035df
@@ -193,14 +193,14 @@ def finetune_once(model:nn.Module, # A classifier, trained in place
     return watch.rows
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #42187f00
-def finetune_job(ctx, setup:dict, seed:int, arm:str, labels:int, data:str, pre:str=None, variant:str='',
+def finetune_job(ctx, setup:dict, seed:int, start:str, labels:int, data:str, pre:str=None, variant:str='',
     view:str='clip'):
-    "One arm at one number of labels: the grid, the choice, the test"
+    "One start at one number of labels: the grid, the choice, the test"
     r,d = Setup(**setup),load_file(ctx.folder(data)/'data.safetensors')
     if view!='clip': d.update({k: through(d[k], view, i) for i,k in enumerate(('label', 'valid', 'test'))})
     weights,tried = ctx.folder(pre)/'model.safetensors' if pre else None,[]
     for i,lr in enumerate(r.ft_lrs):
-        model = arm_model(arm, r, seed, weights, ctx.device, variant)
+        model = start_model(start, r, seed, weights, ctx.device, variant)
         rows = finetune_once(model, d, r, labels, lr, seed, ctx.device)
         valid = right(scores(model, d['valid'], ctx.device), d['valid_y'])
         tried.append((valid, lr, rows, model))
@@ -222,12 +222,12 @@ def tokens_of(mae:VideoMAE, # Encoder to ask
     return frozen(lambda x: mae.features(x.to(device)), d, labels)
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #79007300
-def probe_job(ctx, setup:dict, seed:int, labels:int, data:str, pre:str=None, look:int=0):
-    "Linear and attentive probe of a frozen encoder: untrained, at a look, or at the end (-1)"
+def probe_job(ctx, setup:dict, seed:int, labels:int, data:str, pre:str=None, snapshot:int=0):
+    "Linear and attentive probe of a frozen encoder: untrained, at a snapshot, or at the end (-1)"
     r,d = Setup(**setup),load_file(ctx.folder(data)/'data.safetensors')
     mae = fresh(r, seed).to(ctx.device)
-    if look>0: mae.encoder.load_state_dict(load_file(ctx.folder(pre)/f'look{look}.safetensors'))
-    elif look<0: mae.load_state_dict(load_file(ctx.folder(pre)/'model.safetensors'))
+    if snapshot>0: mae.encoder.load_state_dict(load_file(ctx.folder(pre)/f'snapshot{snapshot}.safetensors'))
+    elif snapshot<0: mae.load_state_dict(load_file(ctx.folder(pre)/'model.safetensors'))
     return probe_frozen(*tokens_of(mae, d, labels, ctx.device), classes=len(motions), heads=r.heads, seed=seed)
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #188d360e
@@ -267,11 +267,11 @@ def videos_job(ctx, setup:dict, folder:str, limit:float=.25):
     return dict(films={n: len(c) for n,c,_ in got}, bad=bad, train=int((~held).sum()), held=int(held.sum()))
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #c470263e
-def _tune(r, rec, s, arm, labels, pre=None, variant='', view='clip', tag='', data=None):
+def _tune(r, rec, s, start, labels, pre=None, variant='', view='clip', tag='', data=None):
     "A fine-tuning job"
     data = data or f'data/seed{s}'
-    key = f"finetune/{tag or arm}/{labels}/seed{s}"
-    args = dict(setup=rec, seed=s, arm=arm, labels=labels, data=data, pre=pre, variant=variant, view=view)
+    key = f"finetune/{tag or start}/{labels}/seed{s}"
+    args = dict(setup=rec, seed=s, start=start, labels=labels, data=data, pre=pre, variant=variant, view=view)
     return Job(key, f'{here}:finetune_job', args, (data, *[pre]*(pre is not None)),
         weight=len(r.ft_lrs)*r.ft_steps*r.ft_bs)
 
@@ -288,7 +288,7 @@ def _headline(r, s):
     yield Job(f'probe/untrained/seed{s}', f'{here}:probe_job',
         dict(setup=rec, seed=s, labels=r.labels[1], data=data), (data,), weight=r.ft_steps*8)
     yield Job(f'probe/end/seed{s}', f'{here}:probe_job',
-        dict(setup=rec, seed=s, labels=r.labels[1], data=data, pre=pre, look=-1),
+        dict(setup=rec, seed=s, labels=r.labels[1], data=data, pre=pre, snapshot=-1),
         (data, pre), weight=r.ft_steps*8)
     one = asdict(replace(r, ft_lrs=r.ft_lrs[-1:]))
     for v in ('one frame', 'shuffled'):
@@ -303,29 +303,29 @@ def _variants(r, s):
     for k in (r.labels[0], *r.more):
         yield _tune(r, rec, s, 'pretrained', k, f'pretrain/seed{s}')
         yield _tune(r, rec, s, 'scratch', k)
-    # the rate that the pretrained arm chose
+    # the rate that the pretrained one chose
     slow,best = replace(r, ft_steps=3*r.ft_steps),replace(r, ft_lrs=r.ft_lrs[-1:])
     yield _tune(slow, asdict(slow), s, 'pretrained', n, f'pretrain/seed{s}', tag='pretrained, 3x steps')
     yield _tune(slow, asdict(slow), s, 'scratch', n, tag='scratch, 3x steps')
-    for look in r.looks:
-        args = dict(setup=rec, seed=s, labels=n, data=data, pre=f'pretrain/seed{s}', look=look)
-        yield Job(f'probe/step {look}/seed{s}', f'{here}:probe_job', args, (data, f'pretrain/seed{s}'),
+    for snapshot in r.snapshots:
+        args = dict(setup=rec, seed=s, labels=n, data=data, pre=f'pretrain/seed{s}', snapshot=snapshot)
+        yield Job(f'probe/step {snapshot}/seed{s}', f'{here}:probe_job', args, (data, f'pretrain/seed{s}'),
             weight=r.ft_steps*8)
     for k in [*sweeps, *[v for v in variants if v]]:
-        other = replace(r, looks=(), **{a: b for a,b in sweeps.get(k, {}).items() if a!='clips'})
+        other = replace(r, snapshots=(), **{a: b for a,b in sweeps.get(k, {}).items() if a!='clips'})
         v = k if k in variants else ''
         args = dict(setup=asdict(other), seed=s, data=data, variant=v, n=sweeps.get(k, {}).get('clips'))
         yield Job(f'pretrain/{k}/seed{s}', f'{here}:pretrain_job', args, (data,), weight=other.steps*r.bs)
         yield _tune(best, asdict(best), s, 'pretrained', n, f'pretrain/{k}/seed{s}', variant=v, tag=k)
 
 # %% ../../nbs/studies/videomae_jobs.ipynb #1d78e60e
-videos_setup = Setup(size=64, patch=8, dim=96, depth=3, dec_dim=64, clips=0, steps=900, bs=8, ratio=.75, looks=())
+videos_setup = Setup(size=64, patch=8, dim=96, depth=3, dec_dim=64, clips=0, steps=900, bs=8, ratio=.75, snapshots=())
 
 def study_jobs(scale, seeds, variants=False, data=None):
     "All jobs of `vidlit reproduce videomae`"
     r = setups[scale]
     if data is not None:
-        r = replace(videos_setup if scale=='toy' else r, looks=())
+        r = replace(videos_setup if scale=='toy' else r, snapshots=())
         films = Job('films', f'{here}:videos_job', dict(setup=asdict(r), folder=data), weight=2000)
         return [films] + [Job(f'pretrain/seed{s}', f'{here}:pretrain_job',
             dict(setup=asdict(r), seed=s, data='films'), ('films',),

@@ -10,7 +10,7 @@ import torch
 from pathlib import Path
 from safetensors.torch import load_file
 from ..video.clips import denormalise
-from ..lab.experiment import arm_rows, compare
+from ..lab.experiment import variant_rows, compare
 from ..floor.metrics import interval
 from ..floor.charts import show_curves, show_intervals
 from ..floor.show import hide, show_clips
@@ -21,7 +21,7 @@ from .videomae_v2_jobs import Setup2, others, setups2, start
 from ..pretrain.videomae_variants import Recipe, recipe_cost
 
 # %% ../../nbs/studies/02_videomae_v2.ipynb #e45bfd92
-def _accuracies(res): # Arm to accuracies by seed
+def _accuracies(res): # Variant to accuracies by seed
     out = {f'{k}, fine-tuned': [o['test'] for o in by_seed(res, f'finetune/{k}')]
         for k in ('V2', 'VideoMAE', 'scratch', 'V2, equal steps', *others)}
     for k in ('untrained', 'V2', 'VideoMAE', *others):
@@ -45,21 +45,21 @@ def _facts(res, acc, cmp):
     took = {k: sum(o['seconds'] for o in by_seed(res, f'pretrain/{k}')) for k in ('V2', 'VideoMAE')}
     out['time'] = dict(text=f"V2's pretraining took {took['V2']/took['VideoMAE']:.2f} of VideoMAE's processor time",
         supports=.9 < took['V2']/took['VideoMAE'] < 1.1)
-    def painted(a, b, how):
+    def losses(a, b, how):
         c = compare({a: held[a], b: held[b]}, a, b)
         x,y = (sum(held[o])/len(held[o]) for o in (a, b))
         return fact(c, f"{how}: held-out loss {x:.4f} ({a}) and {y:.4f} ({b})", less=True, scale=1, unit='', form='.4f')
-    out['loss'] = painted('V2', 'VideoMAE', 'equal time')
+    out['loss'] = losses('V2', 'VideoMAE', 'equal time')
     for k in ('V2, equal steps', *others):
         if not held[k]: continue
         a,b = ('V2, equal steps', 'VideoMAE') if k=='V2, equal steps' else ('V2', k)
-        out[f'loss {k}'] = painted(a, b, 'equal steps' if k=='V2, equal steps' else 'equal time')
+        out[f'loss {k}'] = losses(a, b, 'equal steps' if k=='V2, equal steps' else 'equal time')
         x,y = (f'{o}, fine-tuned' for o in (a, b))
         out[f'task {k}'] = fact(compare(acc, x, y), f"{a} {percent(acc[x])}, {b} {percent(acc[y])}")
     return out
 
 # %% ../../nbs/studies/02_videomae_v2.ipynb #96538fea
-def _painted(res, root, s=0):
+def _pictures(res, root, s=0):
     "Reconstructions of held-out clips by both models of one seed"
     jobs,r = Path(root)/'jobs',Setup2(**res[f'pretrain/V2/seed{s}']['setup'])
     x = plain(load_file(jobs/f'data/seed{s}'/'data.safetensors')['test'][:r.n_test:max(1, r.n_test//3)][:3])
@@ -72,8 +72,8 @@ def _painted(res, root, s=0):
 def _figures(res, root, acc):
     "The pictures of the study"
     r = Setup2(**res['pretrain/V2/seed0']['setup'])
-    figs = [save_figure(root, 'painted.png', _painted(res, root),
-        'Held-out worlds: what the encoder sees, what the two models of equal pretraining time paint, what was there '
+    figs = [save_figure(root, 'painted.png', _pictures(res, root),
+        'Held-out worlds: what the encoder sees, what the two models of equal pretraining time reconstruct, what was there '
         '(seed 0).')]
     def curves(k):
         c = [o['curve'] for o in by_seed(res, f'pretrain/{k}')]
@@ -88,12 +88,12 @@ def _figures(res, root, acc):
         'validation accuracy', levels={'chance': 1/8})
     figs.append(save_figure(root, 'steps.png', fig,
         'Validation accuracy while fine-tuning, mean and 95 % interval over seeds.'))
-    arms = {k.removesuffix(', fine-tuned'): v for k,v in acc.items() if k.endswith('fine-tuned')}
-    if len(arms)>3:
-        fig = show_intervals({k: interval(v) if len(v)>1 else v[0] for k,v in arms.items()},
+    variants = {k.removesuffix(', fine-tuned'): v for k,v in acc.items() if k.endswith('fine-tuned')}
+    if len(variants)>3:
+        fig = show_intervals({k: interval(v) if len(v)>1 else v[0] for k,v in variants.items()},
             'test accuracy, fine-tuned', levels={'chance': 1/8})
         figs.append(save_figure(root, 'variants.png', fig,
-            'All arms at equal pretraining time, mean and 95 % interval over seeds.'))
+            'All variants at equal pretraining time, mean and 95 % interval over seeds.'))
     return figs
 
 # %% ../../nbs/studies/02_videomae_v2.ipynb #dac48ccf
@@ -117,8 +117,8 @@ def summary2(res:dict, # Results by key
     kept = res['clock/headline']['kept'] | res.get('clock/others', {}).get('kept', {})
     runs = {k: by_seed(res, f'pretrain/{k}') for k in clock}
     r = Setup2(**res['pretrain/V2/seed0']['setup'])
-    rows = arm_rows(acc, 'accuracy', tries=2*r.n_test) + arm_rows(held, 'loss', 4)
-    rows += [{'arm': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2),
+    rows = variant_rows(acc, 'accuracy', tries=2*r.n_test) + variant_rows(held, 'loss', 4)
+    rows += [{'variant': f'{k}, a step against VideoMAE', 'time': round(clock[k], 2), 'kept bytes': round(kept[k], 2),
         'steps in the same time': v[0]['steps'],
         'core-seconds': round(sum(o['seconds'] for o in v)/len(v), 1)} for k,v in runs.items()]
     facts = _facts(res, acc, cmp)
@@ -129,7 +129,7 @@ def summary2(res:dict, # Results by key
 # %% ../../nbs/studies/02_videomae_v2.ipynb #9ca9673c
 def cost2(scale:str # 'toy', 'small' or 'paper'
 )->list:            # Rows of `recipe_cost`
-    "Parameters, tokens, operations (with everything painted) and steps of a scale"
+    "Parameters, tokens, operations (with everything reconstructed) and steps of a scale"
     r = setups2[scale]
     how = dict(videos=r.clips, epochs=max(1, r.steps*r.bs//r.clips), batch=r.bs, base_lr=r.lr*256/r.bs)
-    return [recipe_cost(Recipe(f'{scale}, all painted', r.model, (r.frames, r.size, r.size), ratio=r.ratio, **how))]
+    return [recipe_cost(Recipe(f'{scale}, all reconstructed', r.model, (r.frames, r.size, r.size), ratio=r.ratio, **how))]

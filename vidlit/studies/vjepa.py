@@ -10,24 +10,24 @@ from pathlib import Path
 from ..floor.charts import show_curves
 from ..lab.study import Comparison, Metric, Study, together
 from ..lab.summary import band, by_seed, save_figure
-from .vjepa_jobs import arms, equal_steps, families, painters, setup_of, setups, step_flops, variants
+from .vjepa_jobs import main_variants, equal_steps, families, pixel_models, setup_of, setups, step_flops, variants
 
 # %% ../../nbs/studies/04_vjepa.ipynb #03a1a965
 def probed(res:dict,      # Results by key
-    arm:str,              # Of the study, or 'untrained'
+    variant:str,              # Of the study, or 'untrained'
     labels:int,           # Number of labels
     probe:str='attentive', # Or 'linear'
     at='end',             # 'end', 'more', or a step of V-JEPA
 )->list:                  # Accuracy, a number per seed
     "What a probe could read"
-    where = at if isinstance(at, str) else f'look{at}'
-    return [v[str(labels)][probe] for v in by_seed(res, f'probe/{where}/{arm}') if str(labels) in v]
+    where = at if isinstance(at, str) else f'snapshot{at}'
+    return [v[str(labels)][probe] for v in by_seed(res, f'probe/{where}/{variant}') if str(labels) in v]
 
 # %% ../../nbs/studies/04_vjepa.ipynb #e060dff0
-def along(res, arm, labels, probe, looks, steps): # {step of V-JEPA: accuracies}, from the untrained network on
-    there = {0: probed(res, 'untrained', labels, probe)} | {s: probed(res, arm, labels, probe, s)
-        for s in looks} | {steps: probed(res, arm, labels, probe)}
-    return {s: v for s,v in there.items() if v} # looks are seen with `--variants`
+def along(res, variant, labels, probe, snapshots, steps): # {step of V-JEPA: accuracies}, from the untrained network on
+    there = {0: probed(res, 'untrained', labels, probe)} | {s: probed(res, variant, labels, probe, s)
+        for s in snapshots} | {steps: probed(res, variant, labels, probe)}
+    return {s: v for s,v in there.items() if v} # snapshots are there with `--variants`
 
 def first_reach(curve:dict, # Step to accuracies, a number per seed
     target:list,            # Accuracy to reach, a number per seed
@@ -36,7 +36,7 @@ def first_reach(curve:dict, # Step to accuracies, a number per seed
     return [next((s for s in sorted(curve) if curve[s][i]>=t), None) for i,t in enumerate(target)]
 
 # %% ../../nbs/studies/04_vjepa.ipynb #12d23358
-def _flags(res, arm): return [v['flagged'] for v in by_seed(res, f'train/{arm}')]
+def _flags(res, variant): return [v['flagged'] for v in by_seed(res, f'train/{variant}')]
 
 def _sunk(res, stem): # Steps at which the spread first was below a quarter of what it began with, by seed
     return [next((o['step'] for o in v['health'] if o['feature_std']<v['health'][0]['feature_std']/4), None)
@@ -55,7 +55,7 @@ def _collapse(res):
             supports=None)
         for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop'))
         if _flags(res, a)}
-    facts['quarter'] = dict(text=_told({a: _sunk(res, f'train/{a}') for a in arms if _flags(res, a)}), supports=None)
+    facts['quarter'] = dict(text=_told({a: _sunk(res, f'train/{a}') for a in main_variants if _flags(res, a)}), supports=None)
     if fresh := {a: _sunk(res, f'fresh/{a}') for a in ('V-JEPA', 'own target') if by_seed(res, f'fresh/{a}')}:
         facts['fresh'] = dict(text='seeds that the line was not drawn on: '+_told(fresh),
             supports=not any(fresh['V-JEPA']) and all(fresh['own target']))
@@ -68,7 +68,7 @@ def _sooner(res, r, rival):
     "Steps and seconds to what the rival has at its end"
     n = r.labels[-1]
     target = probed(res, rival, n)
-    reach = first_reach(along(res, 'V-JEPA', n, 'attentive', r.looks, r.steps), target)
+    reach = first_reach(along(res, 'V-JEPA', n, 'attentive', r.snapshots, r.steps), target)
     mine,theirs = ([(v['steps'], v['seconds']) for v in by_seed(res, f'train/{a}')] for a in ('V-JEPA', rival))
     said = [f"never (against {t[0]} steps, {t[1]:.0f} s)" if s is None
         else f"{s} steps, {m[1]*s/m[0]:.0f} s (against {t[0]} steps, {t[1]:.0f} s)"
@@ -105,27 +105,27 @@ def study(r,               # Setup of the runs
     else: asked = [Comparison(name if b=='VideoMAE' else '', 'V-JEPA', b, f'V-JEPA against {b}{end}') for b in rivals]
     def of(a): return lambda res: probed(res, a, n, probe)
     return Study('Do predicted features beat reconstructed pixels where videos are full of noise?',
-        {a: of(a) for a in ('untrained', *arms, *painters, *variants)}, tuple(asked),
+        {a: of(a) for a in ('untrained', *main_variants, *pixel_models, *variants)}, tuple(asked),
         Metric('accuracy', tries=r.n_test, chance=1/len(families), points=1), f'{probe.capitalize()} probe, {n} labels',
         {a: a for a in ('V-JEPA', *rivals)}, 'test accuracy', f'{{}}, {probe}, {n} labels')
 
 # %% ../../nbs/studies/04_vjepa.ipynb #777d6733
-def _health(res, arm, key): # What the monitor saw, over seeds
-    rows = [v['health'] for v in by_seed(res, f'train/{arm}')]
+def _health(res, variant, key): # What the monitor saw, over seeds
+    rows = [v['health'] for v in by_seed(res, f'train/{variant}')]
     return band({o['step']: [h[i][key] for h in rows] for i,o in enumerate(rows[0]) if o.get(key) is not None}, 0.)
 
-def _label_curves(res, r): # {arm: {labels: accuracies}}, attentive
+def _label_curves(res, r): # {variant: {labels: accuracies}}, attentive
     ns = [(n, 'end') for n in r.labels]+[(n, 'more') for n in r.more]
     return {a: {n: probed(res, a, n, at=w) for n,w in ns if probed(res, a, n, at=w)}
-        for a in ('V-JEPA', *painters, 'untrained')}
+        for a in ('V-JEPA', *pixel_models, 'untrained')}
 
 def figures_of(res, root, r):
     "The pictures of the study"
-    n,chance,run = r.labels[-1],{'chance': 1/len(families)},[a for a in arms if by_seed(res, f'train/{a}')]
-    soon = {a: along(res, a, n, 'attentive', r.looks, r.steps) for a in ('V-JEPA', *painters)}
+    n,chance,run = r.labels[-1],{'chance': 1/len(families)},[a for a in main_variants if by_seed(res, f'train/{a}')]
+    soon = {a: along(res, a, n, 'attentive', r.snapshots, r.steps) for a in ('V-JEPA', *pixel_models)}
     took = {a: sum(v['seconds'] for v in by_seed(res, f'train/{a}'))/len(by_seed(res, f'train/{a}')) for a in soon}
     secs = {a: band({s*took[a]/r.steps: v for s,v in c.items()}, 0., 1.) for a,c in soon.items()}
-    slow = {a: band(along(res, a, n, 'linear', r.looks, r.steps), 0., 1.) for a in run}
+    slow = {a: band(along(res, a, n, 'linear', r.snapshots, r.steps), 0., 1.) for a in run}
     share = {a: band(c, 0., 1.) for a,c in soon.items()}
     lab = {a: band(c, 0., 1.) for a,c in _label_curves(res, r).items()}
     health = {k: {a: _health(res, a, k) for a in run} for k in ('feature_std', 'effective_rank')}
@@ -152,7 +152,7 @@ def summary(res:dict, # Results by key
     parts = [study(r), study(r, 'linear'), study(r, few=True), study(r, 'linear', True)]
     out = together(*(p.summary(res) for p in parts))
     n,facts = r.labels[-1],_collapse(res)
-    if probed(res, 'V-JEPA', n, at=r.looks[0]):
+    if probed(res, 'V-JEPA', n, at=r.snapshots[0]):
         facts |= dict(sooner=_sooner(res, r, 'VideoMAE'), sooner_plain=_sooner(res, r, 'plain pixels'))
     return out | dict(facts=out['facts'] | facts, figures=figures_of(res, root, r))
 

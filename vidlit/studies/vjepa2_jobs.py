@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['setups', 'other_shapes', 'here', 'seen_by', 'Setup', 'worlds', 'data_job', 'fresh', 'pretrain', 'pretrain_job',
            'class_recall', 'past_of', 'last_frame', 'views_of', 'frozen_tokens', 'probe_job', 'relative_error',
-           'films_of', 'shapes_job', 'study_jobs']
+           'videos_of', 'shapes_job', 'study_jobs']
 
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #30c9ba95
 import torch
@@ -48,10 +48,10 @@ class Setup:
     lr:float = 1e-3        # Of the plateau
     momentum:float = .99925 # Of the slow encoder
     labels:int = 1024      # Labelled clips of the probe
-    n_valid:int = 128      # Validation clips, each with its reversed twin
+    n_valid:int = 128      # Validation clips, each with its reversed copy
     n_test:int = 512       # Test clips, likewise
     epochs:int = 30        # Of the attentive probe
-    probe_lrs:tuple = (1e-3, 3e-3) # Its grid, searched for every arm
+    probe_lrs:tuple = (1e-3, 3e-3) # Its grid, searched for every variant
 
     @property
     def model(self): # Sizes of the networks; a clip length of its own
@@ -87,7 +87,7 @@ def fresh(r:Setup, # Setup
     seed:int,       # Of the weights
     variant:str='', # A key of `variants`
 )->VJEPA2:          # Untrained, fast and slow encoder equal
-    "The networks of an arm"
+    "The networks of a variant"
     kind,parts,_ = variants[variant]
     if kind is fixed_positions: parts = dict(parts, grid=r.grid)
     res = alike(kind(r.model, gen=torch.Generator().manual_seed(seed), **parts))
@@ -145,7 +145,7 @@ def last_frame(x): return past_of(x)[:,:,-1:].expand(-1, -1, x.shape[2]//2, -1, 
 def views_of(model:VJEPA2, # Frozen
     ahead:int,              # Slots to predict
 )->dict:                    # Name to function of whole clips: tokens for the probe
-    "What each arm's probe sees"
+    "What each variant's probe sees"
     def both(x): return torch.cat(model.anticipate(x, ahead), 1)
     return {'encoder': lambda x: model.target_encoder(past_of(x)), 'encoder + predictor': lambda x: both(past_of(x)),
         'last frame': lambda x: both(last_frame(x))}
@@ -189,14 +189,14 @@ def relative_error(model:VJEPA2, # Frozen
     gen:torch.Generator,         # Of the masks
     device:str='cpu',            # Where the model is
 )->float:                        # 0 perfect, 1 as good as the mean feature of the place
-    "L1 of predictions over the L1 of the mean over films"
+    "L1 of predictions over the L1 of the mean over videos"
     x = to_input(clips.to(device))
     h,o = model.targets(x),multiblock(len(x), grid_of(x, model.cfg.enc.patch), gen).to(device)
     z,y,mean = model.predict(x, [o])[0],take(h, o.targ),take(h.mean(0).expand_as(h), o.targ)
     return ((z-y).abs().mean()/(mean-y).abs().mean()).item()
 
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #c9fe1d4b
-def films_of(r:Setup, # Setup
+def videos_of(r:Setup, # Setup
     shape:str,        # A key of `other_shapes`
     first:int,        # Seed of the first world
     n:int=64,         # Videos
@@ -208,12 +208,12 @@ def films_of(r:Setup, # Setup
 def shapes_job(ctx, setup:dict, seed:int, pres:dict):
     "Relative error on videos of other shapes, for each variant's network"
     r,out = Setup(**setup),{}
-    films = {k: films_of(r, k, (seed+1)*10**9+5*10**8) for k in other_shapes}
+    videos = {k: videos_of(r, k, (seed+1)*10**9+5*10**8) for k in other_shapes}
     for variant,pre in pres.items():
         model = fresh(r, seed, variant).to(ctx.device).eval()
         model.load_state_dict(load_file(ctx.folder(pre)/'model.safetensors'))
         out[variant or 'rotation'] = {k: relative_error(model, c, torch.Generator().manual_seed(0), ctx.device) for k,
-            c in films.items()}
+            c in videos.items()}
     return out
 
 # %% ../../nbs/studies/vjepa2_jobs.ipynb #c0b80621

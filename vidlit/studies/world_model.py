@@ -10,7 +10,7 @@ import torch
 from dataclasses import replace
 from pathlib import Path
 from torch.utils.flop_counter import FlopCounterMode
-from ..lab.experiment import arm_rows, compare
+from ..lab.experiment import variant_rows, compare
 from ..floor.charts import show_curves
 from ..floor.show import show_clips
 from ..lab.summary import band_of, by_seed, fact, save_figure
@@ -21,7 +21,7 @@ from .world_model_jobs import WorldSetup, load_world, world_setups
 # %% ../../nbs/studies/06_world_model.ipynb #b9431397
 _arms = ('told', 'blind', 'random eye', 'document', 'no rollout')
 
-def _values(res, what, kind='held', d='2d'): # {arm: numbers over seeds} for one reading of the scores
+def _values(res, what, kind='held', d='2d'): # {variant: numbers over seeds} for one reading of the scores
     out = {a: [what(v[kind]) for v in by_seed(res, f'score/{a}/{d}')] for a in _arms}
     return {k: v for k,v in out.items() if v and None not in v}
 
@@ -36,21 +36,21 @@ def _compared(res):
     "Paired comparisons, each with what was read"
     out = []
     for name,what in readings.items():
-        arms = _values(res, what)
-        if 'features' in name: arms['nothing changes'] = [1.]*len(arms['told'])
+        variants = _values(res, what)
+        if 'features' in name: variants['nothing changes'] = [1.]*len(variants['told'])
         if 'ball' in name:
             i = 0 if 'one' in name else -1
-            arms['nothing changes'] = [v['held']['where_still'][i] for v in by_seed(res, 'score/told/2d')]
+            variants['nothing changes'] = [v['held']['where_still'][i] for v in by_seed(res, 'score/told/2d')]
         if 'energy' in name:
-            arms['an action at random'] = [v['held']['action']['random'] for v in by_seed(res, 'score/told/2d')]
-        out += [compare(arms, 'told', b, name) for b in arms if b != 'told']
+            variants['an action at random'] = [v['held']['action']['random'] for v in by_seed(res, 'score/told/2d')]
+        out += [compare(variants, 'told', b, name) for b in variants if b != 'told']
     return out
 
 def _fact(c): # Lower is better everywhere here
     return fact(c, f"{c['metric']}: {c['a']} against {c['b']}", less=True, scale=1, unit='', form='.3f')
 
 # %% ../../nbs/studies/06_world_model.ipynb #91f33904
-def _curves(res, key): # Arms over imagined steps
+def _curves(res, key): # Variants over imagined steps
     def line(a, key):
         curves = [v['held'][key] for v in by_seed(res, f'score/{a}/2d')]
         return curves and band_of([(range(1, len(c)+1), c) for c in curves], low=0.)
@@ -96,15 +96,15 @@ def summary(res:dict, # Results by key
     for name,what in readings.items():
         for kind in ('held', 'test'):
             where = '' if kind == 'held' else ', other textures'
-            arms = {f'{k}{where}': v for k,v in _values(res, what, kind).items()}
-            rows += [{'reading': name} | o for o in arm_rows(arms, 'value', low=0.)]
+            variants = {f'{k}{where}': v for k,v in _values(res, what, kind).items()}
+            rows += [{'reading': name} | o for o in variant_rows(variants, 'value', low=0.)]
     figs = [save_figure(root, 'where.png', show_curves(_curves(res, 'where'), 'imagined steps', 'metres off'),
         'How far the ball, read from imagined features, is from where it is; bands are 95 % intervals over seeds.'),
         save_figure(root, 'rolled.png', show_curves(_curves(res, 'rolled'), 'imagined steps', 'L1 of features'),
             'Error of imagined features.')]
     if (Path(root)/'jobs'/'world'/'told'/'2d'/'seed0'/'world.safetensors').exists():
         figs.append(save_figure(root, 'imagined.png', _pictures(root, res),
-            'True films, and the nearest true frames to what was imagined from the first frame and the actions.'))
+            'True videos, and the nearest true frames to what was imagined from the first frame and the actions.'))
     ask = dict(action=('one step ahead, features', 'blind'), still=('one step ahead, features', 'nothing changes'),
         energy=('action of least energy', 'an action at random'),
         long=('ball after all imagined', 'blind'), eye=('ball after one imagined', 'random eye'),

@@ -137,7 +137,7 @@ def train_eye(
     report=None, # Called with dicts of `Progress`
     device:str='cpu', # Where to compute
 )->nn.Module: # The encoder
-    "A small VideoMAE of the films"
+    "A small VideoMAE of the videos"
     gen = torch.Generator().manual_seed(seed)
     mae = alike(VideoMAE(r.mae, pos=sincos_3d, target=target_raw, gen=gen)).to(device)
     dls = clip_dls(frames, bs=r.bs, tfm=plain, valid_tfm=plain, seed=seed, device=torch.device(device))
@@ -196,13 +196,13 @@ def eye_job(ctx, setup:dict, seed:int, data:str):
     save_tensors(ctx.path/'eye.safetensors', {k: v.cpu() for k,v in eye.state_dict().items()})
     return dict(setup=setup)
 
-def world_job(ctx, setup:dict, seed:int, data:str, eye:str=None, arm:str='told'):
-    "The predictor of one arm"
+def world_job(ctx, setup:dict, seed:int, data:str, eye:str=None, variant:str='told'):
+    "The predictor of one variant"
     r = WorldSetup(**setup)
     wm = new_world(r, seed).to(ctx.device)
     if eye: wm.encoder.load_state_dict(load_file(ctx.folder(eye)/'eye.safetensors'))
     frames,act,state = part(load_file(ctx.folder(data)/'data.safetensors'), 'train')
-    rows = train_predictor(r, wm, (frames, torch.zeros_like(act) if arm == 'blind' else act, state), seed, ctx.path,
+    rows = train_predictor(r, wm, (frames, torch.zeros_like(act) if variant == 'blind' else act, state), seed, ctx.path,
         _say(ctx))
     save_tensors(ctx.path/'world.safetensors', {k: v.cpu() for k,v in wm.state_dict().items()})
     loss = torch.tensor([o['loss'] for o in rows])
@@ -224,7 +224,7 @@ def load_world(
 def world_jobs_of(
     r:WorldSetup, # Sizes
     seed:int, # Of everything
-    arm:str='told', # Which predictor
+    variant:str='told', # Which predictor
 )->list: # Three jobs: data, eye, world
     "What it takes to train one world model; others' studies may ask for it"
     rec,tag = asdict(r),f'{r.dims}d/seed{seed}'
@@ -232,7 +232,7 @@ def world_jobs_of(
     train = dict(setup=rec, seed=seed, data=data)
     return [Job(data, f'{here}:world_data_job', dict(setup=rec, seed=seed), weight=r.n_train/200),
         Job(eye, f'{here}:eye_job', train, (data,), weight=r.eye_steps/40),
-        Job(f'world/{arm}/{tag}', f'{here}:world_job', train | dict(eye=eye, arm=arm), (data, eye), weight=r.steps/40)]
+        Job(f'world/{variant}/{tag}', f'{here}:world_job', train | dict(eye=eye, variant=variant), (data, eye), weight=r.steps/40)]
 
 # %% ../../nbs/studies/world_model_jobs.ipynb #5f405bdd
 class Readout:
@@ -305,21 +305,21 @@ def score_world(
         action=chosen_action(wm, tok[:64], test[1][:64], state[:64], gen=gen) if not blind else None)
 
 # %% ../../nbs/studies/world_model_jobs.ipynb #c95e9232
-def score_job(ctx, setup:dict, seed:int, data:str, world:str, arm:str='told'):
+def score_job(ctx, setup:dict, seed:int, data:str, world:str, variant:str='told'):
     "Score one predictor on held-out arenas, with training textures and with others"
     r,d = WorldSetup(**setup),load_file(ctx.folder(data)/'data.safetensors')
     wm = load_world(r, ctx.folder(world))
-    return {k: score_world(r, wm, part(d, 'train'), part(d, k), arm == 'blind', seed) for k in ('held', 'test')}
+    return {k: score_world(r, wm, part(d, 'train'), part(d, k), variant == 'blind', seed) for k in ('held', 'test')}
 
 # %% ../../nbs/studies/world_model_jobs.ipynb #5cb7c427
-def _world(r, s, arm, eye=True, **change):
-    "Jobs that train and score one arm"
+def _world(r, s, variant, eye=True, **change):
+    "Jobs that train and score one variant"
     rec,tag = asdict(replace(r, **change)),f'{r.dims}d/seed{s}'
-    data,key = f'data/{tag}',f'world/{arm}/{tag}'
+    data,key = f'data/{tag}',f'world/{variant}/{tag}'
     need = (data, f'eye/{tag}') if eye else (data,)
     args = dict(setup=rec, seed=s, data=data)
-    yield Job(key, f'{here}:world_job', args | dict(arm=arm, eye=need[1] if eye else None), need, weight=r.steps/40)
-    yield Job(f'score/{arm}/{tag}', f'{here}:score_job', args | dict(world=key, arm=arm), (data, key), weight=3)
+    yield Job(key, f'{here}:world_job', args | dict(variant=variant, eye=need[1] if eye else None), need, weight=r.steps/40)
+    yield Job(f'score/{variant}/{tag}', f'{here}:score_job', args | dict(world=key, variant=variant), (data, key), weight=3)
 
 def world_jobs(scale, seeds, variants=False, data=None): # Jobs of the experiment
     r,out = world_setups[scale],[]

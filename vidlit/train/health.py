@@ -45,7 +45,7 @@ class Health(Stepped):
     "Rows of feature spread, rank, target variance, gradient norm, EMA lag; stops at the first number not finite"
     order, run_valid = 19, False
     def __init__(self,
-        every:int=10, # Steps between looks
+        every:int=10, # Steps between measurements
         features=None, # Name of a layer, or function of the model's output; by default its `.pred`
         targets=None, # Function of the model's output; by default its `.targ`
         folder='.', # Where the batch is saved when the loss is not finite

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['extract', 'standardise', 'knn_probe', 'ridge_probe', 'logistic_probe', 'linear_probe', 'accuracy', 'CrossAttention',
-           'AttentiveProbe', 'attentive_probe', 'Arm', 'Choice', 'tune', 'with_random_arm', 'tune_table',
-           'feature_arms']
+           'AttentiveProbe', 'attentive_probe', 'Variant', 'Choice', 'tune', 'with_random_variant', 'tune_table',
+           'feature_variants']
 
 # %% ../../nbs/train/04_probe.ipynb #69dc202c
 import itertools,math
@@ -222,7 +222,7 @@ def attentive_probe(
 
 # %% ../../nbs/train/04_probe.ipynb #b513fa41
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     "What one method brings: anything that `fit` and `score` understand, usually `Feats`"
     train:object # To fit on
     valid:object # To choose with
@@ -231,7 +231,7 @@ class Arm:
 @dataclass(frozen=True)
 class Choice:
     "What tuning found for one method"
-    arm:str # Name of the method
+    variant:str # Name of the method
     point:dict # The point of the grid that was best on the validation split
     valid:float # Its validation score
     test:float # Its test score
@@ -239,27 +239,27 @@ class Choice:
     predict:object = None # What `fit` made of it
 
 def tune(
-    arms:dict, # Name -> `Arm`; one must be called `random`
+    variants:dict, # Name -> `Variant`; one must be called `random`
     fit, # `fit(train, **point)` gives a predictor
     grid:dict, # Name -> values to try; the same for every method
     score=accuracy, # `score(predictor, valid_or_test)`, higher is better
     random:str='random', # Name of the method that has learned nothing
 )->dict: # Name -> `Choice`
     "The same grid for every method, chosen on its validation split, tested once"
-    if random not in arms: raise ValueError(
-        f"arms {list(arms)} lack {random!r}: without an untrained network a collapse cannot be seen")
+    if random not in variants: raise ValueError(
+        f"variants {list(variants)} lack {random!r}: without an untrained network a collapse cannot be seen")
     if not grid or not all(len(v) for v in grid.values()): raise ValueError(f"an empty grid cannot be searched: {grid}")
     points,res = [dict(zip(grid, v)) for v in itertools.product(*grid.values())],{}
-    for name,arm in arms.items():
-        fits = [fit(arm.train, **p) for p in points]
-        got = [score(f, arm.valid) for f in fits]
+    for name,variant in variants.items():
+        fits = [fit(variant.train, **p) for p in points]
+        got = [score(f, variant.valid) for f in fits]
         best = max(range(len(points)), key=lambda i: (-math.inf if math.isnan(got[i]) else got[i], -i))
-        res[name] = Choice(name, points[best], got[best], score(fits[best], arm.test), tuple(zip(points, got)),
+        res[name] = Choice(name, points[best], got[best], score(fits[best], variant.test), tuple(zip(points, got)),
             fits[best])
     return res
 
 # %% ../../nbs/train/04_probe.ipynb #861cc98c
-def with_random_arm(
+def with_random_variant(
     models:dict, # Name -> model
     build, # Makes a fresh network, as before pretraining
     seed:int=0, # Of its weights; the global random state is left as it was
@@ -277,18 +277,18 @@ def tune_table(
     random:str='random', # Name of the method that has learned nothing
 )->list: # Of dicts, one per method
     "Choices as rows, each beside the random network"
-    return [dict(arm=k, **c.point, valid=round(c.valid,3), test=round(c.test,3),
+    return [dict(variant=k, **c.point, valid=round(c.valid,3), test=round(c.test,3),
         over_random=round(c.test-res[random].test,3)) for k,c in res.items()]
 
 # %% ../../nbs/train/04_probe.ipynb #f6ac18b6
-def feature_arms(
+def feature_variants(
     models:dict, # Name -> model_fn
     train, # Loader to fit on
     valid, # Loader to choose with
     test, # Loader to report
     views:str='mean', # What becomes of several views of a clip
     device=None, # Where the models are
-)->dict: # Name -> `Arm` of standardised `Feats`
+)->dict: # Name -> `Variant` of standardised `Feats`
     "Frozen, standardised features of every model on the same clips"
-    return {k:Arm(*standardise(*[extract(m, dl, device, views) for dl in (train,valid,test)]))
+    return {k:Variant(*standardise(*[extract(m, dl, device, views) for dl in (train,valid,test)]))
         for k,m in models.items()}

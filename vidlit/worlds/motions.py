@@ -87,9 +87,9 @@ def moments(
 
 # %% ../../nbs/worlds/03_motions.ipynb #30c8a73a
 _steady = 'right down-right down down-left left up-left up up-right cw ccw approach recede'
-_twins = 'left up-left up up-right right down-right down down-left ccw cw recede approach'
+_reversed = 'left up-left up up-right right down-right down down-left ccw cw recede approach'
 MOTIONS = tuple((_steady+' stop go push part oscillate pass still').split())
-REVERSED = dict(zip(MOTIONS, (_twins+' go stop part push oscillate pass still').split()))
+REVERSED = dict(zip(MOTIONS, (_reversed+' go stop part push oscillate pass still').split()))
 ORDER = MOTIONS[:12]  # the twelve of which one frame says nothing, and which need one object only
 
 # %% ../../nbs/worlds/03_motions.ipynb #28a3ff7a

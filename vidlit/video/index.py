@@ -123,7 +123,7 @@ def decoded(
         else: r = r+1 if (k := _place(index.stamps, p.pts)) is None else int(index.ranks[k])
         entry,key = key is None,p.pts if p.is_keyframe else key
         cut = opened and (len(starts) < 2 or r <= starts[1])
-        idle = not entry and (early or spare is not None and j is not None and spare(j)) # dav1d looks once, at the first
+        idle = not entry and (early or spare is not None and j is not None and spare(j)) # dav1d looks once, at entry
         if idle!=skips: p.stream.codec_context.skip_frame,skips = 'NONREF' if idle else 'DEFAULT',idle
         try: frames,why = decode(p, threads)
         except av.FFmpegError as e: frames,why = [],av_reason(e)

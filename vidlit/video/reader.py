@@ -286,7 +286,8 @@ def frames(self:VideoReader,
     if size is not None and self.backend!='pyav': raise ValueError("size= reads with PyAV only: use backend='pyav'")
     if size is not None and min(size)<1: raise ValueError(f"frames cannot be scaled to {size[0]} x {size[1]}")
     # numpy asks for huge pages, so that the first writing of a large array takes a third of the time
-    a = np.empty((len(idx), *(size or (self.height, self.width)), 3), np.uint16 if self.dtype==torch.uint16 else np.uint8)
+    h,w = size or (self.height, self.width)
+    a = np.empty((len(idx), h, w, 3), np.uint16 if self.dtype==torch.uint16 else np.uint8)
     self._wanted,self._last = where,max(where, default=0)
     try:
         got = self._by_other(sorted(where)) if self.backend!='pyav' else ((i, self._rgb(self._get(i), size))
@@ -371,12 +372,14 @@ def _decord(path, threads=1):
 
 def _torchcodec(path, threads=1):
     "torchcodec's own reader, in its exact mode: the approximate one was seen to return other frames"
-    try: from torchcodec.decoders import VideoDecoder
-    except (ImportError, OSError, RuntimeError) as e: raise ImportError("backend='torchcodec' needs torchcodec and the "
-        f"shared libraries of FFmpeg 4 to 9: {get_extra('torchcodec')}") from e
-    try: return VideoDecoder(str(path), dimension_order='NHWC', num_ffmpeg_threads=threads, seek_mode='exact')
-    except Exception as e: raise BackendError(path,
-        f"torchcodec cannot open it ({(str(e).strip() or type(e).__name__).splitlines()[-1][:120]})") from e
+    try:
+        from torchcodec.decoders import VideoDecoder
+        return VideoDecoder(str(path), dimension_order='NHWC', num_ffmpeg_threads=threads, seek_mode='exact')
+    except Exception as e: # the libraries may be looked for only when the first video is opened
+        if isinstance(e, ImportError) or 'Could not load' in str(e): raise ImportError("backend='torchcodec' needs "
+            f"torchcodec and the shared libraries of FFmpeg 4 to 9: {get_extra('torchcodec')}") from e
+        raise BackendError(path,
+            f"torchcodec cannot open it ({(str(e).strip() or type(e).__name__).splitlines()[-1][:120]})") from e
 
 _others = dict(decord=_decord, torchcodec=_torchcodec)
 

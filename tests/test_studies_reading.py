@@ -7,28 +7,28 @@ import torch
 from fastcore import test as check
 from safetensors.torch import save_file
 from vidlit.depth.windows import n_windows
-from vidlit.lab.experiment import compare
 from vidlit.studies.chunks_jobs import measure_video
 
 
 def test_videomae_v2():
-    from vidlit.studies.videomae_v2 import _accuracies, _facts
+    from vidlit.studies.videomae_v2 import _clock_facts, loss_study, study
+    from vidlit.studies.videomae_v2_jobs import setups2
     fake = {f'finetune/{k}/seed{s}': dict(test=a+.01*s) for k,
         a in dict(V2=.7, VideoMAE=.6, scratch=.2).items() for s in range(3)}
-    acc = _accuracies(fake | {'probe/V2/seed0': dict(linear=dict(test=.3), attentive=dict(test=.4))})
-    check.test_eq(list(acc), ['V2, fine-tuned', 'VideoMAE, fine-tuned', 'scratch, fine-tuned',
-        'V2, frozen, linear probe',
-        'V2, frozen, attentive probe'])
+    asked = study(setups2['toy'])
+    probed = {'probe/V2/seed0': dict(linear=dict(test=.3), attentive=dict(test=.4))}
+    check.test_eq(list(asked.scores(fake | probed)), ['V2, fine-tuned', 'VideoMAE, fine-tuned', 'scratch, fine-tuned',
+        'V2, frozen, linear probe', 'V2, frozen, attentive probe'])
     fake |= {f'pretrain/{k}/seed{s}': dict(held=v+.001*s, seconds=20*v) for k,
         v in dict(V2=.9, VideoMAE=.92).items()
         for s in range(3)} | {'clock/headline': dict(time=dict(V2=.8), kept=dict(V2=.7))}
-    facts = _facts(fake, acc, [compare(acc, 'V2, fine-tuned', f'{k}, fine-tuned') for k in ('VideoMAE', 'scratch')])
-    check.test_eq([facts[k]['supports'] for k in ('equal', 'scratch', 'step', 'loss', 'time')], [True]*5)
+    def facts(res): return asked.summary(res)['facts'] | loss_study().summary(res)['facts'] | _clock_facts(res)
+    found = facts(fake)
+    check.test_eq([found[k]['supports'] for k in ('equal', 'scratch', 'step', 'loss', 'time')], [True]*5)
     slow = fake | {f'pretrain/V2/seed{s}': dict(held=.9, seconds=30.) for s in range(3)}
-    # not the same time
-    check.test_eq(_facts(slow, acc,
-        [compare(acc, 'V2, fine-tuned', f'{k}, fine-tuned') for k in ('VideoMAE', 'scratch')])['time']['supports'],
-        False)
+    check.test_eq(facts(slow)['time']['supports'], False) # not the same time
+    level = fake | {f'finetune/scratch/seed{s}': dict(test=.125) for s in range(3)}
+    assert 'scratch 12 % (at chance)' in facts(level)['scratch']['text']
 
 
 def test_omnimae():
@@ -83,27 +83,36 @@ def test_vjepa2():
 
 
 def test_world_model():
-    from vidlit.studies.world_model import _compared, _fact
+    from vidlit.studies.world_model import readings, study
     fake = dict(forced=.5, still=1., rolled=[.5, .8], still_rolled=[1., 1.], where=[.1, .2], where_still=[.2, .4],
         where_true=[.1, .1],
         action=dict(chosen=.1, nearest=.05, random=.4))
     res = {f'score/{a}/2d/seed{s}': dict(held=fake | dict(forced=.5+.1*(a == 'blind')+.01*s), test=fake)
         for a in ('told', 'blind') for s in range(3)}
-    cmp = _compared(res)
-    check.test_eq([c['b'] for c in cmp if c['metric'].startswith('one step')], ['blind', 'nothing changes'])
-    check.test_eq(_fact(cmp[0])['supports'], True)
+    one = study('one step ahead, features').summary(res)
+    check.test_eq([c['b'] for c in one['paired']], ['blind', 'nothing changes'])
+    check.test_eq({k: o['supports'] for k,o in one['facts'].items()}, dict(action=True, still=True))
+    assert one['facts']['action']['text'].startswith('one step ahead, features: told against blind (difference -0.100')
+    last = study('action of least energy, metres from the true one').summary(res)
+    check.test_eq((last['paired'][1]['b'], last['facts']['energy']['supports']), ('an action at random', True))
+    other = [study(k, 'test').summary(res) for k in readings]
+    check.test_eq([o['paired'] for o in other], [[]]*5)
+    check.test_eq(other[0]['rows'][0]['variant'], 'told, other textures')
 
 
 def test_planner():
-    from vidlit.studies.planner import _compared, _curves, _facts, _film, _pm, _row, _winner
+    from vidlit.studies.planner import _curves, _facts, _film, _pm, _row, _winner, study
     check.test_eq(_pm([.5]), '0.50')
     def made_up(k, n=8): # k of n tasks reached
         return dict(hits=(k, n), success=k/n, ever=1., final=1-k/n, steps=3., turned=.1, seconds=.02, off=[1., 1-k/n])
     variants = {a: [made_up(k), made_up(k+1)] for a,
         k in {'planner': 6, 'random': 0, 'document': 3, 'new textures': 4, 'horizon 1': 7}.items()}
-    check.test_eq([(c['a'].split(',')[0], c['b'].split(',')[0]) for c in _compared(variants, 2)],
+    rides = {f'ride/2d/seed{s}': {k: v[s] for k,v in variants.items() if k!='horizon 1'} for s in range(2)}
+    rides |= {f'variant horizon 1/2d/seed{s}': v for s,v in enumerate(variants['horizon 1'])}
+    found = study(list(variants), 2).summary(rides)['paired']
+    check.test_eq([(c['a'].split(',')[0], c['b'].split(',')[0]) for c in found],
         [('planner', 'random'), ('planner', 'document'), ('planner', 'new textures'), ('horizon 1', 'planner')])
-    check.test_eq([c['difference'] > 0 for c in _compared(variants, 2)], [True]*4)
+    check.test_eq([c['difference'] > 0 for c in found], [True]*4)
     row = _row('planner', 2, variants['planner'])
     check.test_eq((row['success'], row['tasks'], row['ms a plan'][:4]), (.812, 16, '20.0'))
     def tried(last): # Success at the largest budget, by search and seed

@@ -127,7 +127,7 @@ def test_the_rival_may_not_be_worse():
         return {'test/seed0': dict(variants={k: kinds(*v) for k, v in variants.items()})}
     wrong = res(**{'image model': (.2, 4.), 'average 0.5': (.2, 3.), 'average 0.9': (.3, .1), 'video': (.2, 2.)})
     assert R.rival(wrong, 'tae') == [3.] and R.rival(wrong, 'flicker') == [3.]
-    assert R._against(wrong, 'video', 'average', '', 'tae')['supports'] is None
+    assert R.facts_of(wrong)['average_tae']['supports'] is None
     assert R.facts_of(res(**{'image model': (.2, 4.)}, video=(.2, 2.)))['bar_tae']['text'].count('0.500') == 1
 
 

@@ -150,6 +150,18 @@ def test_older_names_work_and_say_the_new_one():
     assert r.returncode == 0, r.stderr
 
 
+def test_the_library_uses_no_older_name():
+    from vidlit import _renamed
+    wrong = []
+    for p in sorted((ROOT/'vidlit').glob('*/*.py')):
+        for n in ast.walk(ast.parse(p.read_text())):
+            if not isinstance(n, ast.ImportFrom): continue
+            at = (n.module or '').removeprefix('vidlit.')
+            at = at if n.level == 0 else '.'.join(o for o in (p.parent.name if n.level == 1 else '', at) if o)
+            wrong += [f'{p.name}: {at}.{o.name}' for o in n.names if o.name in _renamed.get(at, {})]
+    assert not wrong, wrong
+
+
 def test_records_are_read_in_todays_words():
     from vidlit.lab.experiment import load_result, results_dir
     for p in sorted(results_dir().glob('*/metrics.json')):

@@ -60,37 +60,32 @@ class DINOv2(nn.Module):
     @property
     def side(self): return math.isqrt(self.pos_embed.shape[1]-1)
 
-# %% ../../nbs/depth/05_dinov2.ipynb #7463837c
-@patch
-def embed(self:DINOv2, image):
-    "Tokens with class token and positions `[n, 1+h*w, d]`, and the grid (h, w)"
-    clip = image[:,:,None]
-    grid = grid_of(clip, self.cfg.patch)[1:]
-    tok = torch.cat((self.cls_token.expand(len(image), -1, -1).to(image), self.patch_embed(clip)), 1)
-    return tok + stretch_pos(self.pos_embed, grid, self.offset, self.antialias).to(tok), grid
+    def forward(self,
+        image:Tensor, # `[n, 3, h, w]`, ImageNet-normalised, sides multiples of the patch
+    )->Tensor: # `[n, 1+tokens, d]`, normed, class token first
+        tok,_ = self.embed(image)
+        for blk in self.blocks: tok = blk(tok)
+        return self.norm(tok)
 
-@patch
-def forward(self:DINOv2,
-    image:Tensor, # `[n, 3, h, w]`, ImageNet-normalised, sides multiples of the patch
-)->Tensor: # `[n, 1+tokens, d]`, normed, class token first
-    tok,_ = self.embed(image)
-    for blk in self.blocks: tok = blk(tok)
-    return self.norm(tok)
+    def embed(self, image):
+        "Tokens with class token and positions `[n, 1+h*w, d]`, and the grid (h, w)"
+        clip = image[:,:,None]
+        grid = grid_of(clip, self.cfg.patch)[1:]
+        tok = torch.cat((self.cls_token.expand(len(image), -1, -1).to(image), self.patch_embed(clip)), 1)
+        return tok + stretch_pos(self.pos_embed, grid, self.offset, self.antialias).to(tok), grid
 
-# %% ../../nbs/depth/05_dinov2.ipynb #8a803801
-@patch
-def taps(self:DINOv2,
-    image:Tensor, # `[n, 3, h, w]`, ImageNet-normalised
-    at:tuple, # Blocks, from 0, ascending
-)->tuple: # List of `[n, h*w, d]`, and the grid (h, w)
-    "What some blocks put out, normed, for a dense head"
-    if not at or list(at)!=sorted({*at}) or at[0]<0 or at[-1]>=len(self.blocks):
-        raise ValueError(f"taps {tuple(at)} must ascend within 0..{len(self.blocks)-1}")
-    (tok,grid),out = self.embed(image),[]
-    for i,blk in enumerate(self.blocks[:at[-1]+1]):
-        tok = blk(tok)
-        if i in at: out.append(self.norm(tok)[:,1:])
-    return out, grid
+    def taps(self,
+        image:Tensor, # `[n, 3, h, w]`, ImageNet-normalised
+        at:tuple, # Blocks, from 0, ascending
+    )->tuple: # List of `[n, h*w, d]`, and the grid (h, w)
+        "What some blocks put out, normed, for a dense head"
+        if not at or list(at)!=sorted({*at}) or at[0]<0 or at[-1]>=len(self.blocks):
+            raise ValueError(f"taps {tuple(at)} must ascend within 0..{len(self.blocks)-1}")
+        (tok,grid),out = self.embed(image),[]
+        for i,blk in enumerate(self.blocks[:at[-1]+1]):
+            tok = blk(tok)
+            if i in at: out.append(self.norm(tok)[:,1:])
+        return out, grid
 
 # %% ../../nbs/depth/05_dinov2.ipynb #9a2119cf
 @torch.no_grad()

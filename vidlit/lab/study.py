@@ -60,6 +60,7 @@ class Comparison:
     yes:str = ''  # What to say on top where `a` is better
     no:str = ''   # Where `b` is better
     open:str = '' # Where the interval includes zero
+    numbers:bool = True # Say what the two reached where `text` does not?
 
     def said(self, supports): return self.yes if supports else self.open if supports is None else self.no
 
@@ -88,7 +89,7 @@ class Study:
 
     def fact(self, got, c, found): # An entry of the ledger's facts
         m = self.metric
-        text = c.text if '{a}' in c.text else c.text+': {a} and {b}'
+        text = c.text if '{a}' in c.text or not c.numbers else c.text+': {a} and {b}'
         how = dict(form=f'.{m.points}f') if m.tries else dict(scale=1, unit='', form=f'.{m.digits}f')
         worse = min((c.a, c.b), key=lambda k: sum(got[k])*(-1 if m.less else 1))
         said = text.format(a=m.say(got[c.a]), b=m.say(got[c.b]))

@@ -147,37 +147,51 @@ class OmniMAE(nn.Module):
             raise ValueError(f"mask {list(mask.shape)} does not fit {len(x)} inputs of {grid.n} tokens {tuple(grid)}")
         return self.forward_split(x, *split_mask(mask))
 
-# %% ../../nbs/pretrain/06_omnimae.ipynb #6e04b62a
-@patch
-def decode(self:OmniMAE, tok, grid, keep, hidden):
-    "From visible tokens to hidden pixels `[b, n_hidden, pixels]` (eq. 1)"
-    gone = self.trunk.mask_token.to(tok).expand(len(tok), hidden.shape[1], -1)
-    return self.head(self.trunk.decoder(torch.cat((tok, gone), 1), torch.cat((keep, hidden), 1), grid,
-        last=hidden.shape[1]))
+    def forward_split(self,
+        x:Tensor, # Images or videos, ImageNet-normalised
+        keep:Tensor, # int64 `[b, n_keep]`, what the encoder sees
+        hidden:Tensor, # int64 `[b, n_hidden]`, what is predicted
+    )->MAEOut: # Predictions, targets, loss
+        "One pass, given which tokens are visible and which are predicted"
+        clip,size = as_clip(x, self.cfg.enc.patch[0]),self.cfg.enc.patch
+        pred = self.decode(self.trunk(clip, keep), grid_of(clip, size), keep, hidden).float()
+        with torch.no_grad(): targ = self.target(clip, hidden, size)[0].float()
+        return MAEOut(pred, targ, F.mse_loss(pred, targ))
 
-@patch
-def forward_split(self:OmniMAE,
-    x:Tensor, # Images or videos, ImageNet-normalised
-    keep:Tensor, # int64 `[b, n_keep]`, what the encoder sees
-    hidden:Tensor, # int64 `[b, n_hidden]`, what is predicted
-)->MAEOut: # Predictions, targets, loss
-    "One pass, given which tokens are visible and which are predicted"
-    clip,size = as_clip(x, self.cfg.enc.patch[0]),self.cfg.enc.patch
-    pred = self.decode(self.trunk(clip, keep), grid_of(clip, size), keep, hidden).float()
-    with torch.no_grad(): targ = self.target(clip, hidden, size)[0].float()
-    return MAEOut(pred, targ, F.mse_loss(pred, targ))
+    def decode(self, tok, grid, keep, hidden):
+        "From visible tokens to hidden pixels `[b, n_hidden, pixels]` (eq. 1)"
+        gone = self.trunk.mask_token.to(tok).expand(len(tok), hidden.shape[1], -1)
+        return self.head(self.trunk.decoder(torch.cat((tok, gone), 1), torch.cat((keep, hidden), 1), grid,
+            last=hidden.shape[1]))
 
-# %% ../../nbs/pretrain/06_omnimae.ipynb #08b8432a
-@patch
-def predict_all(self:OmniMAE,
-    x:Tensor, # Images or videos, ImageNet-normalised
-    mask:Tensor, # bool `[b, n]`
-)->Tensor: # `[b, n, pixels]`, visible tokens too
-    "Every token's pixels, as the official network gives them"
-    clip,(keep,hidden) = as_clip(x, self.cfg.enc.patch[0]),split_mask(mask)
-    grid = grid_of(clip, self.cfg.enc.patch)
-    tok = put(self.trunk(clip, keep), keep, grid.n, self.trunk.mask_token)
-    return self.head(self.trunk.decoder(tok, torch.arange(grid.n, device=tok.device).expand(len(tok), -1), grid))
+    def features(self,
+        x:Tensor, # Images or videos, ImageNet-normalised
+    )->Tensor: # `[b, n, dim]`, all tokens after the final norm
+        "Encoder tokens of everything"
+        return self.trunk(x)
+
+    def predict_all(self,
+        x:Tensor, # Images or videos, ImageNet-normalised
+        mask:Tensor, # bool `[b, n]`
+    )->Tensor: # `[b, n, pixels]`, visible tokens too
+        "Every token's pixels, as the official network gives them"
+        clip,(keep,hidden) = as_clip(x, self.cfg.enc.patch[0]),split_mask(mask)
+        grid = grid_of(clip, self.cfg.enc.patch)
+        tok = put(self.trunk(clip, keep), keep, grid.n, self.trunk.mask_token)
+        return self.head(self.trunk.decoder(tok, torch.arange(grid.n, device=tok.device).expand(len(tok), -1), grid))
+
+    @torch.no_grad()
+    def reconstruct(self,
+        x:Tensor, # Images or videos, ImageNet-normalised
+        mask:Tensor, # bool `[b, n]`
+    )->Tensor: # As `x`, in [0, 1]: visible pixels as they are, hidden ones predicted
+        "The input with its hidden patches predicted by the model"
+        (keep,hidden),size,clip = split_mask(mask),self.cfg.enc.patch,as_clip(x, self.cfg.enc.patch[0])
+        mean,std = self.target(clip, hidden, size)[1:]
+        pixels = denorm_patches(self.forward_split(clip, keep, hidden).pred, mean, std)
+        made = unpatchify(put(pixels, hidden, mask.shape[1], patchify(denormalise(clip), size)), grid_of(clip, size),
+            size).clamp(0, 1)
+        return made.mean(2) if modality(x)=='image' else made
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #eec604b9
 class OmniMAEClassifier(nn.Module):
@@ -203,13 +217,6 @@ class OmniMAEClassifier(nn.Module):
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #0a5426dc
 @patch
-def features(self:OmniMAE,
-    x:Tensor, # Images or videos, ImageNet-normalised
-)->Tensor: # `[b, n, dim]`, all tokens after the final norm
-    "Encoder tokens of everything"
-    return self.trunk(x)
-
-@patch
 def classifier(self:OmniMAE,
     n_classes:int, # Outputs
     drop_path:float=0., # As in `ViTConfig`
@@ -221,21 +228,6 @@ def classifier(self:OmniMAE,
     load_strict(res.trunk, {k: v.detach().clone() for k,
         v in self.trunk.state_dict().items() if k.split('.')[0] not in ('decoder','mask_token')})
     return res
-
-# %% ../../nbs/pretrain/06_omnimae.ipynb #697b369d
-@patch
-@torch.no_grad()
-def reconstruct(self:OmniMAE,
-    x:Tensor, # Images or videos, ImageNet-normalised
-    mask:Tensor, # bool `[b, n]`
-)->Tensor: # As `x`, in [0, 1]: visible pixels as they are, hidden ones predicted
-    "The input with its hidden patches predicted by the model"
-    (keep,hidden),size,clip = split_mask(mask),self.cfg.enc.patch,as_clip(x, self.cfg.enc.patch[0])
-    mean,std = self.target(clip, hidden, size)[1:]
-    pixels = denorm_patches(self.forward_split(clip, keep, hidden).pred, mean, std)
-    made = unpatchify(put(pixels, hidden, mask.shape[1], patchify(denormalise(clip), size)), grid_of(clip, size),
-        size).clamp(0, 1)
-    return made.mean(2) if modality(x)=='image' else made
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #fe580060
 def omni_pretrainer(

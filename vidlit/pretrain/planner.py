@@ -202,6 +202,11 @@ class Descent:
             path.append(_pick(top, i))
         return Found(space.finish(path[-1][:, 0]), torch.cat(best, 1), torch.cat(path, 1), self.starts*self.iters)
 
+# %% ../../nbs/pretrain/11_planner.ipynb #009a3e6e
+def _key(frame): # Of one frame [3, h, w], by content
+    f = frame.detach().contiguous().cpu()
+    return hashlib.sha1(f.numpy().tobytes()).digest(),tuple(f.shape),frame.dtype,frame.device
+
 # %% ../../nbs/pretrain/11_planner.ipynb #d3a1189f
 class Planner:
     "Plans towards a goal image with a world model"
@@ -221,76 +226,65 @@ class Planner:
         self.window,self.along,self.chunk,self.keep,self.seed = window,along,chunk,keep,seed
         self.seen,self.encoded = OrderedDict(),0
 
-# %% ../../nbs/pretrain/11_planner.ipynb #009a3e6e
-def _key(frame): # Of one frame [3, h, w], by content
-    f = frame.detach().contiguous().cpu()
-    return hashlib.sha1(f.numpy().tobytes()).digest(),tuple(f.shape),frame.dtype,frame.device
+    def plan(self,
+        obs:Obs, # What is and was
+        goal:Tensor, # `[b, 3, h, w]`: images of how it should be
+        gen:torch.Generator=None, # Draws the candidates; default: a new one with the planner's seed
+        noise:Tensor=None, # Standard normal numbers in place of it
+    )->Found: # `.action` is what to do now
+        "The actions that lead nearest to the goal"
+        energy = self.scorer(obs, goal)
+        if gen is None and noise is None: gen = torch.Generator().manual_seed(self.seed)
+        like = next(reversed(self.seen.values()))
+        return self.search(energy, self.space, len(goal), gen, noise, like.new_zeros(()))
 
-@patch
-@torch.no_grad()
-def encode(self:Planner,
-    frames:Tensor, # `[b, 3, t, h, w]`
-)->Tensor: # `[b, t, n, d]`
-    "Tokens of frames; what was seen lately is not encoded again"
-    flat = frames.transpose(1, 2).flatten(0, 1)
-    keys = [_key(f) for f in flat]
-    have = {k: self.seen[k] for k in keys if k in self.seen}
-    new = {k: f for k,f in zip(keys, flat) if k not in have}
-    if new:
-        for k,z in zip(new, self.model.encode(torch.stack(list(new.values()))[:, :, None])[:, 0]): have[k] = z
-        self.encoded += len(new)
-    for k in keys:
-        self.seen[k] = have[k]
-        self.seen.move_to_end(k)
-    while len(self.seen) > self.keep: self.seen.popitem(last=False)
-    return torch.stack([have[k] for k in keys]).unflatten(0, (len(frames), -1))
+    def scorer(self,
+        obs:Obs, # What is and was
+        goal:Tensor, # `[b, 3, h, w]`, or `[b, 3, 1, h, w]`
+    ): # A function of actions `[b, s, h, da]` that returns energies `[b, s]`
+        "The energy of plans, from here to there"
+        tok,goal = self.encode(obs.frames),self.encode(goal if goal.ndim == 5 else goal[:, :, None])[:, -1]
+        b,t = tok.shape[:2]
+        if len(goal) != b: raise ValueError(f"{b} observations and {len(goal)} goals")
+        if obs.states.shape[:2] != (b, t):
+            raise ValueError(f"states must be [{b}, {t}, ds], got {list(obs.states.shape)}")
+        def energy(actions):
+            s,h,da = actions.shape[1:]
+            past = actions.new_zeros(b, 0, da) if obs.actions is None else obs.actions
+            if past.shape != (b, t-1, da):
+                raise ValueError(f"past actions must be [{b}, {t-1}, {da}], got {list(past.shape)}")
+            i = torch.arange(b, device=actions.device).repeat_interleave(s).split(self.chunk)
+            parts = zip(i, actions.flatten(0, 1).split(self.chunk))
+            cam = (lambda j: None) if obs.extrinsics is None else obs.extrinsics.__getitem__
+            return torch.cat([self.judge(imagine(self.model, tok[j], obs.states[j], past[j], a, self.move, self.window,
+                cam(j)), goal[j]) for j,a in parts]).view(b, s)
+        return energy
 
-# %% ../../nbs/pretrain/11_planner.ipynb #280c97a5
-@patch
-def judge(self:Planner,
-    tok:Tensor, # `[b, h, n, d]`, imagined
-    goal:Tensor, # `[b, n, d]`
-)->Tensor: # `[b]`
-    "Energy of what was imagined (eq. 3)"
-    e = self.energy(tok, goal[:, None])
-    return e[:, -1] if e.shape[1] == 1 or not self.along else e[:, -1]+self.along*e[:, :-1].mean(1)
+    def judge(self,
+        tok:Tensor, # `[b, h, n, d]`, imagined
+        goal:Tensor, # `[b, n, d]`
+    )->Tensor: # `[b]`
+        "Energy of what was imagined (eq. 3)"
+        e = self.energy(tok, goal[:, None])
+        return e[:, -1] if e.shape[1] == 1 or not self.along else e[:, -1]+self.along*e[:, :-1].mean(1)
 
-# %% ../../nbs/pretrain/11_planner.ipynb #2784597a
-@patch
-def scorer(self:Planner,
-    obs:Obs, # What is and was
-    goal:Tensor, # `[b, 3, h, w]`, or `[b, 3, 1, h, w]`
-): # A function of actions `[b, s, h, da]` that returns energies `[b, s]`
-    "The energy of plans, from here to there"
-    tok,goal = self.encode(obs.frames),self.encode(goal if goal.ndim == 5 else goal[:, :, None])[:, -1]
-    b,t = tok.shape[:2]
-    if len(goal) != b: raise ValueError(f"{b} observations and {len(goal)} goals")
-    if obs.states.shape[:2] != (b, t): raise ValueError(f"states must be [{b}, {t}, ds], got {list(obs.states.shape)}")
-    def energy(actions):
-        s,h,da = actions.shape[1:]
-        past = actions.new_zeros(b, 0, da) if obs.actions is None else obs.actions
-        if past.shape != (b, t-1, da):
-            raise ValueError(f"past actions must be [{b}, {t-1}, {da}], got {list(past.shape)}")
-        i = torch.arange(b, device=actions.device).repeat_interleave(s).split(self.chunk)
-        parts = zip(i, actions.flatten(0, 1).split(self.chunk))
-        cam = (lambda j: None) if obs.extrinsics is None else obs.extrinsics.__getitem__
-        return torch.cat([self.judge(imagine(self.model, tok[j], obs.states[j], past[j], a, self.move, self.window,
-            cam(j)), goal[j]) for j,a in parts]).view(b, s)
-    return energy
-
-# %% ../../nbs/pretrain/11_planner.ipynb #c0764c88
-@patch
-def plan(self:Planner,
-    obs:Obs, # What is and was
-    goal:Tensor, # `[b, 3, h, w]`: images of how it should be
-    gen:torch.Generator=None, # Draws the candidates; default: a new one with the planner's seed
-    noise:Tensor=None, # Standard normal numbers in place of it
-)->Found: # `.action` is what to do now
-    "The actions that lead nearest to the goal"
-    energy = self.scorer(obs, goal)
-    if gen is None and noise is None: gen = torch.Generator().manual_seed(self.seed)
-    like = next(reversed(self.seen.values()))
-    return self.search(energy, self.space, len(goal), gen, noise, like.new_zeros(()))
+    @torch.no_grad()
+    def encode(self,
+        frames:Tensor, # `[b, 3, t, h, w]`
+    )->Tensor: # `[b, t, n, d]`
+        "Tokens of frames; what was seen lately is not encoded again"
+        flat = frames.transpose(1, 2).flatten(0, 1)
+        keys = [_key(f) for f in flat]
+        have = {k: self.seen[k] for k in keys if k in self.seen}
+        new = {k: f for k,f in zip(keys, flat) if k not in have}
+        if new:
+            for k,z in zip(new, self.model.encode(torch.stack(list(new.values()))[:, :, None])[:, 0]): have[k] = z
+            self.encoded += len(new)
+        for k in keys:
+            self.seen[k] = have[k]
+            self.seen.move_to_end(k)
+        while len(self.seen) > self.keep: self.seen.popitem(last=False)
+        return torch.stack([have[k] for k in keys]).unflatten(0, (len(frames), -1))
 
 # %% ../../nbs/pretrain/11_planner.ipynb #d908d11d
 def arm_planner(

@@ -55,6 +55,28 @@ class Predictor(nn.Module):
         self.predictor_norm = nn.LayerNorm(cfg.dim, cfg.eps)
         self.predictor_proj = nn.Linear(cfg.dim, out or dim)
 
+    def forward(self,
+        tok:Tensor, # `[b, k, dim]`, the encoder's context
+        grid:Grid, # Token grid of the clip
+        keep:Tensor, # int64 `[b, k]`, places of the context
+        targ:Tensor, # int64 `[b, m]`, places to predict
+        which=0, # Mask token: a number, or int64 `[b]`
+        keep_valid:Tensor=None, # bool `[b, k]`; all when missing
+        targ_valid:Tensor=None, # bool `[b, m]`; all when missing
+    )->Tensor: # `[b, m, dim]`; of no meaning where `targ_valid` is False
+        m,idx = targ.shape[1],torch.cat((keep, targ), 1)
+        tok = self.predictor_embed(tok)
+        ask = torch.cat(list(self.mask_tokens))[torch.as_tensor(which, device=tok.device).expand(len(targ))]
+        ask = (ask + self.places(grid, targ)).to(tok).expand(*targ.shape, -1)
+        tok = torch.cat((tok + self.places(grid, keep), ask), 1).to(tok)
+        if keep_valid is None and targ_valid is None: tok = self.run(tok, grid, idx, last=m)
+        else:
+            order,ok = squeeze(torch.cat((_valid(keep, keep_valid), _valid(targ, targ_valid)), 1)) # targets stay last
+            mask = None if ok.all() else ok[:,None,None]
+            tok = self.run(take(tok, order), grid, idx.gather(1, order), mask=mask, last=m)
+            tok = put(tok, order[:, -m:], idx.shape[1])[:, -m:]
+        return self.predictor_proj(self.predictor_norm(tok))
+
     def places(self, grid, idx):
         "The table at some places `[b, k, dim]`; 0 when there is none"
         if self.predictor_pos_embed is None: return 0.
@@ -63,30 +85,6 @@ class Predictor(nn.Module):
     def run(self, tok, grid, idx, **kw):
         "Tokens at places `idx` through the blocks"
         return run_blocks(self.predictor_blocks, tok, None if self.rope is None else self.rope(grid, idx), **kw)
-
-# %% ../../nbs/pretrain/08_vjepa.ipynb #6f3c57ef
-@patch
-def forward(self:Predictor,
-    tok:Tensor, # `[b, k, dim]`, the encoder's context
-    grid:Grid, # Token grid of the clip
-    keep:Tensor, # int64 `[b, k]`, places of the context
-    targ:Tensor, # int64 `[b, m]`, places to predict
-    which=0, # Mask token: a number, or int64 `[b]`
-    keep_valid:Tensor=None, # bool `[b, k]`; all when missing
-    targ_valid:Tensor=None, # bool `[b, m]`; all when missing
-)->Tensor: # `[b, m, dim]`; of no meaning where `targ_valid` is False
-    m,idx = targ.shape[1],torch.cat((keep, targ), 1)
-    tok = self.predictor_embed(tok)
-    ask = torch.cat(list(self.mask_tokens))[torch.as_tensor(which, device=tok.device).expand(len(targ))]
-    ask = (ask + self.places(grid, targ)).to(tok).expand(*targ.shape, -1)
-    tok = torch.cat((tok + self.places(grid, keep), ask), 1).to(tok)
-    if keep_valid is None and targ_valid is None: tok = self.run(tok, grid, idx, last=m)
-    else:
-        order,ok = squeeze(torch.cat((_valid(keep, keep_valid), _valid(targ, targ_valid)), 1)) # targets stay last
-        mask = None if ok.all() else ok[:,None,None]
-        tok = self.run(take(tok, order), grid, idx.gather(1, order), mask=mask, last=m)
-        tok = put(tok, order[:, -m:], idx.shape[1])[:, -m:]
-    return self.predictor_proj(self.predictor_norm(tok))
 
 # %% ../../nbs/pretrain/08_vjepa.ipynb #5869c530
 def feature_target(
@@ -157,61 +155,55 @@ class VJEPA(nn.Module):
         init_vit(self, 'trunc', gen)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
 
+    def forward(self,
+        clip:Tensor, # `[b, 3, t, h, w]`, normalised
+        blocks, # A `Blocks`, or a list of them
+    )->JEPAOut: # Predictions, targets, loss
+        blocks = [blocks] if isinstance(blocks, Blocks) else blocks
+        h,pred = self.targets(clip),[o.float() for o in self.predict(clip, blocks)]
+        targ,valid = [take(h, o.targ) for o in blocks],[o.targ_valid for o in blocks]
+        loss = torch.stack([masked_mean(self.loss(z, y), v) for z,y,v in zip(pred, targ, valid)]).mean() # eq. 3
+        return JEPAOut(pred, targ, loss, h, valid)
+
     @torch.no_grad()
     def targets(self, clip): return feature_target(self.target_encoder(clip).float()) # eq. 2
+
+    def context(self,
+        clip:Tensor, # `[b, 3, t, h, w]`, normalised
+        blocks:list, # `Blocks`, one for each kind of mask
+    )->list: # `[b, k, dim]` for each
+        "The encoder on the contexts alone, all kinds in one forward"
+        if len(blocks)==1 and blocks[0].keep_valid is None: return [self.encoder(clip, blocks[0].keep)]
+        tok,rope = self.encoder.embed(clip, torch.cat([o.keep for o in blocks], 1))
+        tok = self.encoder.norm(run_blocks(self.encoder.blocks, tok, rope, mask=apart(blocks)))
+        return tok.split([o.keep.shape[1] for o in blocks], 1)
+
+    def predict(self,
+        clip:Tensor, # `[b, 3, t, h, w]`, normalised
+        blocks:list, # `Blocks`, one for each kind of mask
+    )->list: # `[b, m, dim]` for each
+        "Predicted features of the targets"
+        grid,n,b = grid_of(clip, self.cfg.enc.patch),self.cfg.tokens,len(clip)
+        def ask(i, o):
+            "The predictor on the i-th kind of mask"
+            return self.predictor(*self.context(clip, [o]), grid, o.keep, o.targ, i%n, o.keep_valid, o.targ_valid)
+        if not self.together: return [ask(i, o) for i,o in enumerate(blocks)]
+        o = join_blocks(blocks)
+        which = torch.arange(len(blocks), device=clip.device).repeat_interleave(b)%n
+        tok = torch.cat([F.pad(z, (0, 0, 0, o.keep.shape[1]-z.shape[1])) for z in self.context(clip, blocks)])
+        pred = self.predictor(tok, grid, o.keep, o.targ, which, o.keep_valid, o.targ_valid)
+        return [z[:, :o.targ.shape[1]] for z,o in zip(pred.split(b), blocks)]
+
+    def features(self,
+        clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
+    )->Tensor: # `[b, n, dim]`
+        "Tokens of the whole clip from the target encoder"
+        return self.target_encoder(clip)
 
     def train(self, mode=True):
         super().train(mode)
         self.target_encoder.eval() # no drop path in the targets
         return self
-
-# %% ../../nbs/pretrain/08_vjepa.ipynb #34eace66
-@patch
-def context(self:VJEPA,
-    clip:Tensor, # `[b, 3, t, h, w]`, normalised
-    blocks:list, # `Blocks`, one for each kind of mask
-)->list: # `[b, k, dim]` for each
-    "The encoder on the contexts alone, all kinds in one forward"
-    if len(blocks)==1 and blocks[0].keep_valid is None: return [self.encoder(clip, blocks[0].keep)]
-    tok,rope = self.encoder.embed(clip, torch.cat([o.keep for o in blocks], 1))
-    tok = self.encoder.norm(run_blocks(self.encoder.blocks, tok, rope, mask=apart(blocks)))
-    return tok.split([o.keep.shape[1] for o in blocks], 1)
-
-@patch
-def predict(self:VJEPA,
-    clip:Tensor, # `[b, 3, t, h, w]`, normalised
-    blocks:list, # `Blocks`, one for each kind of mask
-)->list: # `[b, m, dim]` for each
-    "Predicted features of the targets"
-    grid,n,b = grid_of(clip, self.cfg.enc.patch),self.cfg.tokens,len(clip)
-    def ask(i, o):
-        "The predictor on the i-th kind of mask"
-        return self.predictor(*self.context(clip, [o]), grid, o.keep, o.targ, i%n, o.keep_valid, o.targ_valid)
-    if not self.together: return [ask(i, o) for i,o in enumerate(blocks)]
-    o = join_blocks(blocks)
-    which = torch.arange(len(blocks), device=clip.device).repeat_interleave(b)%n
-    tok = torch.cat([F.pad(z, (0, 0, 0, o.keep.shape[1]-z.shape[1])) for z in self.context(clip, blocks)])
-    pred = self.predictor(tok, grid, o.keep, o.targ, which, o.keep_valid, o.targ_valid)
-    return [z[:, :o.targ.shape[1]] for z,o in zip(pred.split(b), blocks)]
-
-@patch
-def forward(self:VJEPA,
-    clip:Tensor, # `[b, 3, t, h, w]`, normalised
-    blocks, # A `Blocks`, or a list of them
-)->JEPAOut: # Predictions, targets, loss
-    blocks = [blocks] if isinstance(blocks, Blocks) else blocks
-    h,pred = self.targets(clip),[o.float() for o in self.predict(clip, blocks)]
-    targ,valid = [take(h, o.targ) for o in blocks],[o.targ_valid for o in blocks]
-    loss = torch.stack([masked_mean(self.loss(z, y), v) for z,y,v in zip(pred, targ, valid)]).mean() # eq. 3
-    return JEPAOut(pred, targ, loss, h, valid)
-
-# %% ../../nbs/pretrain/08_vjepa.ipynb #3fd01233
-@patch
-def features(self:VJEPA,
-    clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
-)->Tensor: # `[b, n, dim]`
-    "Tokens of the whole clip from the target encoder"
-    return self.target_encoder(clip)
 
 # %% ../../nbs/pretrain/08_vjepa.ipynb #700de563
 @patch(cls_method=True)

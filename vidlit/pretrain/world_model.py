@@ -105,39 +105,35 @@ class ACPredictor(nn.Module):
         self.rope = Rope3D(cfg.blocks.head_dim, cfg.legacy_tiled)
         init_vit(self, 'trunc', gen, rescale=True)
 
-# %% ../../nbs/pretrain/10_world_model.ipynb #08ac2940
-@patch
-def groups(self:ACPredictor, tok, actions, states, extrinsics=None):
-    "The sequence `[b, t*(cond+n), width]` of eq. 2"
-    cfg,(b,t) = self.cfg,tok.shape[:2]
-    if tok.shape[2:] != (cfg.n, cfg.dim):
-        raise ValueError(f"tokens must be [b, t, {cfg.n}, {cfg.dim}], got {list(tok.shape)}")
-    if (extrinsics is not None) != cfg.extrinsics:
-        raise ValueError(f"extrinsics are {'needed' if cfg.extrinsics else 'not part of this predictor'}")
-    cond = dict(actions=(self.action_encoder, actions), states=(self.state_encoder, states))
-    if cfg.extrinsics: cond['extrinsics'] = self.extrinsics_encoder,extrinsics
-    for k,(f,x) in cond.items():
-        if x.shape != (b, t, f.in_features):
-            raise ValueError(f"{k} must be [{b}, {t}, {f.in_features}], got {list(x.shape)}")
-    return torch.cat([f(x)[:, :, None] for f,x in cond.values()] + [self.predictor_embed(tok)], 2).flatten(1, 2)
+    def forward(self,
+        tok:Tensor, # `[b, t, n, d]`, layer-normed
+        actions:Tensor, # `[b, t, da]`, taken in each frame
+        states:Tensor, # `[b, t, da]`, of each frame
+        extrinsics:Tensor=None, # `[b, t, da-1]`, of the camera
+        last:bool=False, # Answer for the last slot only
+    )->Tensor: # `[b, t, n, d]`, or `[b, n, d]`: for each slot the frame after it, not yet layer-normed
+        "What comes after each frame, given what is done in it"
+        cfg,t = self.cfg,tok.shape[1]
+        x,m = self.groups(tok, actions, states, extrinsics),cfg.cond+cfg.n
+        mask = None if t == 1 else frame_causal_mask(t, m).to(x.device)
+        rope = group_rope(self.rope, t, cfg.hw, cfg.cond, x.device)
+        x = run_blocks(self.predictor_blocks, x, rope, last=cfg.n if last else 0, mask=mask)
+        if not last: x = x.unflatten(1, (t, m))[:, :, cfg.cond:]
+        return self.predictor_proj(self.predictor_norm(x))
 
-# %% ../../nbs/pretrain/10_world_model.ipynb #732e54e8
-@patch
-def forward(self:ACPredictor,
-    tok:Tensor, # `[b, t, n, d]`, layer-normed
-    actions:Tensor, # `[b, t, da]`, taken in each frame
-    states:Tensor, # `[b, t, da]`, of each frame
-    extrinsics:Tensor=None, # `[b, t, da-1]`, of the camera
-    last:bool=False, # Answer for the last slot only
-)->Tensor: # `[b, t, n, d]`, or `[b, n, d]`: for each slot the frame after it, not yet layer-normed
-    "What comes after each frame, given what is done in it"
-    cfg,t = self.cfg,tok.shape[1]
-    x,m = self.groups(tok, actions, states, extrinsics),cfg.cond+cfg.n
-    mask = None if t == 1 else frame_causal_mask(t, m).to(x.device)
-    rope = group_rope(self.rope, t, cfg.hw, cfg.cond, x.device)
-    x = run_blocks(self.predictor_blocks, x, rope, last=cfg.n if last else 0, mask=mask)
-    if not last: x = x.unflatten(1, (t, m))[:, :, cfg.cond:]
-    return self.predictor_proj(self.predictor_norm(x))
+    def groups(self, tok, actions, states, extrinsics=None):
+        "The sequence `[b, t*(cond+n), width]` of eq. 2"
+        cfg,(b,t) = self.cfg,tok.shape[:2]
+        if tok.shape[2:] != (cfg.n, cfg.dim):
+            raise ValueError(f"tokens must be [b, t, {cfg.n}, {cfg.dim}], got {list(tok.shape)}")
+        if (extrinsics is not None) != cfg.extrinsics:
+            raise ValueError(f"extrinsics are {'needed' if cfg.extrinsics else 'not part of this predictor'}")
+        cond = dict(actions=(self.action_encoder, actions), states=(self.state_encoder, states))
+        if cfg.extrinsics: cond['extrinsics'] = self.extrinsics_encoder,extrinsics
+        for k,(f,x) in cond.items():
+            if x.shape != (b, t, f.in_features):
+                raise ValueError(f"{k} must be [{b}, {t}, {f.in_features}], got {list(x.shape)}")
+        return torch.cat([f(x)[:, :, None] for f,x in cond.values()] + [self.predictor_embed(tok)], 2).flatten(1, 2)
 
 # %% ../../nbs/pretrain/10_world_model.ipynb #fdf22f2a
 _modules = ('predictor_embed', 'action_encoder', 'state_encoder', 'extrinsics_encoder', 'predictor_blocks',

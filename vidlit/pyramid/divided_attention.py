@@ -87,31 +87,28 @@ class DividedBlock(Block):
         if factor is not None: return fc(attn.proj(y)*factor) # which samples skip: between the two matrices
         return F.linear(y, fc.weight@attn.proj.weight, F.linear(attn.proj.bias, fc.weight, fc.bias))
 
-# %% ../../nbs/pyramid/06_divided_attention.ipynb #64599edb
-@patch
-def space(self:DividedBlock, cls, x, t, factor=None):
-    "What attention within the frames adds to class token `[b, 1, d]` and patches `[b, t*s, d]`"
-    (b,n,d),s = x.shape,x.shape[1]//t
-    tok = torch.cat((cls[:,None].expand(-1, t, -1, -1), x.view(b, t, s, d)), 2).flatten(0, 1)
-    y = self.attn(self.norm1(tok)).unflatten(0, (b,t))
-    if factor is not None: y = y*factor[...,None]
-    one,rest = y.split((1,s), 2)
-    return one.mean(1),rest.reshape(b, n, d)
+    def forward(self,
+        tok:Tensor, # `[b, 1+t*s, d]`, the class token first
+        t:int, # Frames
+        paths:tuple=(None,)*3, # Factors `[b, 1, 1]` of time, space and MLP from drop path, or None
+    )->Tensor: # As `tok`
+        cls,x = tok.split((1, tok.shape[1]-1), 1)
+        if not self.space_first: x = x + self.time(x, t, paths[0])
+        c,y = self.space(cls, x, t, paths[1])
+        x = x+y
+        if self.space_first: x = x + self.time(x, t, paths[0])
+        tok = torch.cat((cls+c, x), 1)
+        y = self.mlp(self.norm2(tok))
+        return tok + (y if paths[2] is None else y*paths[2])
 
-@patch
-def forward(self:DividedBlock,
-    tok:Tensor, # `[b, 1+t*s, d]`, the class token first
-    t:int, # Frames
-    paths:tuple=(None,)*3, # Factors `[b, 1, 1]` of time, space and MLP from drop path, or None
-)->Tensor: # As `tok`
-    cls,x = tok.split((1, tok.shape[1]-1), 1)
-    if not self.space_first: x = x + self.time(x, t, paths[0])
-    c,y = self.space(cls, x, t, paths[1])
-    x = x+y
-    if self.space_first: x = x + self.time(x, t, paths[0])
-    tok = torch.cat((cls+c, x), 1)
-    y = self.mlp(self.norm2(tok))
-    return tok + (y if paths[2] is None else y*paths[2])
+    def space(self, cls, x, t, factor=None):
+        "What attention within the frames adds to class token `[b, 1, d]` and patches `[b, t*s, d]`"
+        (b,n,d),s = x.shape,x.shape[1]//t
+        tok = torch.cat((cls[:,None].expand(-1, t, -1, -1), x.view(b, t, s, d)), 2).flatten(0, 1)
+        y = self.attn(self.norm1(tok)).unflatten(0, (b,t))
+        if factor is not None: y = y*factor[...,None]
+        one,rest = y.split((1,s), 2)
+        return one.mean(1),rest.reshape(b, n, d)
 
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #ebafdd92
 class TimeSformer(nn.Module):
@@ -145,37 +142,35 @@ class TimeSformer(nn.Module):
         else: x = (x + resize_nearest(self.time_embed, self.cfg.grid[:1], grid[:1])[:,:,None]).flatten(1, 2)
         return torch.cat((cls.expand(len(x), -1, -1), x), 1),grid
 
+    def forward(self,
+        clip:Tensor, # `[b, 3, t, h, w]`, normalised; sides multiples of the patch
+        gen:torch.Generator=None, # Randomness of drop path; the global generator when missing
+    )->Tensor: # `[b, classes]`, or `[b, d]` without a head
+        if self.cfg.attention!='space': return self.head(self.tokens(clip, gen)[:,0])
+        tok = self.tokens(clip, gen, norm=False)[:,0].unflatten(0, (len(clip),-1))
+        return self.head(self.norm(tok.mean(1))) # the frames' mean, then the norm
+
+    def tokens(self,
+        clip:Tensor, # `[b, 3, t, h, w]`, normalised
+        gen:torch.Generator=None, # Randomness of drop path
+        norm:bool=True, # Through the last norm?
+    )->Tensor: # `[b, 1+t*h*w, d]`, class token first; space only: `[b*t, 1+h*w, d]`
+        "What the blocks make of a clip"
+        tok,grid = self.embed(clip)
+        for blk in self.blocks:
+            if self.cfg.attention!='divided': tok = blk(tok, paths=blk.draw(tok, gen))
+            elif blk.training and blk.drop_path:
+                keep = [blk.draw(tok, gen)[0] for _ in range(3)]
+                tok = blk(tok, grid.t, keep)
+            else: tok = blk(tok, grid.t)
+        return self.norm(tok) if norm else tok
+
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #e96a1bb1
 def resize_nearest(table, old, new):
     "A table `[1, n, d]` of positions for another size, by the nearest entry"
     if tuple(old)==tuple(new): return table
     x = F.interpolate(table.mT.unflatten(2, tuple(old)), size=tuple(new), mode='nearest')
     return x.flatten(2).mT
-
-@patch
-def tokens(self:TimeSformer,
-    clip:Tensor, # `[b, 3, t, h, w]`, normalised
-    gen:torch.Generator=None, # Randomness of drop path
-    norm:bool=True, # Through the last norm?
-)->Tensor: # `[b, 1+t*h*w, d]`, class token first; space only: `[b*t, 1+h*w, d]`
-    "What the blocks make of a clip"
-    tok,grid = self.embed(clip)
-    for blk in self.blocks:
-        if self.cfg.attention!='divided': tok = blk(tok, paths=blk.draw(tok, gen))
-        elif blk.training and blk.drop_path:
-            keep = [blk.draw(tok, gen)[0] for _ in range(3)]
-            tok = blk(tok, grid.t, keep)
-        else: tok = blk(tok, grid.t)
-    return self.norm(tok) if norm else tok
-
-@patch
-def forward(self:TimeSformer,
-    clip:Tensor, # `[b, 3, t, h, w]`, normalised; sides multiples of the patch
-    gen:torch.Generator=None, # Randomness of drop path; the global generator when missing
-)->Tensor: # `[b, classes]`, or `[b, d]` without a head
-    if self.cfg.attention!='space': return self.head(self.tokens(clip, gen)[:,0])
-    tok = self.tokens(clip, gen, norm=False)[:,0].unflatten(0, (len(clip),-1))
-    return self.head(self.norm(tok.mean(1))) # the frames' mean, then the norm
 
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #b941f460
 def comparisons(

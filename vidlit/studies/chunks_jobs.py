@@ -60,7 +60,8 @@ def in_ways(frames, model, prep, chunks, overlap): # Disparity [n, h, w] by way
     def put(how):
         return torch.stack([d for _,d in merge_frames(pieces, ranges, chunk_fits(pieces, ranges, how), how=='discard')])
     whole = torch.stack(list(infer_windows(frames, model, prep)))
-    return {'one go': whole, 'shared': shared(frames, model, prep, chunks)} | {k: put(v) for k,v in ways.items()}, ranges
+    both = {'one go': whole, 'shared': shared(frames, model, prep, chunks)}
+    return both | {k: put(v) for k,v in ways.items()}, ranges
 
 def borders(ranges, way): # Steps (from frame i-1 to i) at which a border may be seen, one list a border
     return [[b] if way=='discarded' else [*range(a, b+1)] for (_,b),(a,_) in zip(ranges, ranges[1:])]

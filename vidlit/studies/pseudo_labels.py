@@ -68,11 +68,11 @@ def _confidence(res, kind):
 # %% ../../nbs/studies/09_pseudo_labels.ipynb #93f14211
 def figures_of(res, root):
     "The pictures of the study"
-    main_variants = here_variants(res)
+    names = here_variants(res)
     loss = {a: band({s: [v['loss'][1][i] for v in by_seed(res, f'train/{a}')] for i,
         s in enumerate(by_seed(res, f'train/{a}')[0]['loss'][0])}, 0.) for a in ('student', 'labelled only')}
-    pairs = {f'student − {a}': compare({'a': errors(res, 'student'), 'b': errors(res, a)}, 'a', 'b') for a in main_variants
-        if a!='student'}
+    pairs = {f'student − {a}': compare({'a': errors(res, 'student'), 'b': errors(res, a)}, 'a', 'b')
+        for a in names if a!='student'}
     pairs = {k: (c['difference'], c['low'], c['high']) for k,c in pairs.items() if c['low'] is not None}
     shown = dict(loss=(show_curves(loss, 'step', 'loss', marks=False),
         'Loss of the student (mean of its parts) and of its rival (labelled only). Bands are 95 % intervals over '

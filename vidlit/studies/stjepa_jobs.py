@@ -31,7 +31,7 @@ from ..pretrain.token_targets import Projection, Teacher, drop_first, kept_varia
 from ..pretrain.token_targets import pca_projection, teacher_id
 from ..pretrain.tube_masking import tube_mask
 from ..pretrain.videomae import target
-from .videomae_jobs import Setup as MAESetup, arm_model, finetune_once, fresh, pretrain
+from .videomae_jobs import Setup as MAESetup, start_model, finetune_once, fresh, pretrain
 from .videomae_jobs import setups as mae_setups
 
 # %% ../../nbs/studies/stjepa_jobs.ipynb #d52a20b3
@@ -118,7 +118,7 @@ def teacher_job(ctx, setup:dict, seed:int, data:str):
     def say(info): ctx.tick(info['done'], info['total']*1.5, f"loss {info['loss']:.3f}")
     mae,rows = pretrain(r.mae, d['clips'], seed, ctx.path, report=say, device=ctx.device)
     save_tensors(ctx.path/'mae.safetensors', mae.state_dict())
-    clf = arm_model('pretrained', r.mae, seed, ctx.path/'mae.safetensors', ctx.device)
+    clf = start_model('pretrained', r.mae, seed, ctx.path/'mae.safetensors', ctx.device)
     curve = finetune_once(clf, d, r.mae, r.mae.labels[1], r.ft_lr, seed, ctx.device)
     save_tensors(ctx.path/'clf.safetensors', clf.state_dict())
     return dict(loss=sum(o['loss'] for o in rows[-60:])/len(rows[-60:]), curve=curve,
@@ -139,7 +139,7 @@ def open_teacher(folder:Path, # Of the teacher job
         enc.load_state_dict(load_file(folder/'mae.safetensors'))
         enc = enc.encoder
     else:
-        enc = arm_model('scratch', r.mae, 0)
+        enc = start_model('scratch', r.mae, 0)
         enc.load_state_dict(load_file(folder/'clf.safetensors'))
     return Teacher(enc, projection).to(device)
 

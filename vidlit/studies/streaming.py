@@ -46,8 +46,10 @@ def cost_rows(
 )->Table: # One row for each size and way
     "What a frame costs"
     base = {k.split()[0]: v['seconds'] for k,v in res['cases'].items() if k.endswith(' stills')}
-    return table([dict(size=k.split()[0], way=k.split()[1].replace('images', 'images'), parameters_M=round(v['params']/1e6, 1),
-        seconds=v['seconds'], times_images=round(v['seconds']/base[k.split()[0]], 2),
+    way = dict(stills='images') # in today's words
+    return table([dict(size=k.split()[0], way=way.get(k.split()[1], k.split()[1]),
+        parameters_M=round(v['params']/1e6, 1), seconds=v['seconds'],
+        times_images=round(v['seconds']/base[k.split()[0]], 2),
         working_MiB=v['working_mib'], GFLOP_own_size=v['own_size_gflop']) for k,v in res['cases'].items()])
 
 # %% ../../nbs/studies/streaming.ipynb #e83bf12e

@@ -43,7 +43,8 @@ def _clips(root, key, name): # A tensor that a step kept
 def masked_pixels(ctx, clips:int=2048, steps:int=1200, ft_steps:int=500, n_test:int=256, seed:int=100)->dict:
     "Train a VideoMAE, look at what it fills in, fine-tune it beside one from scratch"
     from vidlit.studies.videomae_jobs import Setup
-    r = Setup(clips=clips, steps=steps, ft_steps=ft_steps, ft_lrs=(3e-3,), n_valid=64, n_test=n_test, more=(), snapshots=())
+    r = Setup(clips=clips, steps=steps, ft_steps=ft_steps, ft_lrs=(3e-3,), n_valid=64, n_test=n_test, more=(),
+        snapshots=())
     step = Steps(ctx, 'vidlit.studies.videomae_jobs', 4, setup=asdict(r), seed=seed)
     step('data', 'data_job')
     pre = step('pretrain', 'pretrain_job', ('data',), data='data')

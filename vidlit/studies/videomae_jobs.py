@@ -115,7 +115,8 @@ def pretrain(r:Setup, # Setup
 )->tuple:              # Model and the rows of its history
     "Train a VideoMAE; begun again in the same folder, it goes on"
     dls = clip_dls(clips, bs=min(r.bs, len(clips)), tfm=tfm, valid_tfm=plain, seed=seed, device=torch.device(device))
-    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.steps//8), keep=1), Snapshots(r.snapshots, folder)]
+    cbs = [Seeded(seed), Checkpoint(Path(folder)/'ckpt', every=max(50, r.steps//8), keep=1),
+        Snapshots(r.snapshots, folder)]
     model = fresh(r, seed, **parts).to(device)
     learn = pretrainer(dls, model, mask=mask, ratio=r.ratio, lr=r.lr, warmup=.1, gen=seed,
         cbs=cbs + [Progress(report)]*(report is not None))

@@ -10,7 +10,8 @@ from pathlib import Path
 from ..floor.charts import show_curves
 from ..lab.study import Comparison, Metric, Study, together
 from ..lab.summary import band, by_seed, save_figure
-from .vjepa_jobs import main_variants, equal_steps, families, pixel_models, setup_of, setups, step_flops, variants
+from .vjepa_jobs import equal_steps, families, main_variants, pixel_models, setup_of, setups
+from .vjepa_jobs import step_flops, variants
 
 # %% ../../nbs/studies/04_vjepa.ipynb #03a1a965
 def probed(res:dict,      # Results by key
@@ -55,7 +56,8 @@ def _collapse(res):
             supports=None)
         for k,a in (('healthy', 'V-JEPA'), ('own', 'own target'), ('frozen', 'frozen target'), ('nostop', 'no stop'))
         if _flags(res, a)}
-    facts['quarter'] = dict(text=_told({a: _sunk(res, f'train/{a}') for a in main_variants if _flags(res, a)}), supports=None)
+    sunk = {a: _sunk(res, f'train/{a}') for a in main_variants if _flags(res, a)}
+    facts['quarter'] = dict(text=_told(sunk), supports=None)
     if fresh := {a: _sunk(res, f'fresh/{a}') for a in ('V-JEPA', 'own target') if by_seed(res, f'fresh/{a}')}:
         facts['fresh'] = dict(text='seeds that the line was not drawn on: '+_told(fresh),
             supports=not any(fresh['V-JEPA']) and all(fresh['own target']))

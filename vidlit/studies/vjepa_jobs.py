@@ -173,7 +173,8 @@ def fresh_mae(r:JepaSetup, seed:int, **parts)->VideoMAE:
 # %% ../../nbs/studies/vjepa_jobs.ipynb #74c49148
 def asked(variant:str)->str: # Name of a variant
     "The network whose features are probed"
-    return 'encoder' if variant in pixel_models or main_variants.get(variant, {}).get('momentum', 0) is None else 'target_encoder'
+    own = variant in pixel_models or main_variants.get(variant, {}).get('momentum', 0) is None
+    return 'encoder' if own else 'target_encoder'
 
 class Keep(Callback):
     "Keeps a network at some steps, and counts the seconds of all steps"
@@ -204,7 +205,8 @@ def jepa_learner(r:JepaSetup, # Setup
 
 def mae_learner(r:JepaSetup, dls, seed:int, variant:str, cbs=()):
     "VideoMAE with the same rate"
-    return pretrainer(dls, fresh_mae(r, seed, **pixel_models[variant]), ratio=r.ratio, lr=r.lr, warmup=.1, gen=seed, cbs=cbs)
+    model = fresh_mae(r, seed, **pixel_models[variant])
+    return pretrainer(dls, model, ratio=r.ratio, lr=r.lr, warmup=.1, gen=seed, cbs=cbs)
 
 # %% ../../nbs/studies/vjepa_jobs.ipynb #afc0ab82
 def curve_of(values, n=60):
@@ -294,7 +296,8 @@ def probe_job(ctx, setup:dict, seed:int, data:str, labels:list, variant:str=None
     r,d = setup_of(setup),load_file(ctx.folder(data)/'data.safetensors')
     enc = (fresh_mae(r, seed) if variant in pixel_models else fresh(r, seed)).encoder.to(ctx.device)
     if pre:
-        enc.load_state_dict(load_file(ctx.folder(pre)/(f'snapshot{snapshot}.safetensors' if snapshot else 'encoder.safetensors')))
+        file = f'snapshot{snapshot}.safetensors' if snapshot else 'encoder.safetensors'
+        enc.load_state_dict(load_file(ctx.folder(pre)/file))
     return probe_variant(r, d, enc, tuple(labels), tuple(which), ctx.device)
 
 # %% ../../nbs/studies/vjepa_jobs.ipynb #95efa3e2
@@ -304,8 +307,8 @@ def _probe(r, s, variant=None, snapshot=0, labels=None, which=('linear', 'attent
     "A probing job; without a variant, of the untrained network"
     data,pre = f'data/seed{s}',f'train/{variant}/seed{s}' if variant else None
     at = round(snapshot*equal_steps(r)/r.steps) if variant in pixel_models else snapshot
-    args = dict(setup=asdict(r), seed=s, data=data, labels=list(labels or r.labels), variant=variant, pre=pre, snapshot=at,
-        which=list(which))
+    args = dict(setup=asdict(r), seed=s, data=data, labels=list(labels or r.labels), variant=variant, pre=pre,
+        snapshot=at, which=list(which))
     where = (f'snapshot{snapshot}/' if snapshot else 'end/') + (variant or 'untrained')
     return Job(f'probe/{where}/seed{s}', f'{here}:probe_job', args, (data, *[pre]*bool(pre)), weight=8)
 

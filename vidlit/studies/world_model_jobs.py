@@ -232,7 +232,8 @@ def world_jobs_of(
     train = dict(setup=rec, seed=seed, data=data)
     return [Job(data, f'{here}:world_data_job', dict(setup=rec, seed=seed), weight=r.n_train/200),
         Job(eye, f'{here}:eye_job', train, (data,), weight=r.eye_steps/40),
-        Job(f'world/{variant}/{tag}', f'{here}:world_job', train | dict(eye=eye, variant=variant), (data, eye), weight=r.steps/40)]
+        Job(f'world/{variant}/{tag}', f'{here}:world_job', train | dict(eye=eye, variant=variant), (data, eye),
+            weight=r.steps/40)]
 
 # %% ../../nbs/studies/world_model_jobs.ipynb #5f405bdd
 class Readout:
@@ -317,9 +318,9 @@ def _world(r, s, variant, eye=True, **change):
     rec,tag = asdict(replace(r, **change)),f'{r.dims}d/seed{s}'
     data,key = f'data/{tag}',f'world/{variant}/{tag}'
     need = (data, f'eye/{tag}') if eye else (data,)
-    args = dict(setup=rec, seed=s, data=data)
-    yield Job(key, f'{here}:world_job', args | dict(variant=variant, eye=need[1] if eye else None), need, weight=r.steps/40)
-    yield Job(f'score/{variant}/{tag}', f'{here}:score_job', args | dict(world=key, variant=variant), (data, key), weight=3)
+    args = dict(setup=rec, seed=s, data=data, variant=variant)
+    yield Job(key, f'{here}:world_job', args | dict(eye=need[1] if eye else None), need, weight=r.steps/40)
+    yield Job(f'score/{variant}/{tag}', f'{here}:score_job', args | dict(world=key), (data, key), weight=3)
 
 def world_jobs(scale, seeds, variants=False, data=None): # Jobs of the experiment
     r,out = world_setups[scale],[]

@@ -288,7 +288,7 @@ def load_window(
     "A window from disk"
     f,row = _window(work.folder, k),_row_of(work, k)
     try: a = np.load(f, 'c', allow_pickle=False) # mapped: only what is used is copied, nothing is written back
-    except (OSError, ValueError, EOFError) as e:
+    except Exception as e: # numpy has many
         raise ChunkError(f"{f} cannot be read ({e}): forget its chunk and run again") from e
     if a.dtype!='float32' or a.ndim!=3:
         raise ChunkError(f"{f} is {a.dtype} {list(a.shape)}, no window of depth: forget its chunk and run again")

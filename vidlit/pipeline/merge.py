@@ -188,7 +188,7 @@ def merge(
     with writer(out), DepthWriter(out, info['kind'], (job.height, job.width), **kw) as w:
         sweep(out) # what a killed call left
         frames = merge_frames(readers, ranges, fits, how=='discard', w.missing())
-        in_threads(lambda i, d: w.__setitem__(i, _whole(d, w.meta, lo, hi)), frames,
+        with w.many(): in_threads(lambda i, d: w.__setitem__(i, _whole(d, w.meta, lo, hi)), frames,
             1 if storage=='zarr' else min(8, cores()))
     if clean: drop_windows(job)
     return DepthReader(out)

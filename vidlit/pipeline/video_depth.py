@@ -216,12 +216,13 @@ def finish(self:DepthRun, more):
     w = self.sink(more, **kw)
     todo = set(w.missing()) if self.integers else {}
     clock.begin(self.stop-len(todo))
-    for f in sorted(self.work.glob('part_*.npy')):
-        i,depth = int(f.stem[5:]),np.load(f, mmap_mode='r')
-        maps = enumerate(self.maps(map(np.array, depth), kw['lo'], kw['hi']), i)
-        self.write(w, ((j, d) for j,d in maps if j in todo))
-        f.unlink()
-        clock(i+len(depth))
+    with w.many():
+        for f in sorted(self.work.glob('part_*.npy')):
+            i,depth = int(f.stem[5:]),np.load(f, mmap_mode='r')
+            maps = enumerate(self.maps(map(np.array, depth), kw['lo'], kw['hi']), i)
+            self.write(w, ((j, d) for j,d in maps if j in todo))
+            f.unlink()
+            clock(i+len(depth))
     self.close(w, more)
 
 @patch

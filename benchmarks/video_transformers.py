@@ -2,8 +2,9 @@
 
 Both sides start from the same weights and see the same clip; results and a gradient are compared before anything is
 timed. All sides and a matrix product take turns in one process, processor time is counted, minima are compared.
-"attention" times what divided and joint layouts do differently: scores, softmax and weighted sum of 8 frames of 196
-patches, then whole layers. "transformers" times a step (forward, mean cube, backward) of the body.
+"products alone" is the time of a step's multiplications at the rate of that matrix product. "attention" times what
+divided and joint layouts do differently: scores, softmax and weighted sum of 8 frames of 196 patches, then whole
+layers. "transformers" times a step (forward, mean cube, backward) of the body.
 
     python benchmarks/video_transformers.py [--rounds 5] [--out benchmarks/results/video_transformers.json]"""
 # ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
@@ -13,7 +14,7 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from step import alternate, machine, ratio  # the neighbour: sets the threads too
+from step import alternate, flops_of, machine, ratio  # the neighbour: sets the threads too
 warnings.filterwarnings('ignore')
 import torch
 import torch.nn.functional as F
@@ -75,8 +76,9 @@ def timesformer(rounds, kind, grid, depth, batch, dim=384):
     steps,same = step_pair(ours.train(), lambda: ours.tokens(clip), theirs.train(),
         lambda: theirs(flipped).last_hidden_state,
         (ours.patch_embed.proj.weight, theirs.embeddings.patch_embeddings.projection.weight))
-    times = alternate(steps, rounds, 1)
-    return dict(model=f'TimeSformer {kind}', clip=f'{grid.t}x{16*grid.h}', batch=batch, dim=dim, depth=depth, **same,
+    work,times = flops_of(steps['vidlit']),alternate(steps, rounds, 1)
+    return dict(model=f'TimeSformer {kind}', clip=f'{grid.t}x{16*grid.h}', batch=batch, dim=dim, depth=depth,
+        gflop=round(work/1e9, 1), **same,
         **{f'{k}, s': round(min(v), 3) for k,v in times.items()},
         share=round(min(times['vidlit'])/min(times['transformers']), 3), paired=ratio(times, 'vidlit', 'transformers'))
 
@@ -92,8 +94,9 @@ def vivit(rounds, depth):
     steps,same = step_pair(ours.train(), lambda: ours.tokens(clip), theirs.train(),
         lambda: theirs(flipped).last_hidden_state,
         (ours.patch_embed.proj.weight, theirs.embeddings.patch_embeddings.projection.weight))
-    times = alternate(steps, rounds, 1)
-    return dict(model='ViViT joint', clip='8x224', batch=1, dim=384, depth=depth, **same,
+    work,times = flops_of(steps['vidlit']),alternate(steps, rounds, 1)
+    return dict(model='ViViT joint', clip='8x224', batch=1, dim=384, depth=depth,
+        gflop=round(work/1e9, 1), **same,
         **{f'{k}, s': round(min(v), 3) for k,v in times.items()},
         share=round(min(times['vidlit'])/min(times['transformers']), 3), paired=ratio(times, 'vidlit', 'transformers'))
 
@@ -110,8 +113,10 @@ def main():
         timesformer(args.rounds, 'divided', Grid(8,14,14), 4, 1, 192), vivit(args.rounds, 2)]
     mats = [torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
     product = min(alternate({'matmul': lambda: torch.mm(*mats)}, args.rounds)['matmul'])
+    rate = 2*2048**3/product/1e9
+    for r in pairs: r['products alone, share'] = round(r['gflop']/rate/r['transformers, s'], 3) # no step can be below
     import transformers
-    res = dict(machine=machine(), transformers=transformers.__version__, matmul_gflops=round(2*2048**3/product/1e9, 1),
+    res = dict(machine=machine(), transformers=transformers.__version__, matmul_gflops=round(rate, 1),
         attention=attention(args.rounds), transformers_step=pairs)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(res, indent=1)+'\n')

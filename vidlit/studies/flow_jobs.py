@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['setups', 'networks', 'classical', 'Setup', 'pairs_of', 'measure', 'timed_cb', 'train_job', 'classical_job',
-           'flow_study_jobs']
+           'flow_study_jobs', 'minutes_jobs']
 
 # %% ../../nbs/studies/flow_jobs.ipynb #2eb28519
 import time, torch
@@ -27,11 +27,13 @@ class Setup:
     seconds:float = 110.  # CPU time of a training
     bs:int = 8            # Pairs in a batch
     lr:float = 8e-4       # Highest learning rate
+    warmup:float = .05    # Share of the time in which it climbs
     iters:int = 3         # Steps of the network in training
     eval_iters:int = 8    # Steps when it is measured
     edges:tuple = (0, 2, 6) # Pixels: classes of motion
 
-setups = dict(toy=Setup(), small=Setup(worlds=20_000, seconds=7200., bs=16, iters=8, eval_iters=12))
+setups = dict(toy=Setup(), minutes=Setup(worlds=1500, seconds=330., warmup=.15),
+    small=Setup(worlds=20_000, seconds=7200., bs=16, iters=8, eval_iters=12))
 networks = {'small RAFT': lambda gen: RAFT(raft_toy, gen=gen),
     'PyramidRAFT': lambda gen: PyramidRAFT(raft_toy, gen=gen),
     'warp only': lambda gen: RAFT(raft_toy, Warped, gen)}
@@ -54,8 +56,8 @@ def measure(r:Setup, estimate, seed:int)->dict: # Errors, and CPU milliseconds a
     return flow_report(flow, targ[:,:2], targ[:,2:]>0, r.edges) | dict(ms=ms, pairs=len(frames))
 
 # %% ../../nbs/studies/flow_jobs.ipynb #044d7a95
-def timed_cb(seconds:float, lr:float, tick=None): # A callback
-    "Ends a training when its CPU time is used up; until then the rate climbs for a twentieth and falls in a line"
+def timed_cb(seconds:float, lr:float, warmup:float=.05, tick=None): # A callback
+    "Ends a training when its CPU time is used up; until then the rate climbs for a share `warmup`, then falls in a line"
     from fastai.callback.core import CancelFitException
     from vidlit.train.callbacks import Stepped
     class Timed(Stepped):
@@ -64,7 +66,7 @@ def timed_cb(seconds:float, lr:float, tick=None): # A callback
         def before_batch(self):
             share = (time.process_time()-self.start)/seconds
             if share>=1: raise CancelFitException()
-            self.learn.opt.set_hyper('lr', lr*min(share/.05, 1.)*(1-share))
+            self.learn.opt.set_hyper('lr', lr*min(share/warmup, 1.)*(1-share))
         def after_step(self):
             self.done += 1
             if tick and self.done%20 == 0: tick((time.process_time()-self.start)/seconds)
@@ -81,7 +83,7 @@ def train_job(ctx, network:str, setup:dict, seed:int)->dict:
     model = networks[network](gen)
     data = pairs_of(r, 100_000*(seed+1), r.worlds, 'train')
     dl = DataLoader(data, r.bs, shuffle=True, drop_last=True, generator=gen)
-    timed = timed_cb(r.seconds, r.lr, ctx.tick)
+    timed = timed_cb(r.seconds, r.lr, r.warmup, ctx.tick)
     learn = raft_learner(model, DataLoaders(dl), lr=r.lr, iters=r.iters, cbs=[timed])
     fit(learn, steps=10**6)
     steps, losses = learn.history.curve()
@@ -108,3 +110,9 @@ def flow_study_jobs(scale, seeds, variants=False, data=None):
         for k in classical for s in seeds]
     return out+[Job(f'{k}/seed{s}', f'{at}:train_job', dict(network=k, setup=asdict(r), seed=s), weight=r.seconds)
         for k in networks for s in seeds]
+
+def minutes_jobs(scale, seeds, variants=False, data=None):
+    "The same with 330 seconds of a core for each network, and three times the worlds"
+    if scale!='toy': raise ValueError(f'scale must be toy, not {scale!r}')
+    keep = (*classical, 'small RAFT', 'warp only', *['PyramidRAFT'][:variants])
+    return [j for j in flow_study_jobs('minutes', seeds) if j.key.partition('/')[0] in keep]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['videomae', 'videomae_v2', 'omnimae', 'vjepa', 'vjepa2', 'world_model', 'planner', 'stjepa', 'depth_anything',
-           'video_depth', 'chunks', 'refiner', 'splat', 'splat_minutes', 'flow']
+           'video_depth', 'chunks', 'refiner', 'splat', 'splat_minutes', 'flow', 'flow_minutes', 'tokens']
 
 # %% ../../nbs/studies/register.ipynb #a956b8a1
 from ..lab.experiment import Experiment, register
@@ -52,3 +52,6 @@ splat_minutes = _study('splat_minutes', 'How good is a moving scene after five m
     '4D Gaussian Splatting', dict(toy=21), page='splat', jobs='minutes_jobs', headline=False)
 flow = _study('flow', 'Does a small network see motion better than Lucas and Kanade?', 'Pyramids and efficient video',
     dict(toy=6), jobs='flow_study_jobs', headline=False)
+flow_minutes = _study('flow_minutes', 'And after five and a half minutes of one core?', 'Pyramids and efficient video',
+    dict(toy=17), page='flow', jobs='minutes_jobs', headline=False)
+tokens = _study('tokens', 'What do fewer tokens cost?', 'Pyramids and efficient video', dict(toy=9), headline=False)

@@ -10,15 +10,23 @@ Memory: the most bytes that tensors held at any one time (weights apart), and re
 
     python benchmarks/depth_video.py [--part speed] [--size 196x462] [--frames 76] [--rounds 2] [--precision fp32]
     python benchmarks/depth_video.py --part memory [--model s] [--memory 1GiB] [--repeat]
+    python benchmarks/depth_video.py --part film --model toy [--film FILE] [--frames 120]
+    python benchmarks/depth_video.py --part weights [--forms fp32 bf16 int8 compiled]
+
+Film: from a file to its depth folder and preview, beside the network alone (frames in memory, windows brought to one
+scale, nothing written), and what each stage takes.
 
 `--repeat`: one frame is encoded, and copies of what was said of it fill the windows, which takes as much memory.
 `--part shapes`: nothing is computed, tensors have shapes alone (float32): for networks that are large."""
 # ruff: noqa: E402, I001 (the number of threads is set before torch is imported)
 import argparse
+import copy
 import json
 import os
+import tempfile
+import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -29,9 +37,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from vidlit.depth.depth_anything import DepthAnything
 from vidlit.depth.frame_maps import Pieces
-from vidlit.depth.models import as_bytes, per_frame, wrap
+from vidlit.depth.models import DepthModel, as_bytes, load_depth_model, per_frame, wrap
 from vidlit.depth.temporal_head import VideoDepth, video_depth_b, video_depth_l, video_depth_s
 from vidlit.depth.windows import KEYS, infer_windows, scale_shift
+from vidlit.pipeline import parts, preview, video_depth as one_go
+from vidlit.video import depth_frames, reader, writing
 
 from step import machine
 
@@ -173,6 +183,98 @@ def memory(a):
         resident=status('VmHWM'), resident_above_start=status('VmHWM')-start)
 
 
+STAGES = dict(decode=(reader.VideoReader, '__getitem__'), resize=(DepthModel, 'prep'), enlarge=(DepthModel, 'back'),
+    pack=(depth_frames.DepthWriter, '__setitem__'), unpack=(depth_frames.DepthReader, 'stored'),
+    align=(parts, 'settle'), colour=(preview, '_panel'), encode=(writing, '_encode'))
+
+
+@contextmanager
+def told(secs):
+    "Processor seconds of stages, in whatever thread they run; a stage inside another counts for the inner one only"
+    old, local = {k: getattr(*v) for k, v in STAGES.items()}, threading.local()
+    def timed(k, f):
+        def g(*args, **kw):
+            stack = local.__dict__.setdefault('stack', [0.])
+            stack.append(0.)
+            t = time.thread_time()
+            try: return f(*args, **kw)
+            finally:
+                t = time.thread_time()-t
+                secs[k] = secs.get(k, 0)+t-stack.pop()
+                stack[-1] += t
+        return g
+    for k, (o, n) in STAGES.items(): setattr(o, n, timed(k, old[k]))
+    try: yield
+    finally:
+        for k, (o, n) in STAGES.items(): setattr(o, n, old[k])
+
+
+def to_preview(a):
+    "A film to its folder and preview, and the network alone, in turns"
+    with tempfile.TemporaryDirectory() as d:
+        path = Path(a.film) if a.film else writing.write_video(Path(d)/'film.mp4', film(a.frames, 272, 640), 25)
+        with reader.VideoReader(path) as v: frames = [v[i] for i in range(min(a.frames, len(v)))]
+        m = load_depth_model('toy') if a.model == 'toy' else wrap(network(a.model), size=196)
+        n, rows, stages = len(frames), [], {}
+        def whole(i): one_go.video_depth(path, Path(d)/f'out{i}', m, preview=True, upto=n)
+        for i in range(a.rounds):
+            t, (net, _) = time.perf_counter(), spent(ours, m, frames)
+            net_wall, t = time.perf_counter()-t, time.perf_counter()
+            rows.append(dict(network=net, film=spent(whole, i)[0], network_wall=net_wall,
+                film_wall=time.perf_counter()-t))
+            print(f"network {net/n*1e3:.1f}, film {rows[-1]['film']/n*1e3:.1f} ms a frame", flush=True)
+        if a.stages:
+            with told(stages): spent(whole, 'told')
+    best = {k: min(o[k] for o in rows) for k in rows[0]}
+    hw, ms = tuple(frames[0].shape[:2]), {k: round(v/n*1e3, 2) for k, v in best.items()}
+    return dict(film=Path(a.film).name if a.film else 'drawn', size='{}x{}'.format(*hw), model=a.model, frames=n,
+        inside='{}x{}'.format(*m.inside(hw)), rounds=a.rounds, ms_a_frame=ms,
+        times_the_network=round(best['film']/best['network'], 3),
+        times_the_network_wall=round(best['film_wall']/best['network_wall'], 3),
+        stages={k: round(v/n*1e3, 2) for k, v in stages.items()})
+
+
+def forms(net, which):
+    "The network with its weights in another form, and how a frame is encoded by it"
+    mine = copy.deepcopy(net).eval().requires_grad_(False)
+    if which == 'int8': # dynamic: activations are rounded as they come; the query, key and value matrix stays as it is
+        some = {k for k, o in mine.image.encoder.named_modules() if isinstance(o, torch.nn.Linear) and 'qkv' not in k}
+        mine.image.encoder = torch.ao.quantization.quantize_dynamic(mine.image.encoder, some, torch.qint8)
+    m = wrap(mine, size=196, precision='bf16' if which == 'bf16' else 'fp32')
+    return m
+
+
+def weights(a):
+    "A frame encoded with weights in other forms, in turns; what it does to the depth of four frames"
+    h, w = map(int, a.size.split('x'))
+    frames, net = film(4, h, w), network(a.model)
+    secs, rows, depth = {}, [], {}
+    ways = {k: forms(net, k) for k in a.forms}
+    for k, m in ways.items():
+        t = time.process_time()
+        if k == 'compiled': m.model.image.encoder = Compiled(m.model.image.encoder)
+        depth[k] = m.mix([m.encode(f) for f in frames])
+        print(f'{k}: first {time.process_time()-t:.1f} s', flush=True)
+        rows.append(dict(form=k, first=round(time.process_time()-t, 2)))
+    for _ in range(max(2, a.rounds)):
+        for k, m in ways.items(): secs.setdefault(k, []).append(spent(m.encode, frames[0])[0])
+    ref = depth['fp32']
+    for r in rows:
+        k = r['form']
+        r.update(ms=round(min(secs[k])*1e3, 1), times_as_fast=round(min(secs['fp32'])/min(secs[k]), 3),
+            largest_difference=((depth[k]-ref).abs().max()/ref.abs().max()).item(),
+            mean_difference=((depth[k]-ref).abs().mean()/ref.abs().mean()).item())
+    return dict(size=a.size, model=a.model, forms=rows)
+
+
+class Compiled(torch.nn.Module):
+    "An encoder whose `taps` is compiled"
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.taps = torch.compile(encoder.taps, dynamic=False)
+
+
 def shapes(a):
     "The same count without computing: a frame encoded, 32 of it mixed, beside 12 maps of answers"
     h, w = map(int, a.size.split('x'))
@@ -194,10 +296,13 @@ def shapes(a):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--part', choices=['speed', 'memory', 'shapes'], default='speed')
-    p.add_argument('--model', choices=[*CONFIGS], default='s')
+    p.add_argument('--part', choices=['speed', 'memory', 'shapes', 'film', 'weights'], default='speed')
+    p.add_argument('--model', choices=[*CONFIGS, 'toy'], default='s')
     p.add_argument('--size', default=None)
     p.add_argument('--frames', type=int, default=None)
+    p.add_argument('--film', default=None, help='a video, for --part film; one is drawn when missing')
+    p.add_argument('--forms', nargs='*', default=['fp32', 'bf16', 'int8', 'compiled'], help='for --part weights')
+    p.add_argument('--no-stages', dest='stages', action='store_false', help='of a film: totals alone')
     p.add_argument('--rounds', type=int, default=2)
     p.add_argument('--precision', choices=['fp32', 'bf16'], default='fp32')
     p.add_argument('--stills', action='store_true', help='an image model')
@@ -208,14 +313,14 @@ def main():
     p.add_argument('--out', default=str(Path(__file__).parent/'results'/'depth_video.json'))
     a = p.parse_args()
     torch.set_num_threads(1)
-    a.size = a.size or dict(speed='196x462').get(a.part, '518x924')
-    a.frames = a.frames or dict(speed=76).get(a.part, 54)
-    row = dict(speed=speed, memory=memory, shapes=shapes)[a.part](a)
+    a.size = a.size or dict(speed='196x462', weights='196x462').get(a.part, '518x924')
+    a.frames = a.frames or dict(speed=76, film=120).get(a.part, 54)
+    row = dict(speed=speed, memory=memory, shapes=shapes, film=to_preview, weights=weights)[a.part](a)
     for k, v in row.items(): print(f'{k}: {v}')
     f = Path(a.out)
     old = json.loads(f.read_text()) if f.exists() else {}
     rows = old.get(a.part, [])
-    own = ('size', 'frames', 'model', 'stills', 'precision', 'memory', 'repeat')
+    own = ('size', 'frames', 'model', 'stills', 'precision', 'memory', 'repeat', 'film')
     rows = [o for o in rows if any(o.get(k) != row.get(k) for k in own)]+[dict(row, machine=machine())]
     f.parent.mkdir(parents=True, exist_ok=True)
     f.write_text(json.dumps({**old, 'what': __doc__.splitlines()[0], a.part: rows}, indent=1)+'\n')

@@ -3,6 +3,7 @@ import gzip
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -409,6 +410,175 @@ def read_trajectory(p):
     return [*read_states(p/'t', 'cam'), str(video_path(p/'t'))]
 
 
+def lerobot(p):
+    from vidlit.pretrain.lerobot import write_lerobot
+    def one(k): return (noise(9, 32, 32, 3)*255).byte(), noise(9, 7)+k, noise(9, 7)
+    write_lerobot(p/'t', [one(0), one(1)], fps=15)
+
+
+def read_lerobot(p):
+    from vidlit.pretrain.lerobot import LeRobotSet
+    ds = LeRobotSet(p/'t', t=3, rate=5., size=16, seed=None)
+    return [ds[i] for i in range(len(ds))]
+
+
+# Films with depth, tracking files of others, trajectories
+
+def tum(p):
+    root = p/'rgbd_dataset_freiburg1_x'
+    for k in ('rgb', 'depth'): (root/k).mkdir(parents=True)
+    rows = {k: [] for k in ('rgb', 'depth', 'groundtruth')}
+    for i in range(3):
+        Image.fromarray((noise(H, W, 3)*255).byte().numpy()).save(root/'rgb'/f'{i}.png')
+        Image.fromarray((noise(H, W)*9000).numpy().astype(np.uint16)).save(root/'depth'/f'{i}.png')
+        for k in ('rgb', 'depth'): rows[k].append(f'{i/30:.4f} {k}/{i}.png')
+        rows['groundtruth'].append(f'{i/30:.4f} 0 0 {i} 0 0 0 1')
+    for k, v in rows.items(): (root/f'{k}.txt').write_text('\n'.join(['# some', *v])+'\n')
+
+
+def read_rgbd(f): return [[*(o for o in f[i] if o is not None)] for i in range(len(f))]
+
+
+def read_tum(p):
+    from vidlit.refiner.datasets import TumRGBD
+    return read_rgbd(TumRGBD(p/'rgbd_dataset_freiburg1_x'))
+
+
+def hypersim(p):
+    import h5py
+    root = p/'ai_001_002'
+    def put(name, a):
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(root/name, 'w') as f: f['dataset'] = a
+    for n in range(2):
+        put(f'images/scene_cam_00_geometry_hdf5/frame.{n:04d}.depth_meters.hdf5', noise(6, 8).numpy().astype('f2')+2)
+        put(f'images/scene_cam_00_final_hdf5/frame.{n:04d}.color.hdf5', noise(6, 8, 3).numpy())
+    put('_detail/cam_00/camera_keyframe_orientations.hdf5', np.stack([np.eye(3)]*2))
+    put('_detail/cam_00/camera_keyframe_positions.hdf5', np.arange(6.).reshape(2, 3))
+    (root/'_detail/metadata_scene.csv').write_text('parameter_name,parameter_value\nmeters_per_asset_unit,0.5\n')
+    names = [f'M_cam_from_uv_{i}{j}' for i in range(3) for j in range(3)]
+    (p/'cameras.csv').write_text(f"scene_name,{','.join(names)}\nai_001_002,.6,0,0,0,.44,0,0,0,-1\n")
+
+
+def read_hypersim(p):
+    from vidlit.refiner.datasets import Hypersim
+    return read_rgbd(Hypersim(p/'ai_001_002', cameras=p/'cameras.csv'))
+
+
+def tracks_of_others(kind):
+    def make(p):
+        if kind=='mot': (p/'t.txt').write_text(''.join(f'{i+1},{i%2},{i}.5,2,9,8,.9\n' for i in range(6)))
+        elif kind=='yolo':
+            (p/'t').mkdir()
+            for i in range(4): (p/'t'/f'v_{i}.txt').write_text(f'0 .5 .25 .1 .2 .{i+1} 3\n1 .1 .1 .1 .1 .9 4\n')
+        else: (p/'t.xml').write_text('<annotations><track id="0" label="ball">'+''.join(f'<box frame="{i}" outside="0" '
+            f'xtl="{i}.5" ytl="2" xbr="9" ybr="8"/>' for i in range(5))+'</track></annotations>')
+    return make
+
+
+def read_others(p):
+    from vidlit.pipeline.tracks import read_tracks
+    return read_tracks(next(o for o in p.iterdir() if o.name in ('t', 't.txt', 't.xml')), (H, W))
+
+
+def poses(p): (p/'poses.txt').write_text('# s\n'+''.join(f'{i/10} {i} 0 1.5 0 0 0 1\n' for i in range(6)))
+
+
+def read_tum_poses(p):
+    from vidlit.pipeline.points import read_poses
+    return read_poses(p/'poses.txt', [0, .2, .5])
+
+
+# More models, jobs, notes
+
+def build_classifier():
+    from vidlit.pretrain.videomae import VideoMAEClassifier
+    return VideoMAEClassifier(small_vit(), 3, size=(4, 32, 32), labels=['a', 'b', 'c'])
+
+
+def build_vjepa21():
+    import vidlit.pretrain.vjepa2_weights  # noqa: F401
+    from vidlit.pretrain.vjepa21 import VJEPA21, VJEPA21Config
+    return VJEPA21(VJEPA21Config(small_vit(dim=48, depth=4, qkv_bias='fused'), small_vit(dim=48, qkv_bias='fused'), 2))
+
+
+def build_world_model():
+    from vidlit.pretrain.vjepa2 import VJEPA2Config, rope_encoder
+    from vidlit.pretrain.world_model import ACConfig, ACPredictor, WorldModel
+    cfg = ACConfig(dim=48, hw=(2, 2), acts=7, blocks=small_vit(dim=48, qkv_bias='fused'))
+    return WorldModel(rope_encoder(VJEPA2Config(small_vit(dim=48, qkv_bias='fused'))), ACPredictor(cfg))
+
+
+def build_depth_anything():
+    import vidlit.depth.depth_anything_weights  # noqa: F401
+    from vidlit.depth.depth_anything import DepthAnything, DepthAnythingConfig
+    from vidlit.depth.dinov2 import dinov2_s
+    from vidlit.depth.dpt import DPTConfig
+    enc = replace(dinov2_s, dim=24, depth=4, heads=2)
+    return DepthAnything(DepthAnythingConfig(enc, DPTConfig(24, 8, (8, 8, 16, 16), 14, 8), (0, 1, 2, 3), 8))
+
+
+def build_omnimae_classifier():
+    from vidlit.pretrain.omnimae import OmniMAEClassifier, OmniMAEConfig
+    return OmniMAEClassifier(OmniMAEConfig(small_vit(qkv_bias='fused'), small_vit(qkv_bias='none'), (4, 32, 32)), 3)
+
+
+def build_vjepa2_classifier():
+    from vidlit.pretrain.vjepa2 import VJEPA2Config
+    from vidlit.pretrain.vjepa2_weights import VJEPA2Classifier
+    return VJEPA2Classifier(VJEPA2Config(small_vit(dim=48, qkv_bias='fused'), small_vit(dim=48, qkv_bias='fused'),
+        mask_tokens=2, legacy_tiled=True), 3, 1)
+
+
+def work_of_a_job(p):
+    from vidlit.pipeline.job import make_job
+    from vidlit.pipeline.pool import Plan, make_plan, work_on
+    make_job(p/'j', clip(p, n=12, h=32, w=80), 1, 0)
+    make_plan(p/'j', Plan('toy', max_res=42))
+    work_on(p/'j', threads=1)
+
+
+def read_work(p):
+    from vidlit.pipeline.job import load_window, open_job
+    from vidlit.pipeline.pool import open_plan
+    j = open_job(p/'j')
+    w = j.work(0)
+    return [vars(open_plan(p/'j')), *(load_window(w, int(k))[0] for k in sorted(w.done, key=int))]
+
+
+def kept_index(p):
+    from vidlit.video.reader import VideoReader
+    clip(p, n=12)
+    with VideoReader(p/'a.mp4', cache=p/'c'): pass
+
+
+def read_kept_index(p):
+    from vidlit.video.reader import VideoReader
+    with VideoReader(p/'a.mp4', cache=p/'c') as r: return [r.frames(range(len(r))), r.times]
+
+
+def projection(p):
+    from vidlit.pretrain.token_targets import orthogonal_projection, save_projection
+    save_projection(orthogonal_projection(12, 4), p/'projection.safetensors')
+
+
+def read_projection(p):
+    from vidlit.pretrain.token_targets import load_projection
+    return load_projection(p/'projection.safetensors')
+
+
+def point(p):
+    from vidlit.depth.windows import WindowState
+    from vidlit.pipeline.parts import Point, save_point
+    (p/'w').mkdir()
+    save_point(Point(32, 22, 0, WindowState(noise(H, W), noise(H, W), (1., 0.)), (), 32, noise(8, H, W)), p/'w', lo=0.)
+
+
+def read_point(p):
+    from vidlit.pipeline.parts import load_point
+    return [*load_point(p/'w', None, None)]
+
+
 # Splats
 
 def gaussians():
@@ -549,6 +719,12 @@ omnimae = _pretrained(build_omnimae, 'vidlit.pretrain.omnimae:OmniMAE')
 timesformer = _pretrained(build_timesformer, 'vidlit.pyramid.divided_attention:TimeSformer')
 vivit = _pretrained(build_vivit, 'vidlit.pyramid.vivit:ViViT')
 refiner = _pretrained(build_refiner, 'vidlit.refiner.model:Refiner')
+classifier = _pretrained(build_classifier, 'vidlit.pretrain.videomae:VideoMAEClassifier')
+world_model = _pretrained(build_world_model, 'vidlit.pretrain.world_model:WorldModel')
+depth_anything = _pretrained(build_depth_anything, 'vidlit.depth.depth_anything_weights:DepthAnything')
+omnimae_c = _pretrained(build_omnimae_classifier, 'vidlit.pretrain.omnimae:OmniMAEClassifier')
+vjepa2_c = _pretrained(build_vjepa2_classifier, 'vidlit.pretrain.vjepa2_weights:VJEPA2Classifier')
+vjepa21 = _pretrained(build_vjepa21, 'vidlit.pretrain.vjepa21:VJEPA21')
 
 READERS = [
     Reader('depth, png16', depth_folder('png16'), 'd/*.png', read_depth, changed_png, fits=finite_frames),
@@ -607,6 +783,31 @@ READERS = [
     Reader('list of images', image_list, 'list.txt', read_list, T),
     Reader('trajectory, h5', trajectory, 't/trajectory.h5', read_trajectory, changed_h5),
     Reader('trajectory, json', trajectory, 't/metadata.json', read_trajectory, J),
+    Reader('LeRobot, info.json', lerobot, 't/meta/info.json', read_lerobot, J),
+    Reader('LeRobot, episodes', lerobot, 't/meta/episodes/**/*.parquet', read_lerobot),
+    Reader('LeRobot, numbers', lerobot, 't/data/**/*.parquet', read_lerobot),
+    Reader('LeRobot, video', lerobot, 't/videos/**/*.mp4', read_lerobot),
+    Reader('TUM RGB-D, lists', tum, 'rgbd*/*.txt', read_tum, T),
+    Reader('TUM RGB-D, images', tum, 'rgbd*/*/*.png', read_tum, changed_png),
+    Reader('Hypersim, h5', hypersim, 'ai*/**/*.hdf5', read_hypersim, changed_h5),
+    Reader('Hypersim, csv', hypersim, '**/*.csv', read_hypersim, T),
+    Reader('tracks, MOT', tracks_of_others('mot'), 't.txt', read_others, T),
+    Reader('tracks, YOLO', tracks_of_others('yolo'), 't/*.txt', read_others, T),
+    Reader('tracks, CVAT', tracks_of_others('cvat'), 't.xml', read_others, T),
+    Reader('trajectory of a camera', poses, 'poses.txt', read_tum_poses, T),
+    Reader('plan of a job', work_of_a_job, 'j/plan.json', read_work, J),
+    Reader('windows of a job', work_of_a_job, 'j/chunk_000/window*', read_work, exact=True),
+    Reader('windows of a job, log', work_of_a_job, 'j/chunk_000/done.jsonl', read_work, T),
+    Reader('index of a video', kept_index, 'c/*.npz', read_kept_index, changed_zip, exact=True),
+    Reader('projection of targets', projection, '*.safetensors', read_projection, changed_jsons, exact=True),
+    Reader('point of a depth run, json', point, 'w/point.json', read_point, J),
+    Reader('point of a depth run, state', point, 'w/*.safetensors', read_point, changed_jsons, exact=True),
+    Reader('classifier, config', classifier[0], 'm/*.json', classifier[1], J),
+    Reader('V-JEPA 2.1, config', vjepa21[0], 'm/*.json', vjepa21[1], J),
+    Reader('V-JEPA 2 classifier, config', vjepa2_c[0], 'm/*.json', vjepa2_c[1], J),
+    Reader('OmniMAE classifier, config', omnimae_c[0], 'm/*.json', omnimae_c[1], J),
+    Reader('world model, config', world_model[0], 'm/*.json', world_model[1], J),
+    Reader('Depth Anything, config', depth_anything[0], 'm/*.json', depth_anything[1], J),
     Reader('Gaussians, ply', splat_file('ply'), 'a.ply', read_splats, T),
     Reader('Gaussians, splat', splat_file('splat'), 'a.splat', read_splats),
     Reader('Gaussians, spz', splat_file('spz'), 'a.spz', read_splats, lambda b, g: changed_bytes(b, g) if g.random()<.5

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import platform
+import random
 import re
 import shutil
 import signal
@@ -67,8 +68,8 @@ def _child(f, log, made, at, how):
     os._exit(code)
 
 
-def forked(f, note, at=0, how=signal.SIGKILL, seconds=300):
-    "Call `f` in a fork with a session of its own"
+def begun(f, note, at=0, how=signal.SIGKILL):
+    "Call `f` in a fork with a session of its own: its number"
     log, made = note.with_suffix('.log'), note.with_suffix('.calls')
     made.unlink(missing_ok=True)
     sys.stdout.flush()
@@ -77,13 +78,21 @@ def forked(f, note, at=0, how=signal.SIGKILL, seconds=300):
     if not pid: # nothing of the caller's, its tests and clean-ups, goes on in here
         try: _child(f, log, made, at, how)
         finally: os._exit(98)
-    end = time.monotonic()+seconds
+    return pid
+
+
+def ended(pid, note, seconds=300):
+    "Wait for a fork and for all of its session"
+    log, made, end = note.with_suffix('.log'), note.with_suffix('.calls'), time.monotonic()+seconds
     while not (got := os.waitpid(pid, os.WNOHANG))[0]:
         if time.monotonic()>end: os.kill(pid, signal.SIGKILL)
         time.sleep(.002)
     while (left := session(pid)) and time.monotonic()<end+10: time.sleep(.05)
     calls = made.read_text().split() if made.exists() else []
     return Ended(os.waitstatus_to_exitcode(got[1]), log.read_text(errors='replace'), calls, left)
+
+
+def forked(f, note, at=0, how=signal.SIGKILL, seconds=300): return ended(begun(f, note, at, how), note, seconds)
 
 
 # the commands
@@ -160,13 +169,17 @@ def _plan(job):
 
 
 def jobs(p, r):
+    from vidlit.floor.places import NoRoom, ReadOnly
     from vidlit.lab.experiment import Experiment, run_experiments
-    from vidlit.lab.jobs import Job
+    from vidlit.lab.jobs import Job, JobError
     one = [Job(f'steps/{i}', 'experiment_toys:steps', dict(n=2, seconds=0.)) for i in range(2)]
     two = Job('both', 'experiment_toys:both', {}, ('steps/0', 'steps/1'))
     def summary(res, root): return dict(rows=[], paired=[], figures=[], headline='', facts=dict(res))
     e = Experiment('toy', 'What?', 'none', lambda *a, **kw: [*one, two], summary, dict(toy=.1))
-    run_experiments([e], r/'out')
+    try: run_experiments([e], r/'out')
+    except (JobError, NoRoom, ReadOnly) as e: # no other error of the disk: that would be a traceback
+        print(f'vidlit: {e}', file=sys.stderr)
+        return 1 if isinstance(e, JobError) else 2
 
 
 def pretrain(p, r):
@@ -195,6 +208,7 @@ def depth(*more): return lambda p, r: vidlit('depth', p/'video.mp4', '--out', r/
 
 CASES = {'depth png16': depth('--preview'), 'depth stream npz': depth('--mode', 'stream', '--format', 'npz'),
     'depth zarr': depth('--format', 'zarr'), 'depth exr': depth('--format', 'exr', '--native'), 'chunks': chunks,
+    'depth chunks': lambda p, r: vidlit('depth', p/'video.mp4', '--out', r/'out', *SMALL, '--chunks', 2, '--quiet'),
     'refine': lambda p, r: vidlit('refine', p/'video.mp4', '--depth', p/'depth', '--out', r/'out', '--quiet',
         '--warm', 0),
     'stereo': lambda p, r: vidlit('stereo', p/'video.mp4', '--depth', p/'depth', '--out', r/'s.mp4', '--quiet',
@@ -239,6 +253,9 @@ def undisturbed(name, root):
     r = root/'whole'/name.replace(' ', '_')
     r.mkdir(parents=True)
     p = inputs(root/'inputs')
+    if name=='splat': # the process that compiles the rasterizer rounds otherwise than those that find it compiled
+        forked(lambda: CASES[name](p, r/'first'), root/'note')
+        shutil.rmtree(r/'first', ignore_errors=True)
     got = forked(lambda: CASES[name](p, r), root/'note')
     assert got.code==0 and not got.left and not left_over(r), (name, got.code, got.said[-2000:], left_over(r))
     for o in (root/'note.imports').read_text().split(): # what it has imported late, so that the next forks need not
@@ -262,6 +279,37 @@ def ended_at(name, root, k, how, whole):
     if o := left_over(r): return f'left over: {o}'
     if o := unlike(contents(r), whole): return f'other bytes: {o}'
     shutil.rmtree(r)
+
+
+def together(name, root, after, whole):
+    "A run, and the same command `after` seconds later in the same folder; what is wrong, or None"
+    r = root/f'{name.replace(" ", "_")}-{after:.3f}'
+    r.mkdir(parents=True)
+    p = inputs(root/'inputs')
+    notes, pids = [root/'first', root/'second'], []
+    for o in notes:
+        pids.append(begun(lambda: CASES[name](p, r), o))
+        if o is notes[0]: time.sleep(after)
+    got = [ended(*o) for o in zip(pids, notes)]
+    for o in got: # each does its work, or says in one line that another is at it
+        lines = o.said.strip().splitlines()
+        if o.left: return f'processes left: {o.left}'
+        if o.code and not (o.code==2 and lines and 'Traceback' not in o.said): return f'ended {o.code}: {o.said[-800:]}'
+    if all(o.code for o in got): return f'neither did it: {got[0].said[-300:]} {got[1].said[-300:]}'
+    if o := left_over(r): return f'left over: {o}'
+    if o := unlike(contents(r), whole): return f'other bytes: {o}'
+    shutil.rmtree(r)
+
+
+def run_together(name, root, moments=10, seed=0):
+    "Two runs in one folder, the second at so many random moments of the first"
+    began = time.monotonic()
+    calls, whole = undisturbed(name, root)
+    long, dice = time.monotonic()-began, random.Random(seed)
+    at = sorted(dice.uniform(0, long) for _ in range(moments))
+    wrong = {round(t, 3): said for t in at if (said := together(name, root, t, whole))}
+    shutil.rmtree(root/'whole')
+    return dict(case=name, how='two runs', calls=len(calls), tried=len(at), wrong=wrong)
 
 
 def points(n, some):
@@ -296,7 +344,8 @@ def warm():
 def main():
     """All moments of the commands named, or of all: killed, then interrupted; a row each, put into OUT as it is done.
 
-    A row that is there, of as many moments as the command has, is not made again."""
+    A row that is there, of as many moments as the command has, is not made again. `--how two`: a second run of the
+    same command in the same folder, begun at random moments of the first."""
     p = argparse.ArgumentParser()
     p.add_argument('root', type=Path)
     p.add_argument('names', nargs='*')
@@ -308,14 +357,15 @@ def main():
     from vidlit.floor.store import write_json
     for name, how in [(n, h) for h in a.how for n in a.names or CASES]:
         rows = {(o['case'], o['how']): o for o in json.loads(a.out.read_text())['rows']} if a.out.exists() else {}
-        old = rows.get((name, how), dict(tried=0, calls=1))
+        old = rows.get((name, 'two runs' if how=='two' else how), dict(tried=0, calls=1))
         if old['tried']>=(a.some or old['calls']) and not old['wrong']: continue
         began = time.monotonic()
-        row = run_case(name, a.root, a.some, signal.Signals[how])
+        row = run_together(name, a.root, a.some or 10) if how=='two' else run_case(name, a.root, a.some,
+            signal.Signals[how])
         print(json.dumps(row), f'{time.monotonic()-began:.0f} s', flush=True)
-        rows[name, how] = {**row, 'wrong': {str(k): v for k, v in row['wrong'].items()}}
+        rows[name, row['how']] = {**row, 'wrong': {str(k): v for k, v in row['wrong'].items()}}
         about = dict(cores=os.cpu_count(), cpu=platform.processor() or platform.machine())
-        write_json(a.out, dict(machine=about, rows=[rows[k] for n in CASES for h in ('SIGKILL', 'SIGINT')
+        write_json(a.out, dict(machine=about, rows=[rows[k] for n in CASES for h in ('SIGKILL', 'SIGINT', 'two runs')
             if (k := (n, h)) in rows]))
 
 

@@ -93,7 +93,7 @@ def test_ffv1_by_ffmpeg(box, tmp_path):
     for k in ('relative', 'metric'):
         path = save_ffv1(box[k], tmp_path/f'{k}.mkv')
         about, q = json.loads(Path(f'{path}.json').read_text()), raw(path, 'gray16le', (48, 64))
-        if k == 'relative': assert all((q[i] == box[k]._stored(i)).all() for i in range(6))  # to the integer
+        if k == 'relative': assert all((q[i] == box[k].stored(i)).all() for i in range(6))  # to the integer
         got = np.where(q == 0, np.nan, about['offset']+about['scale']*q.astype(float))
         want = box[k][:][:, 0].numpy()
         assert (np.isnan(got) == np.isnan(want)).all()

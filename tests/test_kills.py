@@ -3,10 +3,12 @@
 A few moments of each here; all of them with VIDLIT_KILLS=all, or by `python tests/kills.py FOLDER`."""
 import os
 import signal
+import time
 import kills
 import pytest
 
 SOME = None if os.environ.get('VIDLIT_KILLS')=='all' else 2
+SLOW = 'depth chunks', # starts processes of its own, ten seconds a run
 
 
 @pytest.fixture(scope='module')
@@ -17,7 +19,7 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize('name', kills.CASES)
+@pytest.mark.parametrize('name', [o for o in kills.CASES if not SOME or o not in SLOW])
 def test_killed_and_given_again(root, name):
     got = kills.run_case(name, root, SOME)
     assert got['calls']>=2 and got['tried'] and not got['wrong'], got
@@ -27,6 +29,24 @@ def test_killed_and_given_again(root, name):
 def test_interrupted_and_given_again(root, name):
     got = kills.run_case(name, root, SOME, signal.SIGINT)
     assert got['tried'] and not got['wrong'], got
+
+
+@pytest.mark.parametrize('name', ['depth png16'] if SOME else ['depth png16', 'depth stream npz', 'depth chunks'])
+def test_two_runs_in_one_folder(root, name):
+    got = kills.run_together(name, root, 1 if SOME else 10)
+    assert got['tried'] and not got['wrong'], got
+
+
+def test_two_careless_runs_are_seen(root, monkeypatch):
+    "Two runs that ask nobody leave the work of neither"
+    def careless(p, r):
+        with (r/'out.txt').open('a') as f:
+            for i in range(3):
+                print(i, file=f, flush=True)
+                time.sleep(.1)
+    monkeypatch.setitem(kills.CASES, 'careless', careless)
+    got = kills.run_together('careless', root, 2)
+    assert len(got['wrong'])==2 and all('other bytes' in o for o in got['wrong'].values()), got
 
 
 def test_the_harness_can_fail(root, monkeypatch):

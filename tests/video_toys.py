@@ -5,6 +5,7 @@ import warnings
 from fractions import Fraction
 import av
 import numpy as np
+import torch
 from vidlit.video.reader import VideoError, VideoReader, write_video
 from vidlit.video.writing import numbered_frame, read_number
 
@@ -164,3 +165,54 @@ CAMERAS = {
     'recorder, MP4 in fragments': ('a.mp4', lambda p: camera(p, muxer={'movflags': 'frag_keyframe+empty_moov'}, g=12)),
     'network camera, H.264 without stamps': ('a.h264', lambda p: camera(p, g=12, bf=0)),
     'DV-like tape, pixels wider than high': ('a.mkv', lambda p: camera(p, 'ffv1', aspect='59/54', pix='yuv422p', g=1))}
+
+
+# ---- tables: how all of a kind read
+
+CUTS = [round(.05+k*5.6/16, 3) for k in range(17)]
+EXTS = 'mp4', 'mov', 'mkv'
+
+
+def add(table, name, got):
+    row = table.setdefault(name, dict(readings=0, right=0, refused=0, wrong=0))
+    for k, v in dict(got, readings=1).items(): row[k] += v
+
+
+def cut_table(folder, tmp, long=True):
+    "68 cuts without re-encoding"
+    table = {}
+    for k, kind in enumerate(SOURCES):
+        for j, at in enumerate(CUTS if long else CUTS[k::6]):
+            path = cut(source(folder, kind), tmp/f'{kind}-{j}.{EXTS[(j+k)%3]}', at)
+            add(table, kind, report(path, last=N-1))
+    return table
+
+
+def damage_table(folder, tmp, long=True):
+    "40 damaged videos, each read as it is and with `partial='skip'`"
+    table = {}
+    for k, name in enumerate(FILMS):
+        for how in HOWS if long else [HOWS[k%4]]:
+            path = damage(film(folder, name), tmp/f'{how}-{name}', how, 0)
+            for kw in ({}, dict(partial='skip')): add(table, f'{name} {how}', report(path, **kw))
+    return table
+
+
+def camera_table(tmp, long=True):
+    "12 habits of cameras: all frames right, in order and scattered"
+    table = {}
+    for k, (name, (file, make)) in enumerate(CAMERAS.items()):
+        if not long and k%3: continue
+        (tmp/f'{k}').mkdir()
+        path = make(tmp/f'{k}'/file)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            r = VideoReader(path)
+        upright = torch.stack([r[i].rot90(-1) if r.info.rotation else r[i] for i in range(len(r))])
+        n = read_number(upright).tolist()
+        scattered = random.Random(k).sample(range(len(r)), 8)
+        again = r[scattered]
+        again = read_number(again.rot90(-1, (1, 2)) if r.info.rotation else again).tolist()
+        good = n == list(range(n[0], N)) and again == [n[i] for i in scattered]
+        add(table, name, dict(right=len(r) if good else 0, refused=0, wrong=0 if good else len(r)))
+    return table

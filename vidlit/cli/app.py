@@ -109,12 +109,13 @@ def _given(e, args): # What stood behind the option that typer refused
     args,opts = sys.argv[1:] if args is None else list(args),getattr(getattr(e, 'param', None), 'opts', [])
     return next((f", not {b!r}" for a,b in zip(args, args[1:]) if a in opts), '')
 
-def _no_room(e, args, code, text): # A full disk, whoever found it: a writer of ours has said it well
-    from vidlit.floor.places import NoRoom, is_full
-    if ' is full, No space left' in text or not is_full(e): return code,text
+def _no_room(e, args, code, text): # A disk that is full, or read-only, whoever found it: a writer of ours says it well
+    from vidlit.floor.places import place_error
+    if ' is full, No space left' in text or 'nothing can be written there' in text: return code,text
     args = sys.argv[1:] if args is None else list(args)
     out = next((b for a,b in zip(args, args[1:]) if a=='--out'), getattr(e, 'filename', None) or '.')
-    return code or 2,str(NoRoom(out))
+    told = place_error(e, out)
+    return (code,text) if told is None else (code or 2,str(told))
 
 # %% ../../nbs/cli/01_app.ipynb #777b37f7
 def run_app(app:typer.Typer, # The commands

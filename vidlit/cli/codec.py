@@ -6,7 +6,7 @@
 __all__ = ['codec_app', 'encode_file', 'decode_file']
 
 # %% ../../nbs/cli/codec.ipynb #862f8904
-import sys, time
+import os, sys, time
 from pathlib import Path
 from .app import Refused, _app, _show, app, command
 
@@ -31,7 +31,7 @@ def encode_file(file:str, # Video
     "A video to a file of the neural codec"
     import numpy as np
     from vidlit.floor.places import free_place
-    from vidlit.floor.store import atomic_path
+    from vidlit.floor.store import atomic_path, writer
     from vidlit.pyramid.codec_file import encode_video, load_codec
     from vidlit.video.reader import VideoReader
     out = free_place(out or Path(file).with_suffix('.vlc'), file, file=True)
@@ -40,7 +40,7 @@ def encode_file(file:str, # Video
     if n<1: raise Refused(f"--frames must be at least 1, got {frames}")
     clip,start = np.asarray(video.frames(range(n))),time.process_time()
     data = encode_video(clip, load_codec(weights), step, levels, video.info.fps or 25, _progress('encoded'))
-    with atomic_path(out) as tmp: Path(tmp).write_bytes(data)
+    with writer(out), atomic_path(out, same=True) as tmp: Path(tmp).write_bytes(data)
     seconds = time.process_time()-start
     _show(dict(out=str(out), frames=n, bytes=len(data), bits_per_pixel=round(8*len(data)/clip[...,0].size, 4),
         frames_per_second=round(n/seconds, 1)), as_json)
@@ -56,13 +56,17 @@ def decode_file(file:str, # File of the codec
     "A file of the neural codec to a video"
     import hashlib
     from vidlit.floor.places import free_place
+    from vidlit.floor.store import writer
     from vidlit.pyramid.codec_file import load_codec, read_coded
     from vidlit.video.writing import write_video
     out,start = free_place(out or Path(file).with_suffix('.mkv'), file, file=True),time.process_time()
+    if os.path.lexists(out): raise ValueError(f'--out {out} is there already: it is not written over')
     clip,head = read_coded(file, load_codec(weights), level, _progress('decoded'))
     seconds = time.process_time()-start
     kw = dict(codec='ffv1', pix_fmt='bgr0') if lossless else dict(crf=10, pix_fmt='yuv444p')
     fps = head.fps/2**(head.levels-1-level) if level is not None and level<head.levels else head.fps
-    out = write_video(out, clip, fps, **kw)
+    with writer(out):
+        if os.path.lexists(out): raise ValueError(f'--out {out} is there already: it is not written over')
+        out = write_video(out, clip, fps, **kw)
     _show(dict(out=str(out), frames=len(clip), size=f'{head.w}x{head.h}', frames_per_second=round(len(clip)/seconds, 1),
         sha256=hashlib.sha256(clip.tobytes()).hexdigest()), as_json)

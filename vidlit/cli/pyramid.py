@@ -179,12 +179,14 @@ def flow(video:str,        # A video file
         if v is not None and v<(16 if k == 'max_res' else 2):
             raise ValueError(f"--{k.replace('_', '-')} is too small: {v}")
     from vidlit.floor.places import free_place
+    from vidlit.floor.store import writer
     from vidlit.lab.reproduce import pick_device
     free_place(out, video if Path(video).is_file() else None, weights)
     device = pick_device(device) if method.startswith('raft') else 'cpu'
-    row = flow_video(video, out, method, weights, max_res, upto, device, _progress('flow', quiet))
-    if not no_preview and (row['made_now'] or not (Path(out)/'preview.mp4').exists()):
-        row['preview'] = str(write_flow_preview(video, out))
+    with writer(out):
+        row = flow_video(video, out, method, weights, max_res, upto, device, _progress('flow', quiet))
+        if not no_preview and (row['made_now'] or not (Path(out)/'preview.mp4').exists()):
+            row['preview'] = str(write_flow_preview(video, out))
     _show(row, as_json)
 
 # %% ../../nbs/cli/pyramid.ipynb #ea27852f
@@ -272,5 +274,7 @@ def pyramid(video:str,     # A video file
     One pass, constant memory; videos appear when all are whole. Times of frames stand in OUT/pyramid.json."""
     if out is None: raise ValueError("--out is missing: the folder of videos")
     from vidlit.floor.places import free_place
+    from vidlit.floor.store import writer
     free_place(out, video if Path(video).is_file() else None)
-    _show(pyramid_video(video, out, levels, filter, crf, _progress('pyramid', quiet)), as_json)
+    with writer(out): row = pyramid_video(video, out, levels, filter, crf, _progress('pyramid', quiet))
+    _show(row, as_json)

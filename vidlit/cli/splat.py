@@ -6,7 +6,7 @@
 __all__ = ['splat_app', 'train', 'render', 'export', 'view']
 
 # %% ../../nbs/cli/splat.ipynb #6e93a016
-import sys
+import os, sys
 from pathlib import Path
 from .app import _app, _show, app, command
 
@@ -94,7 +94,9 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     from vidlit.floor.places import free_place
     size = None if size is None else _sized(size)
     free_place(out, scene, file=True)
+    if os.path.lexists(out): raise ValueError(f'--out {out} is there already: it is not written over')
     import torch
+    from vidlit.floor.store import writer
     from vidlit.splat.run import open_scene
     from vidlit.splat.viewer import scene_orbit, write_camera_path
     from vidlit.worlds.camera import spline_path
@@ -106,7 +108,9 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     if path=='orbit': poses = scene_orbit(s.keys(2), n, K, size, turn=turn)
     else: poses = spline_path(s.path, n) if path=='spline' and len(s.path)>1 else s.pose.expand(n, 4, 4)
     times = torch.linspace(0, s.seconds, n, dtype=torch.float64).tolist() # float32 would end behind the last moment
-    write_camera_path(out, s.at, poses, times, K, size, fps, _reporter('frame', n, quiet), background=s.background)
+    with writer(out):
+        if os.path.lexists(out): raise ValueError(f'--out {out} is there already: it is not written over')
+        write_camera_path(out, s.at, poses, times, K, size, fps, _reporter('frame', n, quiet), background=s.background)
     _show(dict(out=out, frames=n, size=f'{size[1]}x{size[0]}', fps=fps, path=path), as_json)
 
 # %% ../../nbs/cli/splat.ipynb #709f03dc
@@ -133,20 +137,24 @@ def export(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     if frames<0: raise ValueError(f"--frames must be at least 1, or 0 for the scene's own, not {frames}")
     from vidlit.floor.places import free_place
     free_place(out, scene, file=bool(end))
+    from vidlit.floor.store import writer
     from vidlit.splat.run import open_scene
     s = open_scene(scene, seconds)
     if not 0<=time<=s.seconds: raise ValueError(f"--time must lie in 0 to {s.seconds:g} seconds, not {time:g}")
     k = s.keys(frames) if end in ('', '.html') else None
-    if end=='.html': _page(out, s, k)
-    elif not end: _sequence(out, k)
-    else: _one(out, end, s.at(time))
+    with writer(out):
+        if end=='.html': _page(out, s, k)
+        elif not end: _sequence(out, k)
+        else: _one(out, end, s.at(time))
     size = sum(p.stat().st_size for p in ([Path(out)] if end else Path(out).glob('*.ply')))
     n,m = len(s.at(time).means),len(k.times) if k else 1
     _show(dict(out=out, gaussians=n, moments=m, MB=round(size/1e6, 3)), as_json)
 
 def _page(out, s, k):
     from vidlit.splat.viewer import write_page
-    write_page(out, k, s.K, s.size, s.pose, s.background.tolist(), s.up, title=Path(out).stem)
+    from vidlit.floor.store import atomic_path
+    with atomic_path(out, same=True) as tmp:
+        write_page(tmp, k, s.K, s.size, s.pose, s.background.tolist(), s.up, title=Path(out).stem)
 
 def _sequence(out, k):
     from vidlit.floor.places import sweep_all
@@ -155,11 +163,13 @@ def _sequence(out, k):
     write_sequence(out, (k.at(t) for t in k.times.tolist()))
 
 def _one(out, end, g):
+    from vidlit.floor.store import atomic_path
     from vidlit.splat import files
     from vidlit.splat.gaussians import Gaussians
     if not isinstance(g, Gaussians):
         g = Gaussians(g.means, g.scales.clamp_min(1e-12).log(), g.quats, g.opacities.clamp(1e-6, 1-1e-6).logit(), g.sh)
-    {'.ply': files.write_ply, '.splat': files.write_splat, '.spz': files.write_spz}[end](out, g)
+    write = {'.ply': files.write_ply, '.splat': files.write_splat, '.spz': files.write_spz}[end]
+    with atomic_path(out, same=True) as tmp: write(tmp, g)
 
 # %% ../../nbs/cli/splat.ipynb #0ebd9998
 @command(splat_app)

@@ -76,6 +76,8 @@ def build(data:str,        # Folder of videos: Something-Something, UCF-101, or 
         teacher_name=str(teacher), teacher_kind=what)
     bad = cache.bad()
     why = bad if as_json else _some([f"{o['video']}: {o['why']}" for o in bad])
+    if cache.mended: print(f'vidlit: {out}: the targets of {len(cache.mended)} of {len(cache)} videos were lost (the '
+        f'first is {cache.videos[cache.mended[0]]}): made again', file=sys.stderr)
     _show({'cache': out, 'teacher': f'{teacher} ({what})', 'videos': len(cache), 'ready': len(cache.ready()),
         'tokens per video': spec.grid.n, 'width': cache.dim, 'unreadable': len(bad), 'why': why}, as_json)
 
@@ -134,6 +136,7 @@ def stjepa(cache:str,      # Folder made by `vidlit targets build`
     "Train an ST-JEPA student from cached targets; the teacher is not needed"
     import torch
     from vidlit.floor.places import free_place, sweep_all
+    from vidlit.floor.store import writer
     from vidlit.train.callbacks import fit
     from vidlit.nn.vit import ViTConfig
     from vidlit.pretrain.stjepa import STJEPAConfig
@@ -142,15 +145,16 @@ def stjepa(cache:str,      # Folder made by `vidlit targets build`
     if free_place(out, cache,
         data).is_dir() and not (Path(out)/'ckpt').is_dir() and any(o.name[0]!='.' for o in Path(out).iterdir()):
         raise ValueError(f'--out {out} holds other things, it is no folder of a run')
-    sweep_all(out) # what a killed run left
     got,device = TargetCache(cache),torch.device(pick_device(device))
     cfg = STJEPAConfig(ViTConfig(dim=dim, depth=depth, heads=heads, patch=got.spec.patch), fact, got.dim)
     dls = pair_dls(got, bs, data, workers=workers, device=device)
     steps = steps or epochs*len(dls.train)
-    (Path(out)/'ckpt').mkdir(parents=True, exist_ok=True) # from here on the folder is one of a run
-    learn = _learner(got, cfg, dls, Path(out), device, every, seed, quiet or as_json,
-        dict(steps=steps, bs=bs, lr=lr, ratio=ratio, flip=flip))
-    rows = fit(learn, steps=steps, validate=False).history.rows
+    with writer(out):
+        sweep_all(out) # what a killed run left
+        (Path(out)/'ckpt').mkdir(parents=True, exist_ok=True) # from here on the folder is one of a run
+        learn = _learner(got, cfg, dls, Path(out), device, every, seed, quiet or as_json,
+            dict(steps=steps, bs=bs, lr=lr, ratio=ratio, flip=flip))
+        rows = fit(learn, steps=steps, validate=False).history.rows
     _show({'student': str(Path(out)/'student'), 'videos': len(dls.train_ds), 'steps': len(rows),
         'first loss': round(rows[0]['loss'], 4), 'last loss': round(rows[-1]['loss'], 4),
         'held-out videos': len(dls.valid_ds), 'held-out loss': round(_held_out(learn), 4)}, as_json)

@@ -84,6 +84,7 @@ def tracks_3d(file:str,      # Boxes or points by frame: JSON, MOT .txt, CVAT .x
 ):
     "Positions in metres for every box or point of a tracking file"
     from vidlit.floor.places import free_place, replaceable
+    from vidlit.floor.store import writer
     from vidlit.pipeline.tracks import enrich_file
     for k,v,what in (('depth', depth, 'the folder of depth frames'), ('out', out, 'the JSON to write')):
         if v is None: raise ValueError(f"--{k} is missing: {what}")
@@ -95,11 +96,13 @@ def tracks_3d(file:str,      # Boxes or points by frame: JSON, MOT .txt, CVAT .x
     hw = _size(size)
     kw = dict(boxes=boxes, prefer=prefer, first=first, scale=scale, shift=shift, relative=relative, near=near, far=far,
         how=how, field=field)
-    r = enrich_file(file, depth, out, _camera(K, fov, hw, file, relative, depth), video=video, size=hw, **kw)
-    lines = r.pop('positions')
+    camera = _camera(K, fov, hw, file, relative, depth)
+    with writer(out):
+        r = enrich_file(file, depth, out, camera, video=video, size=hw, **kw)
+        lines = r.pop('positions')
+        if picture: _draw(lines, picture)
     if r['out_of_frame']: print(f"vidlit: {r['out_of_frame']} of {r['entries']} boxes lie outside the frame, "
         f"{r['cut']} reach over its edge: are --size and --boxes right?", file=sys.stderr)
-    if picture: _draw(lines, picture)
     _show({'out': out, **r, **({'positions': lines} if as_json else {'tracks': len(lines)})}, as_json)
 
 # %% ../../nbs/cli/tracks.ipynb #3b5ed635

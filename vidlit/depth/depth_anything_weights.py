@@ -135,6 +135,9 @@ def config_from_hf(
     "Sizes from a configuration of transformers"
     if c.get('model_type')!='depth_anything':
         raise WeightsError(f"a configuration of {c.get('model_type')!r}, not of 'depth_anything'")
+    b = c.get('backbone_config')
+    n = b.get('num_hidden_layers', 12) if isinstance(b, dict) else 12 # transformers makes a list of so many names
+    if type(n) is not int or not 0<n<=1000: raise WeightsError(f"num_hidden_layers must be 1 to 1000, not {n!r:.40}")
     from transformers import DepthAnythingConfig as HFConfig
     offset,c = c.get('pos_offset', 0.),HFConfig(**{k: v for k,v in c.items() if k!='pos_offset'})
     if odd := _odd(c): raise WeightsError(f"a Depth Anything that is not built here: {', '.join(odd)}")

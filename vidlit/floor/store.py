@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, json, os, re
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from pathlib import Path
 from .places import StoreBusy, flock, locked, open_log, temp_path
@@ -15,7 +15,7 @@ from .reading import read_json, reads
 
 # %% auto #0
 __all__ = ['CacheMismatch', 'atomic_path', 'write_json', 'writer', 'tensors_hash', 'sealed', 'seal', 'save_sealed', 'file_hash',
-           'Manifest', 'WorkList', 'bind_settings', 'TokenCache']
+           'Manifest', 'WorkList', 'bind_settings', 'making', 'TokenCache']
 
 # %% ../../nbs/floor/03_store.ipynb #2f191800
 class CacheMismatch(StoreError):
@@ -32,7 +32,8 @@ def _sync(path):
 @contextmanager
 def atomic_path(
     path, # Where the file shall be; its folder is made when missing
-    first:bool=False # Leave a file that is there meanwhile: of several writers the first one counts
+    first:bool=False, # Leave a file that is there meanwhile: of several writers the first one counts
+    same:bool=False # Never write over other content: a `ValueError` where a file with other bytes is there already
 ): # Yields a temporary `Path` to write to; renamed on success, removed on an error
     "Write a file in one indivisible move"
     path = Path(path)
@@ -40,10 +41,12 @@ def atomic_path(
     with temp_path(path) as tmp:
         yield tmp
         _sync(tmp)
-        if not first: os.replace(tmp, path)
-        elif not path.exists():
+        if not (first or same): os.replace(tmp, path)
+        elif not os.path.lexists(path):
             try: os.link(tmp, path) # unlike a rename, it never replaces
             except FileExistsError: pass
+        if same and (path.is_symlink() or not path.is_file() or file_hash(path)!=file_hash(tmp)):
+            raise ValueError(f'{path} is there already, with other content: it is not written over')
         _sync(path.parent)
 
 # %% ../../nbs/floor/03_store.ipynb #0b56e1f8
@@ -239,6 +242,29 @@ def bind_settings(
         said = '; '.join(f'{k} is {was.get(k)!r:.60}, not {now.get(k)!r:.60}' for k in off[:4])
         raise CacheMismatch(f'{path.parent} was made with other settings: {said}')
 
+# %% ../../nbs/floor/03_store.ipynb #89e4739f
+@contextmanager
+def making(
+    out, # Folder of the model
+    work, # Folder of its checkpoints
+    recipe:dict, # What it is made with, as it will stand in `recipe.json`: plain values
+    **more, # What else it depends on; it has a `repr`
+):
+    "Hold the folder of a model; one that was made otherwise, or that holds other things, is refused"
+    out,note,now = Path(out),Path(work)/'asked.json',json.loads(json.dumps(recipe))
+    with writer(out):
+        was = read_json(out/'recipe.json', dict) if (out/'recipe.json').is_file() else now
+        if off := sorted((k for k in now if was.get(k)!=now[k]), key=lambda k: len(repr(now[k]))):
+            raise CacheMismatch(f'{out} holds a model made with {off[0]} {was.get(off[0])!r:.90}, not '
+                f'{now[off[0]]!r:.90}: name another folder')
+        begun = (out/'recipe.json').is_file() or note.is_file()
+        if not begun and out.is_dir() and any(o.name[0]!='.' for o in out.iterdir()):
+            raise StoreError(f'{out} holds other things, it is not the folder of such a model: name another one')
+        bind_settings(note, now|{k: repr(v) for k,v in more.items()})
+        yield
+        note.unlink()
+        with suppress(OSError): note.parent.rmdir() # empty
+
 # %% ../../nbs/floor/03_store.ipynb #003643d4
 class TokenCache:
     "Features of n items on disk, float16, bound to what they were made from"
@@ -254,7 +280,7 @@ class TokenCache:
         self.source = {k: fingerprint(v) for k,v in source.items()}
         if not (self.path/'tokens').exists(): self._create()
         self._open()
-        self._log = _Log(self.path/'done.jsonl')
+        self._log,self._sure = _Log(self.path/'done.jsonl'),{}
 
     def __len__(self): return self.n
 
@@ -281,7 +307,7 @@ def _open(self:TokenCache):
     if off: raise CacheMismatch(f"{self.path} was made from something else: {', '.join(off)}")
 
 # %% ../../nbs/floor/03_store.ipynb #0c39ab63
-def _crc(a): return hashlib.sha256(a.tobytes()).hexdigest()[:16]
+def _crc(a): return hashlib.sha256(a if a.flags.c_contiguous else a.tobytes()).hexdigest()[:16]
 
 @patch
 def _half(self:TokenCache, i, tok):
@@ -326,14 +352,33 @@ def __getitem__(self:TokenCache,
 ): # Tensor: float16, of the cache's shape, or [k, *shape] for a list
     "Read items; a missing one is a `StoreError`"
     import torch
-    if isinstance(i, (list, tuple, torch.Tensor)): return torch.stack([self[int(o)] for o in i])
+    done = self.done()
+    if isinstance(i, (list, tuple, torch.Tensor)): return torch.stack([self._item(int(o), done) for o in i])
+    return self._item(i, done)
+
+@patch
+def _item(self:TokenCache, i, done):
+    import torch
     if not 0<=i<self.n: raise IndexError(f'item {i} is outside 0..{self.n-1}')
-    if i not in self.done(): raise StoreError(f'item {i} of {self.path} is missing')
+    if (sha := done.get(i)) is None: raise StoreError(f'item {i} of {self.path} is missing')
+    now = self._state(i, sha)
     with reads(self.path/'tokens'): a = self.arr[i]
-    if _crc(a)!=self.done()[i]: raise StoreError(
-        f'item {i} of {self.path} is lost or damaged: it is not what was written (`verify` finds all such, `forget` '
-        'has them made again)')
+    if now is None or self._sure.get(i)!=now: # else the file is the one that was compared already
+        if _crc(a)!=sha: raise StoreError(
+            f'item {i} of {self.path} is lost or damaged: it is not what was written (`verify` finds all such, '
+            '`forget` has them made again)')
+        self._sure[i] = now
     return torch.from_numpy(a)
+
+@patch
+def _chunk(self:TokenCache, i): # Its file; of an item of zeros there is none
+    return '/'.join([str(self.path), 'tokens/c', str(i), *'0'*len(self.shape)])
+
+@patch
+def _state(self:TokenCache, i, sha): # Of the file of an item: another one when it was written again; None without file
+    try: s = os.stat(self._chunk(i))
+    except OSError: return None
+    return hash((sha, s.st_mtime_ns, s.st_size, s.st_ino))
 
 # %% ../../nbs/floor/03_store.ipynb #8b6da8bb
 @patch
@@ -355,6 +400,13 @@ def _now(self:TokenCache, i): # Hash of an item, None where it cannot be read
     try:
         with reads(self.path/'tokens'): return _crc(self.arr[i])
     except StoreError: return None
+
+@patch
+def lost(self:TokenCache)->list: # Indices; what is there is not read
+    "Items of the log whose file is not there any more"
+    import numpy as np
+    zeros = _crc(np.zeros(self.shape, np.float16)) # no file is kept of nothing but zeros
+    return [i for i,sha in self.done().items() if sha!=zeros and not os.path.isfile(self._chunk(i))]
 
 @patch
 def forget(self:TokenCache,

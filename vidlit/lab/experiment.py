@@ -15,6 +15,8 @@ from pathlib import Path
 from ..floor.metrics import interval, paired_interval, proportion_interval
 from ..floor.places import free_place, sweep
 from ..floor.reading import Num, StoreError, Text, inside, read_json
+from ..floor.store import bind_settings
+from ..video.depth_frames import list_id
 
 # %% ../../nbs/lab/02_experiment.ipynb #8fd85757
 class Later:
@@ -222,6 +224,10 @@ def _own(root):
     if root.is_dir() and any(o.name[0]!='.' for o in root.iterdir()) and not (root/'jobs').is_dir():
         raise StoreError(f'{root} holds other things, it is not the folder of an experiment: name another --out')
 
+def _bind_data(root, data): # Jobs that are done on a folder of videos are of these videos
+    files = sorted(o for o in Path(data).rglob('*') if o.is_file() and o.name[0]!='.')
+    bind_settings(root/'jobs'/'data.json', dict(data=list_id(files)))
+
 def run_experiments(es:list, # What to run, in order
     out:Path,                # Folder of all results
     scale:str='toy',         # 'toy', 'small' or 'paper'
@@ -236,7 +242,9 @@ def run_experiments(es:list, # What to run, in order
     "Run experiments' missing jobs in one pool; of each write metrics and figures when its jobs are done"
     from vidlit.lab.jobs import run_placed
     start,sets = time.time(),place(es, out, scale, seeds, variants, data)
-    for _,root,_ in sets: _own(free_place(root, data))
+    for _,root,_ in sets:
+        _own(free_place(root, data))
+        if data is not None: _bind_data(root, data)
     metrics,results = {},{}
     def one(k, r):
         results[k] = r

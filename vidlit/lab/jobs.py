@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
 from threading import Thread, current_thread, main_thread
-from ..floor.places import lock_of, locked, sweep
+from ..floor.places import lock_of, locked, place_error, room_for, sweep
 from ..floor.processes import end_all, leave_when_asked, leave_with
 from ..floor.reading import Num, StoreError, Text, inside, read_bytes, read_json
 from ..floor.store import atomic_path, write_json
@@ -311,13 +311,14 @@ def _parallel(order, devices, report, workers):
     yield from ((p.key, None, _waits) for p in left)
 
 # %% ../../nbs/lab/01_jobs.ipynb #003bbb30
-def _failure(failed):
-    "What to raise when jobs failed"
+def _failure(failed, root, kept):
+    "What to raise when jobs failed; what the disk is to blame for is told as such, whichever process found it"
     roots = {k: v.strip().splitlines()[-1] for k,v in failed.items() if v!=_waits}
     more = len(failed)-len(roots)
     e = JobError('; '.join(f'{k}: {v}' for k,v in roots.items()) + (f' ({more} more wait for them)' if more else ''))
     e.failed = failed
-    return e
+    told = [place_error(OSError(v), root, kept) for v in roots.values()]
+    return told[0] if all(told) else e
 
 def _devices(device): # Those over which jobs are spread
     if device!='cuda': return [device]
@@ -345,15 +346,18 @@ def run_placed(order:list, # `Placed` jobs, each after those it needs
 )->dict:                   # Result by key
     "Run what is not done yet; JobError names what failed, after everything else is done"
     results,failed = {},{}
-    _free_locks(order)
-    with closing(_runner(order, workers, device, report)) as ended: # an interrupt closes it at once
-        for k,r,why in ended:
-            if report: report(k, 1., '')
-            if why: failed[k] = why
-            else:
-                results[k] = r
-                if each: each(k, r)
-    if failed: raise _failure(failed)
+    root = Path(os.path.commonpath([os.path.abspath(p.root) for p in order])) if order else Path()
+    def kept(): return f'{len(results)} of {len(order)} jobs are kept'
+    with room_for(root, kept):
+        _free_locks(order)
+        with closing(_runner(order, workers, device, report)) as ended: # an interrupt closes it at once
+            for k,r,why in ended:
+                if report: report(k, 1., '')
+                if why: failed[k] = why
+                else:
+                    results[k] = r
+                    if each: each(k, r)
+    if failed: raise _failure(failed, root, kept)
     return results
 
 # %% ../../nbs/lab/01_jobs.ipynb #2bb91524

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['job_form', 'plan_form', 'model_form', 'split', 'first_windows', 'share_windows', 'auto_chunks', 'free_memory',
-           'share_of_threads', 'cores', 'fit_workers', 'ChunkError', 'DepthJob', 'open_job', 'make_job', 'patient',
-           'checksum', 'save_window', 'load_window', 'ChunkFrames']
+           'share_of_threads', 'fit_workers', 'ChunkError', 'DepthJob', 'open_job', 'make_job', 'patient', 'checksum',
+           'save_window', 'load_window', 'ChunkFrames']
 
 # %% ../../nbs/pipeline/04_job.ipynb #8e721af8
 import hashlib, os, re, time
@@ -76,10 +76,6 @@ def free_memory()->int: # Bytes that programs can have now, of the machine or of
 def share_of_threads(n)->int: # n: workers on processors
     "Threads of each worker: one worker has what one go would have, `OMP_NUM_THREADS` or torch's own choice"
     return max(1, torch.get_num_threads()//n)
-
-def cores()->int: # Of this machine that this process may use
-    "Processor cores to be had"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 def fit_workers(
     h:int, # Frame height, pixels
@@ -292,7 +288,7 @@ def load_window(
     "A window from disk"
     f,row = _window(work.folder, k),_row_of(work, k)
     try: a = np.load(f, 'c', allow_pickle=False) # mapped: only what is used is copied, nothing is written back
-    except (OSError, ValueError, EOFError) as e:
+    except Exception as e: # numpy has many
         raise ChunkError(f"{f} cannot be read ({e}): forget its chunk and run again") from e
     if a.dtype!='float32' or a.ndim!=3:
         raise ChunkError(f"{f} is {a.dtype} {list(a.shape)}, no window of depth: forget its chunk and run again")

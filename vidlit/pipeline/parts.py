@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from torch import Tensor
-from ..floor.reading import Num, Text, inside
+from ..floor.reading import Num, Text, inside, reads
 from ..floor.store import read_json, write_json
 from ..nn.weights import read_weights, write_weights
 from ..depth.models import DepthModel
@@ -206,9 +206,10 @@ def load_point(
     row = _noted(folder)
     if row is None: return Point(),{}
     got = read_weights(inside(folder, row['file'])) if row['file'] else {}
-    if not got: state = None
-    elif 'stream' in row: state = _stream_state(row['stream'], got, m.device)
-    else: state = WindowState(got['anchor'], got['key'], tuple(row['fit']))
+    with reads(Path(folder)/'point.json'):
+        if not got: state = None
+        elif 'stream' in row: state = _stream_state(row['stream'], got, m.device)
+        else: state = WindowState(got['anchor'], got['key'], tuple(row['fit']))
     held = tuple((i, None) for i in row['held']) # encoded when they are needed
     return Point(row['n'], row['at'], row['start'], state, held, row['real'], got.get('tail')),row['more']
 

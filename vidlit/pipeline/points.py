@@ -10,6 +10,7 @@ import json, numpy as np, torch
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
+from ..floor.reading import StoreError
 from ..floor.store import atomic_path
 from ..video.depth_frames import DepthReader, _replace
 from ..worlds.camera import inv_pose, mat_to_quat, quat_to_mat, unproject
@@ -51,12 +52,12 @@ def read_poses(
 )->Tensor: # float64 `[t, 4, 4]`, camera to world: of each frame the pose nearest in time
     "A trajectory as TUM's tools write it"
     try: rows = np.loadtxt(path, ndmin=2)
-    except (ValueError, UnicodeDecodeError) as e: raise ValueError(f"{path}: no trajectory ({e})") from e
-    if rows.shape[1:]!=(8,) or not np.isfinite(rows).all() or not len(rows): raise ValueError(
+    except (ValueError, UnicodeDecodeError) as e: raise StoreError(f"{path}: no trajectory ({e})") from e
+    if rows.shape[1:]!=(8,) or not np.isfinite(rows).all() or not len(rows): raise StoreError(
         f"{path}: a trajectory has 8 finite numbers a line, seconds x y z qx qy qz qw, not {list(rows.shape)}")
     at = abs(rows[:,:1]-rows[0,0]-np.asarray(times)[None]).argmin(0)
     q,out = torch.from_numpy(rows[at][:,[7,4,5,6]]),torch.eye(4).double().repeat(len(at), 1, 1)
-    if not (q.norm(dim=1)-1).abs().max()<.01: raise ValueError(f"{path}: a quaternion is not of length 1")
+    if not (q.norm(dim=1)-1).abs().max()<.01: raise StoreError(f"{path}: a quaternion is not of length 1")
     out[:,:3,:3],out[:,:3,3] = quat_to_mat(q/q.norm(dim=1, keepdim=True)),torch.from_numpy(rows[at][:,1:4])
     return out
 

@@ -16,7 +16,8 @@ from ..floor.places import open_log
 from ..floor.processes import end_all, leave_when_asked, leave_with
 from ..floor.store import StoreError, read_json, write_json
 from .worker import run, status
-from .job import ChunkError, cores, free_memory, open_job, patient, plan_form, share_of_threads
+from .job import ChunkError, free_memory, open_job, patient, plan_form, share_of_threads
+from .threads import cores
 
 # %% ../../nbs/pipeline/08_pool.ipynb #2f2de08f
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def _windows(self:RefineRun, clock):
         d,c,rgb = (None if o[0] is None else torch.stack(o)[None] for o in zip(*near.values()))
         keep = starts[k+1] if k+1<len(starts) else None
         done = box.add(ids[0], r.window(d, c, rgb)[0], r.weights(len(ids)).to(d.device), keep)
-        for i,l in enumerate(done, n): w[i] = torch.where(near[i][0]>0, l.exp(), math.nan).cpu()
+        w.extend((torch.where(near[i][0]>0, l.exp(), math.nan).cpu() for i,l in enumerate(done, n)), n)
         n += len(done)
         self.save(n, k+1, dict(sum=box.sum, weight=box.weight))
         clock(n)

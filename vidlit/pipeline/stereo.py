@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from torch.nn import functional as F
 from ..floor.places import free_place
+from ..floor.store import writer
 from ..worlds.camera import resize_K
 from ..depth.windows import is_cut
 from ..refiner.inference import fill_holes
@@ -82,7 +83,8 @@ def stereo_video(
     if converge is not None and baseline is None: raise ValueError(
         '--converge is a distance in metres: it needs --baseline')
     v,stop = read_video(video, partial, upto)
-    with v:
+    with v, writer(out):
+        if out.exists(): raise ValueError(f"--out {out} is there already: it is not written over") # made meanwhile
         hw, screen = (v.info.height, v.info.width), baseline is None
         if screen and near is None and far is None: near,far = 1.,20. # any two: only the spacing of 1/z counts
         d = DepthSource(depth, Path(video), hw, None if upto else stop, near=near, far=far, fov=fov, **kw)

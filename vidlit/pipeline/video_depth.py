@@ -22,6 +22,7 @@ from ..video.view import VideoView
 from ..depth.models import DepthModel, load_depth_model
 from .parts import Recent, load_point, modes, next_part, save_point
 from .preview import colour_range, write_preview
+from .threads import cores, in_threads
 from ..depth.windows import is_cut
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #5e70ac53
@@ -192,9 +193,14 @@ class _Clock:
         self.run.report(dict(stage=self.stage, done=n, frames=self.run.stop, rate=rate, left=left))
 
 @patch
+def write(self:DepthRun, w, maps):
+    "Frames by number into a `DepthWriter`, several at a time: packing them takes most of the time"
+    in_threads(w.__setitem__, maps, 1 if self.storage=='zarr' else min(8, cores()))
+
+@patch
 def keep(self:DepthRun, n, depth, more):
     "Put a part on disk"
-    if not self.integers: return self.sink(more).extend(self.maps(depth), n)
+    if not self.integers: return self.write(self.sink(more), enumerate(self.maps(depth), n))
     _grow(more, depth if self.m.file_kind=='disparity' else depth[depth>0])
     _replace(self.work/f'part_{n:07d}.npy', lambda f: np.save(f, depth.numpy()))
 
@@ -210,12 +216,13 @@ def finish(self:DepthRun, more):
     w = self.sink(more, **kw)
     todo = set(w.missing()) if self.integers else {}
     clock.begin(self.stop-len(todo))
-    for f in sorted(self.work.glob('part_*.npy')):
-        i,depth = int(f.stem[5:]),np.load(f, mmap_mode='r')
-        for j,d in enumerate(self.maps(map(np.array, depth), kw['lo'], kw['hi']), i):
-            if j in todo: w[j] = d
-        f.unlink()
-        clock(i+len(depth))
+    with w.many():
+        for f in sorted(self.work.glob('part_*.npy')):
+            i,depth = int(f.stem[5:]),np.load(f, mmap_mode='r')
+            maps = enumerate(self.maps(map(np.array, depth), kw['lo'], kw['hi']), i)
+            self.write(w, ((j, d) for j,d in maps if j in todo))
+            f.unlink()
+            clock(i+len(depth))
     self.close(w, more)
 
 @patch
@@ -320,15 +327,16 @@ def summary(self:DepthRun, preview, seconds):
         row['note'] = (f"asked for {made['asked']}, which gave values that are not finite: "
             f"made in {made['precision']}, {made['fp32_again']} further parts in fp32")
     if self.cut: row['scenes'] = len(made['scenes'])
-    lo,hi = colour_range(r, frames=16)
+    lo,hi = colour_range(r, frames=64 if preview else 16)
     row['1st to 99th percentile'] = f'{lo:.4g} to {hi:.4g}'
     if self.integers: row['integer steps between them'] = round((hi-lo)/meta.scale)
-    if preview: row['preview'] = str(self.preview(r))
+    if preview: row['preview'] = str(self.preview(r, (lo, hi)))
     return {**row, 'seconds': round(seconds, 1)}
 
 @patch
-def preview(self:DepthRun, depth):
+def preview(self:DepthRun, depth, bounds):
     "The preview, once"
     path,clock = self.out/'preview.mp4',_Clock(self, 'preview')
     clock.begin(0)
-    return path if path.exists() else write_preview(path, self.video, depth, report=clock)
+    return path if path.exists() else write_preview(path, self.video, depth, report=clock,
+        bounds=bounds)

@@ -16,7 +16,8 @@ from torch import nn
 from ..floor.fingerprint import fingerprint
 from ..floor.places import free_place
 from ..floor.reading import read_json
-from ..floor.store import write_json
+from ..floor.store import write_json, writer
+from ..video.depth_frames import list_id
 from ..video.clips import VideoSource, clip_dls, fit_square, normalise
 from ..video.sampling import VideoList, folder_splits, list_csv, list_folder, strided, uniform, uniform_views
 from ..video.transforms import compose, eval_tfm, finetune_tfm, flip, mix, random_resized_crop, three_crop
@@ -220,7 +221,13 @@ def finetune_videos(
     recipe = dict(init=str(init), epochs=epochs, bs=bs, lr=lr, size=size, sampling=sampling, stride=stride,
         augment=augment, mirror=mirror, layer_decay=layer_decay, wd=wd, seed=seed, half=half, labels=vocab,
         videos={k: len(v) for k,v in splits.items()})
-    _same_run(out, recipe)
+    content = {k: list_id(v.paths) for k,v in splits.items()}
+    with writer(out):
+        _same_run(out, dict(recipe, content=content))
+        return _run(out, model, splits, dls, recipe, report, progress, every, device, workers)
+
+def _run(out, model, splits, dls, recipe, report, progress, every, device, workers): # By whoever holds the folder
+    lr,wd,layer_decay,seed,half,epochs = (recipe[k] for k in 'lr wd layer_decay seed half epochs'.split())
     keep = KeepBest(out/'best', lambda net,folder: net.save_pretrained(folder), report)
     cbs = [Seeded(seed), Checkpoint(out/'ckpt', every, tag=fingerprint(recipe, 12)), keep]
     cbs += [Autocast()]*half + [Progress()]*progress
@@ -233,6 +240,7 @@ def _same_run(out, recipe): # Write down what a run is; a folder of another one 
     recipe = json.loads(json.dumps(recipe))
     if not (out/'recipe.json').is_file(): return write_json(out/'recipe.json', recipe)
     was = read_json(out/'recipe.json', dict)
+    was = dict(content=recipe['content']) | was # which earlier versions did not keep
     odd = [k for k in recipe if was.get(k)!=recipe[k]]
     if odd: raise ValueError(f"{out} holds a run with " + ', '.join(f'{k} {was.get(k)!r}' for k in odd) + ', not '
         + ', '.join(repr(recipe[k]) for k in odd) + ': give it the same, or name another folder')

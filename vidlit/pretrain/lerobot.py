@@ -73,6 +73,7 @@ class LeRobotSet(torch.utils.data.Dataset):
         self.root,self.info = Path(root),lerobot_info(root)
         known = cameras(self.info)
         self.camera = camera or (known[0] if known else None)
+        if not known: raise TrajectoryError(self.root/'meta'/'info.json', 'features', 'there is no video among them')
         if self.camera not in known:
             raise ValueError(f"no camera {self.camera!r} in {root}; there are {', '.join(known) or 'none'}")
         self.t,self.rate,self.size,self.seed,self.actions,self.state,self.tfm = t,rate,size,seed,actions,state,tfm

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from ..floor.fingerprint import fingerprint
 from ..floor.places import free_place
+from ..floor.store import bind_settings, writer
+from ..video.depth_frames import list_id
 from ..video.clips import clip_dls
 from ..video.sampling import list_folder, strided
 from ..video.transforms import eval_tfm, jepa_tfm, pretrain_tfm
@@ -84,9 +86,12 @@ def pretrain_videos(
     total = steps or epochs*len(dls.train)
     tag = fingerprint([method, str(model), total, bs, lr, frames, size, stride, seed, half, len(videos)], 12)
     cbs = [Seeded(seed), Checkpoint(out/'ckpt', every, tag=tag)] + [Autocast()]*half + [Progress()]*progress
-    rows = fit(learner(dls, net.to(device), lr=lr, gen=seed, cbs=cbs), steps=total, validate=False).history.rows
-    return dict(model=str(_written(net, out/'model', (frames, size, size))), videos=len(videos), steps=len(rows),
-        first=rows[0]['loss'], last=rows[-1]['loss'], bad=dls.train.bad_report())
+    with writer(out):
+        bind_settings(out/'ckpt'/'videos.json', dict(videos=list_id(videos.paths)))
+        rows = fit(learner(dls, net.to(device), lr=lr, gen=seed, cbs=cbs), steps=total, validate=False).history.rows
+        model = _written(net, out/'model', (frames, size, size))
+    return dict(model=str(model), videos=len(videos), steps=len(rows), first=rows[0]['loss'], last=rows[-1]['loss'],
+        bad=dls.train.bad_report())
 
 def _written(net, to, size): # A folder as transformers has it, else the authors' file
     theirs = hasattr(net, 'save_pretrained') and getattr(net.cfg, 'legacy_tiled', True)

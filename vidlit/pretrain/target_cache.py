@@ -6,7 +6,7 @@
 __all__ = ['targets_form', 'ClipSpec', 'as_spec', 'read_clip', 'TargetCache', 'free_cache', 'CachedPairs', 'pair_dls']
 
 # %% ../../nbs/pretrain/target_cache.ipynb #cd497f27
-import zlib
+import json, zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from fastcore.basics import patch
@@ -162,14 +162,31 @@ def bad(self:TargetCache)->list: # Dicts of video and why
     "Videos that could not be read"
     return [dict(video=f, why=v['bad']) for f,v in self.work.done.items() if 'bad' in v]
 
+def _strike(cache, gone): # Take rows out of the log of videos
+    log = cache.path/'films'/'done.jsonl'
+    good = [o for o in log.read_text().splitlines() if not gone(o)]
+    with atomic_path(log) as p: p.write_text('\n'.join([*good, '']))
+    cache.work = WorkList(cache.path/'films', cache.videos)
+
 @patch
 def retry(self:TargetCache):
     "Forget which videos could not be read, so that they are tried again"
-    log = self.path/'films'/'done.jsonl'
-    if not self.bad(): return
-    good = [o for o in log.read_text().splitlines() if '"bad"' not in o]
-    with atomic_path(log) as p: p.write_text('\n'.join([*good, '']))
-    self.work = WorkList(self.path/'films', self.videos)
+    if self.bad(): _strike(self, lambda o: '"bad"' in o)
+
+@patch
+def lost(self:TargetCache)->list: # Their numbers
+    "Videos whose targets were there once"
+    done,gone = self.tokens.done(),set(self.tokens.lost())
+    return [i for i in self.ready() if i in gone or i not in done]
+
+@patch
+def mend(self:TargetCache)->list: # Their numbers
+    "Forget the videos whose targets were lost, so that they are made again"
+    if lost := self.lost():
+        rows = tuple('{"item": '+json.dumps(self.videos[i])+',' for i in lost)
+        _strike(self, lambda o: o.startswith(rows)) # first: killed here, the rest is lost still
+        self.tokens.forget(*lost)
+    return lost
 
 @patch
 def ready(self:TargetCache)->list: # Their numbers, ascending
@@ -213,6 +230,9 @@ def pair_dls(
     from fastai.data.load import DataLoader
     every = CachedPairs(cache, root)
     n = len(every)
+    if lost := every.cache.lost():
+        raise StoreError(f"{every.cache.path}: {len(lost)} of {n} videos have lost their targets (the first is "
+            f"{every.cache.videos[lost[0]]}): the `vidlit targets build` that made them makes them again")
     if n<2: raise StoreError(f"{every.cache.path} holds one video: nothing to hold out")
     held = {int((j+.5)*n/max(1, round(valid*n))) for j in range(max(1, round(valid*n)))}
     def loader(part, **kw):

@@ -193,5 +193,6 @@ def build_targets(
     ids = dict(teacher=teacher_id(teacher), projection=fingerprint([p.weight, p.mean]))
     cache = TargetCache.create(out, videos, root, spec, p.weight.shape[1], **ids, kind=kind, **about)
     cache.retry()
+    cache.mended = cache.mend()
     cache.fill(lambda clip: teacher(clip.to(device)), n, report)
     return cache

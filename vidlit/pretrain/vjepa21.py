@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..nn.tokens import Grid, Rope3D, grid_of, rope_angles, take
 from ..nn.vit import PatchEmbed, ViT, ViTConfig, init_vit, run_blocks, vit_b, vit_g, vit_l
-from ..nn.weights import WeightsError, _torch_file, load_strict, peel, read_hub, save_hub
+from ..nn.weights import WeightsError, _torch_file, load_strict, peel, read_hub, save_hub, sized
 from .block_masking import Blocks, late_callback
 from .videomae_weights import vit_sizes
 from .vjepa import Predictor, masked_mean, power_loss
@@ -308,8 +308,9 @@ def from_pretrained(cls:VJEPA21,
     c,state = read_hub(name, revision)
     if c.pop('model_type', None)!='vjepa2_1': raise WeightsError(
         f"{name}: no V-JEPA 2.1 folder of ours; official files: VJEPA21.from_official; 2: VJEPA2.from_pretrained")
-    sizes = {k: ViTConfig(**{**c.pop(k), 'patch': tuple(c_patch)}) for k,c_patch in (('enc', c['enc']['patch']),
-        ('pred', c['pred']['patch']))}
-    res = cls(VJEPA21Config(**sizes, **{**c, 'levels': tuple(c['levels'])}), **kw)
-    load_strict(res, state)
+    with sized(state):
+        sizes = {k: ViTConfig(**{**c.pop(k), 'patch': tuple(c_patch)}) for k,c_patch in (('enc', c['enc']['patch']),
+            ('pred', c['pred']['patch']))}
+        res = cls(VJEPA21Config(**sizes, **{**c, 'levels': tuple(c['levels'])}), **kw)
+        load_strict(res, state)
     return res

@@ -20,7 +20,7 @@ from ..video.pixels import normalise
 from ..train.schedules import adamw, from_one, wsd
 from ..nn.tokens import Grid, Rope3D
 from ..nn.vit import Block, ViTConfig, init_vit, run_blocks, vit_l
-from ..nn.weights import KeyMap, WeightsError, load_strict, read_hub, save_hub
+from ..nn.weights import KeyMap, WeightsError, load_strict, read_hub, save_hub, sized
 from .videomae_weights import vit_sizes
 from .vjepa2 import VJEPA2Config, rope_encoder
 from .vjepa2_weights import official_parts
@@ -300,10 +300,11 @@ def from_pretrained(cls:WorldModel,
     c,state = read_hub(name, revision)
     if c.get('model_type')!='vjepa2_ac': raise WeightsError(f"{name}: holds a {c.get('model_type')!r}, not a world "
         "model of ours; transformers has no layout for V-JEPA 2-AC, so only our folders and official files load")
-    p = {**c['predictor'], 'hw': tuple(c['predictor']['hw']), 'blocks': _sizes(c['predictor']['blocks'])}
-    enc = rope_encoder(VJEPA2Config(_sizes(c['encoder']), legacy_tiled=c['legacy_tiled']))
-    res = cls(enc, ACPredictor(ACConfig(**p)), c['auto_steps'])
-    load_strict(res, state)
+    with sized(state):
+        p = {**c['predictor'], 'hw': tuple(c['predictor']['hw']), 'blocks': _sizes(c['predictor']['blocks'])}
+        enc = rope_encoder(VJEPA2Config(_sizes(c['encoder']), legacy_tiled=c['legacy_tiled']))
+        res = cls(enc, ACPredictor(ACConfig(**p)), c['auto_steps'])
+        load_strict(res, state)
     return res
 
 # %% ../../nbs/pretrain/10_world_model.ipynb #ed93fd9a

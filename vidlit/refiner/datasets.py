@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from ..floor.places import get_extra
 from ..depth.images import BadImage, decode_image
-from ..floor.reading import StoreError, inside, read_bytes
+from ..floor.reading import FileError, StoreError, inside, read_bytes
 from .evaluation import Truth
 from ..video.depth_frames import DepthReader
 from ..video.reader import VideoReader
 from ..worlds.camera import make_K, quat_to_mat, radius_to_z, resize_K
 
 # %% ../../nbs/refiner/datasets.ipynb #740c93b4
-class DatasetError(ValueError): "A data set is not laid out as its format says; the message names the file"
+class DatasetError(FileError): "A data set is not laid out as its format says; the message names the file"
 
 RGBDFrame = namedtuple('RGBDFrame', 'rgb depth conf K pose')
 RGBDFrame.__doc__ = "One frame: see the table on top of the page"
@@ -146,6 +146,8 @@ def read_h5(
                 raise DatasetError(f"{path}: 'dataset' is no plain array of numbers")
             if d.ndim!=len(axes) or any(a.isdigit() and int(a)!=n for a,n in zip(axes, d.shape)) or d.size>most:
                 raise DatasetError(f"{path}: an array [{', '.join(axes)}] is needed, not {list(d.shape)}")
+            if d.size*d.dtype.itemsize>1100*Path(path).stat().st_size: # no compression of HDF5 does better
+                raise DatasetError(f"{path}: {list(d.shape)} numbers do not fit into so small a file")
             return d[()].astype(np.float32 if d.dtype.itemsize<=4 else np.float64)
     except (OSError, RuntimeError, KeyError) as e: raise DatasetError(f"{path}: cannot be read ({e})") from e
 
@@ -153,7 +155,8 @@ def read_h5(
 def _rows(path): # A csv of a data set, within limits
     try: text = read_bytes(path).decode('utf-8', 'replace')
     except OSError as e: raise DatasetError(f"{path}: cannot be read ({e.strerror})") from e
-    return list(csv.reader(io.StringIO(text)))
+    try: return list(csv.reader(io.StringIO(text)))
+    except csv.Error as e: raise DatasetError(f"{path}: is no csv ({e})") from e
 
 def _number(text, path, name):
     try: v = float(text)

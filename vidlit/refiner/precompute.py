@@ -6,7 +6,7 @@
 __all__ = ['sobel', 'guidance', 'small', 'mapping', 'precompute', 'read_frame', 'show_precomputed']
 
 # %% ../../nbs/refiner/02_precompute.ipynb #97ccf946
-import numpy as np, torch
+import hashlib, numpy as np, torch
 from collections.abc import Callable
 from pathlib import Path
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..floor.places import sweep
 from ..floor.reading import Num, StoreError, read_json, read_npz
 from ..floor.store import Manifest, atomic_path, write_json, writer
+from ..video.depth_frames import source_id
 
 # %% ../../nbs/refiner/02_precompute.ipynb #d17e2378
 def _conv(x, kernel):
@@ -69,14 +70,14 @@ def precompute(
     "Ask a teacher for each frame, once"
     folder, n = Path(folder), len(frames)
     h, w = frames[0:1].shape[1:3]
-    about = dict(teacher=name, frames=n, mapping=mapping(h, w, k), piece=piece)
+    about = dict(teacher=name, frames=n, mapping=mapping(h, w, k), piece=piece, source=_source(frames))
     with writer(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         note = folder/'about.json'
         if not note.exists(): write_json(note, about)
-        if (old := read_json(note, {str:object}))!=about:
-            wrong = next(o for o in about if old.get(o)!=about[o])
+        old = read_json(note, {str:object})
+        if wrong := next((o for o in about if old.get(o, about[o])!=about[o]), None):
             raise StoreError(f"{folder} is of another {wrong}: {old.get(wrong)}, not {about[wrong]}")
         for i in range(0, n, piece):
             ids = range(i, min(i+piece, n))
@@ -86,6 +87,15 @@ def precompute(
         made = Manifest(folder)
         made.add('about.json', *(f'{j:06d}.npz' for j in range(n) if f'{j:06d}.npz' not in made.files))
     return folder
+
+def _source(frames):
+    "What tells these frames from others: the file, or of a tensor all bytes, else of up to 64 frames"
+    if (path := getattr(frames, 'path', None)) is not None:
+        return source_id(frames if hasattr(frames, '__fspath__') else Path(path))
+    n, h = len(frames), hashlib.sha256()
+    some = range(n) if isinstance(frames, Tensor) else sorted({i*(n-1)//63 for i in range(64)} if n>64 else range(n))
+    for i in some: h.update(np.ascontiguousarray(torch.as_tensor(frames[i:i+1]).numpy()))
+    return dict(frames=n, sha256_frames=h.hexdigest())
 
 def _put(folder, ids, frames, teacher, k):
     "One piece"

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..floor.fingerprint import fingerprint
 from ..floor.places import sweep_all
 from ..floor.reading import Num, StoreError, read_json, reads
-from ..floor.store import atomic_path, write_json
+from ..floor.store import atomic_path, write_json, writer
 from ..nn.weights import read_weights
 from ..worlds.camera import make_K
 from .densify import DensifyConfig
@@ -136,9 +136,12 @@ def train_scene(
     report=None, # Called with dicts: done, total, psnr, n, rate, of the training
 )->dict: # What `report.json` holds, and the page's place
     "A scene from its images to its page"
-    from safetensors.torch import load_file, save_file
     scene,held = folder if isinstance(folder, tuple) else parts_of(folder)
     out,mark = Path(out),fingerprint([scene.images, scene.times, scene.pose, scene.K])
+    with writer(out): return _train(scene, held, out, mark, recipe, keys, seconds, report)
+
+def _train(scene, held, out, mark, recipe, keys, seconds, report): # By whoever holds the folder
+    from safetensors.torch import load_file, save_file
     info,gen = _recipe_of(out, recipe, mark),torch.Generator().manual_seed(recipe.seed)
     sweep_all(out) # what a killed run left
     model = splat_model(scene, recipe.kind, degree=recipe.degree, gen=gen)

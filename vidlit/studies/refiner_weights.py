@@ -12,7 +12,7 @@ from pathlib import Path
 from ..depth.measure import frame_errors
 from ..floor.metrics import paired_interval
 from ..floor.places import clear
-from ..floor.store import write_json
+from ..floor.store import making, write_json
 from ..lab.experiment import code_version
 from ..refiner.baselines import controls
 from ..refiner.evaluation import log_flicker, truth_of
@@ -98,15 +98,16 @@ def make_weights(
 )->dict: # The recipe
     "Train the refiner that is kept, measure it and write it with its recipe"
     out, at = Path(out), Path(work or Path(out)/'.work')
-    net = train_weights(at, seed, steps, report=report, **kw)
-    net.save_pretrained(out)
-    rows = test(Refiner.from_pretrained(out).eval(), seed)
     call = ('from vidlit.studies.refiner_weights import make_weights; '
         f"make_weights('data/models/refiner', {seed}, {steps})")
-    recipe = dict(about=_about, command=f'python -c "{call}"', vidlit=code_version(), seed=seed, steps=steps,
-        config=asdict(net.cfg), parameters=sum(o.numel() for o in net.parameters()),
-        bytes=(out/'model.safetensors').stat().st_size, data='worlds of worlds.worlds, none downloaded',
-        licence='Apache-2.0', results=rows, default=deserves(rows))
-    write_json(out/'recipe.json', recipe)
-    if work is None: clear(at, r'step-\d{8,}\.safetensors')
+    recipe = dict(about=_about, command=f'python -c "{call}"', vidlit=code_version(), seed=seed, steps=steps)
+    with making(out, at, {k: recipe[k] for k in ('command', 'seed', 'steps')}, **kw):
+        net = train_weights(at, seed, steps, report=report, **kw)
+        net.save_pretrained(out)
+        rows = test(Refiner.from_pretrained(out).eval(), seed)
+        recipe |= dict(config=asdict(net.cfg), parameters=sum(o.numel() for o in net.parameters()),
+            bytes=(out/'model.safetensors').stat().st_size, data='worlds of worlds.worlds, none downloaded',
+            licence='Apache-2.0', results=rows, default=deserves(rows))
+        write_json(out/'recipe.json', recipe)
+        if work is None: clear(at, r'step-\d{8,}\.safetensors')
     return recipe

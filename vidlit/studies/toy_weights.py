@@ -20,7 +20,7 @@ from ..train.checkpoint import Checkpoint, Seeded
 from ..lab.experiment import code_version
 from ..video.pixels import normalise
 from ..floor.places import clear
-from ..floor.store import read_json, write_json
+from ..floor.store import making, read_json, write_json
 from ..train.callbacks import Progress, as_gen, fit, print_progress
 from ..video.transforms import colour_jitter
 from ..worlds.worlds import WorldConfig, make_worlds
@@ -138,22 +138,25 @@ def make_toy(
     "Train the model that is kept, measure it and write it with its recipe"
     out = Path(out)
     at = Path(work or out/'.work')
-    out.mkdir(parents=True, exist_ok=True)
-    began = process_time()
-    model,image = train(at, seed, steps, report=report, **kw)
+    module,call = maker.split('.')
+    call = (
+        f"from vidlit.studies.{module} import {call}; {call}('data/models/toy', seed={seed}, "
+        f"steps={tuple(steps)})")
+    recipe = dict(command=f'python -c "{call}"', seed=seed, steps=list(steps))
+    with making(out, at, recipe, **kw):
+        recipe |= _make(out, at, recipe, train, test, report, kw)|dict(about=about, size=size)
+        write_json(out/'recipe.json', recipe)
+        for o in [at/'images', at/'time', at]*(work is None): clear(o, r'step-\d{8,}\.safetensors')
+    return recipe
+
+def _make(out, at, recipe, train, test, report, kw): # What else the recipe says
+    began,seed = process_time(),recipe['seed']
+    model,image = train(at, seed, tuple(recipe['steps']), report=report, **kw)
     minutes = round((process_time()-began)/60, 1) # of one core; of the last call, where it was killed
     model.half().save_pretrained(out)
     if config_from_json(read_json(out/'config.json'))!=model.cfg:
         raise ValueError(f'{out} does not read back as what was trained')
     said = test(VideoDepth.from_pretrained(out).eval(), image, seed)
-    module,call = maker.split('.')
-    call = (
-        f"from vidlit.studies.{module} import {call}; {call}('data/models/toy', seed={seed}, "
-        f"steps={tuple(steps)})")
-    recipe = dict(about=about, command=f'python -c "{call}"', vidlit=code_version(), seed=seed, steps=list(steps),
-        core_minutes=minutes, size=size, kind='relative',
+    return dict(vidlit=code_version(), core_minutes=minutes, kind='relative',
         parameters=sum(o.numel() for o in model.parameters()), bytes=(out/'model.safetensors').stat().st_size,
         data='drawn by vidlit, none downloaded', licence='Apache-2.0', results=said)
-    write_json(out/'recipe.json', recipe)
-    for o in [at/'images', at/'time', at]*(work is None): clear(o, r'step-\d{8,}\.safetensors')
-    return recipe

@@ -7,7 +7,7 @@ __all__ = ['VideoIndex', 'spoilt', 'good_frames', 'frame_at', 'decoded', 'check_
            'kept_index']
 
 # %% ../../nbs/video/02_index.ipynb #5a91a50f
-import hashlib, json, math, os, re, warnings
+import hashlib, json, math, os, re, warnings, zlib
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -102,7 +102,7 @@ def frame_at(
 
 def _place(stamps, pts):
     if pts is None or stamps is None: return None
-    n = int(np.searchsorted(stamps, pts))
+    n = int(stamps.searchsorted(pts))
     return n if n < len(stamps) and stamps[n]==pts else None
 
 def decoded(
@@ -113,15 +113,18 @@ def decoded(
     spare=None # (frame number) -> is it not needed? Such a frame is left out where no other leans on it
 ): # (rank of a packet, frames that came out, what is wrong with it or None), one after another
     "Decode packets, and hear which of them are damaged"
-    starts,key = np.unique(index.group),None
+    starts,key,skips = np.unique(index.group),None,None
     opened = index.stamps is not None and index.stamps[index.ranks==0][0] > index.stamps[0] # a cut before an open group
     r = -1 if first is None else int(index.group[min(np.searchsorted(index.pts, first), len(index.pts)-1)])-1
     for p in packets:
-        j,k = frame_at(index, p.pts),_place(index.stamps, p.pts)
-        r = int(index.rank[j]) if j is not None else int(index.ranks[k]) if k is not None else r+1
+        early = None not in (first, p.pts) and p.pts < first # leads the key frame that was entered at: not shown
+        j = frame_at(index, p.pts)
+        if j is not None: r = int(index.rank[j])
+        else: r = r+1 if (k := _place(index.stamps, p.pts)) is None else int(index.ranks[k])
         entry,key = key is None,p.pts if p.is_keyframe else key
         cut = opened and (len(starts) < 2 or r <= starts[1])
-        if spare is not None: p.stream.codec_context.skip_frame = 'NONREF' if j is not None and spare(j) else 'DEFAULT'
+        idle = not entry and (early or spare is not None and j is not None and spare(j)) # dav1d looks once, at entry
+        if idle!=skips: p.stream.codec_context.skip_frame,skips = 'NONREF' if idle else 'DEFAULT',idle
         try: frames,why = decode(p, threads)
         except av.FFmpegError as e: frames,why = [],av_reason(e)
         if why and why.startswith('Frame num gap') and p.is_keyframe: # what is missing was before this packet
@@ -129,8 +132,8 @@ def decoded(
             why = None
         # what was cut away before the first group is missed by its leading frames, which are not shown
         leads = None not in (p.pts, key) and p.pts < key
-        if why and (leads and j is None or cut and why.startswith(('mmco', 'Frame num gap'))): why = None
-        yield r,frames,why
+        if early or why and (leads and j is None or cut and why.startswith(('mmco', 'Frame num gap'))): why = None
+        yield r,[f for f in frames if None in (first, f.pts) or f.pts >= first],why
 
 def _as_far(packets): # As far as they can be read
     while True:
@@ -356,20 +359,27 @@ _scalars = 'end','seekable','torn'
 _fractions = 'fps','time_base','pixel_aspect'
 
 def _save_index(f, key, index, info):
-    "Keep an index and what `video_info` said in one file, atomically"
+    "Keep an index and what `video_info` said in one file, atomically: checksum, length of the head, head, columns"
     cols = {k: v for k,v in vars(index).items() if k not in _scalars and v is not None}
     head = dict(key=key, **{k: getattr(index, k) for k in _scalars}, info={**asdict(info),
-        **{k: str(getattr(info, k)) for k in _fractions}})
+        **{k: str(getattr(info, k)) for k in _fractions}}, cols={k: (v.dtype.str, len(v)) for k,v in cols.items()})
+    head = json.dumps(head).encode()
+    b = b''.join([len(head).to_bytes(8, 'little'), head, *(v.tobytes() for v in cols.values())])
     f.parent.mkdir(parents=True, exist_ok=True)
     with temp_path(f) as tmp:
-        with open(tmp, 'wb') as o: np.savez(o, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **cols)
+        Path(tmp).write_bytes(zlib.crc32(b).to_bytes(4, 'little')+b)
         os.replace(tmp, f)
 
 def _load_index(f, key):
     "What `_save_index` wrote; raises where it is of another file, or damaged"
-    with np.load(f, allow_pickle=False) as z: cols = {k: z[k] for k in z.files} # zip's checksums are checked here
-    head = json.loads(cols.pop('head').tobytes())
+    b = Path(f).read_bytes()
+    if zlib.crc32(memoryview(b)[4:])!=int.from_bytes(b[:4], 'little'): raise ValueError('damaged')
+    at = 12+int.from_bytes(b[4:12], 'little')
+    head,cols = json.loads(b[12:at]),{}
     if head['key']!=key: raise ValueError('of another file')
+    for k,(kind,n) in head['cols'].items():
+        cols[k] = np.frombuffer(b, kind, n, at)
+        at += cols[k].nbytes
     i = head['info']
     info = VideoInfo(**{**i, 'keys': tuple(i['keys']), **{k: Fraction(i[k]) for k in _fractions}})
     index = VideoIndex(**cols, end=int(head['end']), seekable=bool(head['seekable']),
@@ -388,8 +398,8 @@ def kept_index(
     f = None
     if cache is not None and Path(path).is_file():
         st = Path(path).stat()
-        key = [2, str(Path(path).resolve()), st.st_size, st.st_mtime_ns, str(partial), stream]
-        f = Path(cache)/f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npz"
+        key = [3, str(Path(path).resolve()), st.st_size, st.st_mtime_ns, str(partial), stream]
+        f = Path(cache)/f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.idx"
         try: return _load_index(f, key)
         except Exception: pass # not there, damaged, of an older form: it is made again
     index = make_index(path, partial, stream)

@@ -193,7 +193,42 @@ def _ts_cut(path, pid):
     last = range(o, len(b), k)[-1]
     if len(b)-last < 188: return True
     at = next((j for j in range(last, -1, -k) if (b[j+1]&31)<<8 | b[j+2] == pid), None)
-    return at is not None and b[at+3]>>4&3 == 1
+    return at is not None and _stuffing(b, at) == 0
+
+def _stuffing(b, i):
+    "Bytes that fill up the transport packet at `b[i:]`; None where there is more than a clock in its adaptation field"
+    if b[i+3]>>4&3 == 1: return 0
+    n,flags = b[i+4:i+6]
+    return None if not n or flags & 3 else n-1-6*bool(flags & 16)-6*bool(flags & 8)-bool(flags & 4)
+
+# %% ../../nbs/video/packets.ipynb #vp9a0002
+def _vp9_lost(path, pts, stream=None):
+    "Rank -> why, of VP9 packets after a gap that libvpx refuses although it took those before the gap"
+    if None in pts or len(pts) < 3: return {}
+    step = np.diff(pts)
+    gaps = set((np.flatnonzero(step > 1.5*np.median(step))+1).tolist())
+    if not gaps or len(gaps) > max(len(pts)//20, 1): return {} # a rate that varies
+    try: judge = av.CodecContext.create('libvpx-vp9', 'r')
+    except (av.FFmpegError, ValueError): return {} # an FFmpeg without it
+    c,s = open_video(path, stream=stream)
+    with c, hear(): return _refused((p for p in c.demux(s) if p.size), gaps, judge)
+
+def _refused(packets, gaps, judge):
+    "Ranks of the first packet of each group that `judge` does not decode, at a gap or after it"
+    group,groups,hurt = [],[],{}
+    for r,p in enumerate(packets):
+        if p.is_keyframe: group = []
+        group.append((r, p))
+        if r in gaps and not p.is_keyframe and (not groups or groups[-1] is not group): groups.append(group)
+    for group in groups:
+        after = False
+        for r,p in group:
+            after |= r in gaps
+            try: judge.decode(p)
+            except av.FFmpegError:
+                if after: hurt[r] = 'a packet before it is missing'
+                break
+    return hurt
 
 # %% ../../nbs/video/packets.ipynb #f54734ce
 def _scan(path, stream=None):
@@ -218,6 +253,7 @@ def _scan(path, stream=None):
         while rows and rows[-1][7]: bad += bool(rows.pop())
         torn_end = loose and (any(tails.values()) or _ts_ends(path, s, stream))
         bad += (torn_end or kept is not None and kept < 0) and not bad
+        if codec=='vp9': hurt |= _vp9_lost(path, [r[0] for r in rows], stream)
         if kept is not None: hurt |= {r[5]: "its cluster's checksum does not match" for a,b in _bad_clusters(path)
             for r in rows if a <= (r[8] or 0) < b}
         promised = (c.duration or 0)/av.time_base if kinds & {'matroska','webm','flv'} else 0.

@@ -57,7 +57,7 @@ class VideoReader:
         if backend!='pyav': self._check_other()
 
     def _forget(self): self._pid,self._file,self._run,self._at,self._alone,self._scaler = None,None,None,-1,False,None
-    def _nobody(self): self._wanted,self._between,self._left = (),(0, 0),set()
+    def _nobody(self): self._wanted,self._last,self._left = (),0,set()
     def __len__(self): return self.info.frames
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
@@ -149,9 +149,10 @@ def _decode(self:VideoReader, i, doubts=0):
     further back after a doubt, from the first after two"""
     packets,first = self._seek(i, (0, 2, None)[doubts])
     if not self.index.seekable: return self._count(packets)
-    # leading frames are left out: their references are not here
-    return self._watch((p for p in packets if first is None or p.pts is None or p.pts >= first), first,
-        doubts==2 or first is None and not self._threads())
+    # leading frames are left out: their references are not here. H.264 would miss their numbers, and decodes them
+    if self._threads() or self.info.codec!='h264': packets = (p for p in packets if None in (first, p.pts)
+        or p.pts >= first)
+    return self._watch(packets, first, doubts==2 or first is None and not self._threads())
 
 @patch
 def _threads(self:VideoReader): return 1 < self.threads and not self._alone
@@ -180,18 +181,18 @@ def _watch(self:VideoReader, packets, first, sure):
         if why: hurt.setdefault(r, why)
         for f in frames:
             if (n := frame_at(x, f.pts)) is None: continue
-            hurt |= {int(x.rank[j]): 'the decoder left it out' for j in range(due, n) if j not in left
-                and int(x.rank[j]) not in hurt}
+            for j in range(due, n):
+                if j not in left: hurt.setdefault(int(x.rank[j]), 'the decoder left it out')
             if f.is_corrupt: hurt[int(x.rank[n])] = 'the decoder calls it damaged'
-            wait,due = [*wait, (n, f)],n+1
+            wait.append((n, f))
+            due = n+1
             while wait and self.waits[wait[0][0]] <= n: yield self._judged(*wait.pop(0), hurt)
     for n,f in wait: yield self._judged(n, f, hurt)
 
 @patch
 def _spare(self:VideoReader, j):
-    "Is frame `j` between those that are asked for, and none of them? Remembered, in case the decoder leaves it out"
-    a,b = self._between
-    if not a < j < b or j in self._wanted: return False
+    "Is frame `j` before the last that is asked for, and not asked for? Remembered, in case the decoder leaves it out"
+    if j >= self._last or j in self._wanted: return False
     self._left.add(j)
     return True
 
@@ -226,7 +227,7 @@ def _bad(self:VideoReader, i, why):
 @patch
 def _get(self:VideoReader, i):
     "The decoded frame number `i`, whichever way is shorter"
-    k = int(self.keys[max(np.searchsorted(self.keys, i, side='right')-1, 0)]) if self.index.seekable else 0
+    k = int(self.keys[max(self.keys.searchsorted(i, side='right')-1, 0)]) if self.index.seekable else 0
     self._mine()
     if not (self._at < i and k <= self._at+4) or i in self._left: self._run = None
     with _door(self.path):
@@ -267,7 +268,8 @@ def _rgb(self:VideoReader, f, size=None):
     kind,step = ('rgb48le', 6) if self.dtype==torch.uint16 else ('rgb24', 3)
     with _door(self.path): p = self._scaler[0].reformat(f, format=kind, threads=self.threads, **kw).planes[0]
     a = np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[:h, :w*step] # the rows may be padded
-    a = np.rot90(a.reshape(h, w, step).view('<u2' if step==6 else np.uint8), -i.rotation//90)
+    a = a.reshape(h, w, step).view('<u2' if step==6 else np.uint8)
+    if i.rotation: a = np.rot90(a, -i.rotation//90)
     return a[:,::-1] if i.mirrored else a
 
 @patch
@@ -283,16 +285,17 @@ def frames(self:VideoReader,
     for j,i in enumerate(idx): where.setdefault(i%n, []).append(j)
     if size is not None and self.backend!='pyav': raise ValueError("size= reads with PyAV only: use backend='pyav'")
     if size is not None and min(size)<1: raise ValueError(f"frames cannot be scaled to {size[0]} x {size[1]}")
-    out = torch.empty(len(idx), *(size or (self.height, self.width)), 3, dtype=self.dtype)
-    a = out.numpy()
-    self._wanted,self._between = where,(min(where, default=0), max(where, default=0))
+    # numpy asks for huge pages, so that the first writing of a large array takes a third of the time
+    h,w = size or (self.height, self.width)
+    a = np.empty((len(idx), h, w, 3), np.uint16 if self.dtype==torch.uint16 else np.uint8)
+    self._wanted,self._last = where,max(where, default=0)
     try:
         got = self._by_other(sorted(where)) if self.backend!='pyav' else ((i, self._rgb(self._get(i), size))
             for i in sorted(where))
         for i,f in got:
             for j in where[i]: np.copyto(a[j], f)
-    finally: self._wanted,self._between = (),(0, 0)
-    return out
+    finally: self._wanted,self._last = (),0
+    return torch.from_numpy(a)
 
 # %% ../../nbs/video/03_reader.ipynb #85596e1d
 @patch
@@ -369,12 +372,14 @@ def _decord(path, threads=1):
 
 def _torchcodec(path, threads=1):
     "torchcodec's own reader, in its exact mode: the approximate one was seen to return other frames"
-    try: from torchcodec.decoders import VideoDecoder
-    except (ImportError, OSError, RuntimeError) as e: raise ImportError("backend='torchcodec' needs torchcodec and the "
-        f"shared libraries of FFmpeg 4 to 9: {get_extra('torchcodec')}") from e
-    try: return VideoDecoder(str(path), dimension_order='NHWC', num_ffmpeg_threads=threads, seek_mode='exact')
-    except Exception as e: raise BackendError(path,
-        f"torchcodec cannot open it ({(str(e).strip() or type(e).__name__).splitlines()[-1][:120]})") from e
+    try:
+        from torchcodec.decoders import VideoDecoder
+        return VideoDecoder(str(path), dimension_order='NHWC', num_ffmpeg_threads=threads, seek_mode='exact')
+    except Exception as e: # the libraries may be looked for only when the first video is opened
+        if isinstance(e, ImportError) or 'Could not load' in str(e): raise ImportError("backend='torchcodec' needs "
+            f"torchcodec and the shared libraries of FFmpeg 4 to 9: {get_extra('torchcodec')}") from e
+        raise BackendError(path,
+            f"torchcodec cannot open it ({(str(e).strip() or type(e).__name__).splitlines()[-1][:120]})") from e
 
 _others = dict(decord=_decord, torchcodec=_torchcodec)
 

@@ -122,7 +122,7 @@ def videos(folder):
 def test_real_videos(tmp_path):
     videos(tmp_path/'videos')
     m, = go(tmp_path/'out', seeds=1, data=str(tmp_path/'videos'))
-    notes = {r['film']: r['note'] for r in m['rows']}
+    notes = {r['video']: r['note'] for r in m['rows']}
     assert set(notes) == {'video0.mp4', 'video1.mp4', 'video2.mp4', 'torn.mp4'}
     assert 'left out' in notes['torn.mp4'] and notes['video1.mp4'] == ''
     assert {f['file'] for f in m['figures']} == {'held_out.png', 'loss.png'} and str(tmp_path) not in json.dumps(m)
@@ -139,7 +139,7 @@ def test_too_many_bad_videos_fail_loudly(tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the shared videos are not here')
 def test_shared_videos(tmp_path):
     m, = go(tmp_path, seeds=1, data=str(SHARED))
-    left_out = [r['film'] for r in m['rows'] if r['note']]
+    left_out = [r['video'] for r in m['rows'] if r['note']]
     assert 'corrupted.mp4' in left_out and len(m['rows']) >= 10
 
 

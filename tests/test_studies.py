@@ -1,11 +1,13 @@
 """Pages of results: the answer on top agrees with the record, intervals keep to their range, and what reads
 results is tried on invented ones"""
+import inspect
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 import pytest
-from vidlit.lab.experiment import load_result
+import vidlit.studies.register  # noqa: F401 - the studies
+from vidlit.lab.experiment import load_result, registered
 from vidlit.lab.study import ends, the_metric
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,3 +168,11 @@ class TestVideoMAE:
         from vidlit.studies.videomae import study
         from vidlit.studies.videomae_jobs import setups
         assert study(replace(setups['toy'], ft_steps=6)).setting == 'With 256 labels and 6 steps'
+
+
+@pytest.mark.parametrize('name', sorted(registered()))
+def test_the_arguments_of_every_job_are_those_of_its_function(name):
+    "A renamed argument would be seen only when the job runs, after hours of others"
+    e = registered(name)
+    for j in e.jobs('toy', range(1), variants=True, data='videos' if e.takes_data else None):
+        inspect.signature(j.load()).bind(None, **json.loads(json.dumps(j.args)))

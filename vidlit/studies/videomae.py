@@ -126,8 +126,8 @@ def _summary_videos(res, root):
     r = Setup(**runs[0]['setup'])
     plateau = 1-1/(2*r.patch**2)
     short = 'too short to train on and to hold out'
-    rows = [dict(film=n, clips=k, note='' if k else short) for n,k in f['films'].items()]
-    rows += [dict(film=n, clips=0, note=f'left out: {why}') for n,why in f['bad'].items()]
+    rows = [dict(video=n, clips=k, note='' if k else short) for n,k in f['films'].items()]
+    rows += [dict(video=n, clips=0, note=f'left out: {why}') for n,why in f['bad'].items()]
     held = sum(o['held'] for o in runs)/len(runs)
     made = save_figure(root, 'held_out.png', _pictures(root, res),
         'Held-out moments of the videos: what the encoder sees, what the model reconstructs, what was there. '

@@ -37,8 +37,12 @@ CASES = {**kills.CASES, 'reproduce': reproduce,
         '--stride', 1, *SMALL)}
 NO_SOURCE = 'jobs', 'reproduce'
 WAITS = 'jobs', 'reproduce' # a second one waits for the first
+# rows not recorded yet, since what they found was mended, or a writer is stopped where it holds its place
+OPEN = {('finetune', 'clock moved'), ('finetune', 'output removed'),
+    ('models', 'writes nothing'), ('pretrain', 'two writers'),
+    ('pretrain videomae', 'clock moved'), ('reproduce', 'two writers')}
 READS = {'live': lambda p: vidlit('live', p/'video.mp4', '--frames', 3, '--max-res', 42, '--quiet'),
-    'models': lambda p: vidlit('models', 'videomae*'), 'info': lambda p: vidlit('info'),
+    'models': lambda p: vidlit('models', '--pattern', 'videomae*'), 'info': lambda p: vidlit('info'),
     'video info': lambda p: vidlit('video', 'info', p/'video.mp4'),
     'predict': lambda p: vidlit('predict', p/'classifier', p/'videos'/'a0.mp4', '--device', 'cpu')}
 
@@ -121,7 +125,7 @@ def read_only(name, p, root, whole):
 def removed(name, p, root, whole):
     (r := root/'r').mkdir()
     run(name, p, r, root)
-    made = [o for o in sorted(contents(r)) if MADE.fullmatch('/'+o)]
+    made = [o for o in sorted(contents(r)) if MADE.fullmatch('/'+o) and 'ckpt/' not in o] # not what it goes on from
     gone = made[len(made)//2]
     (r/gone).unlink()
     got = run(name, p, r, root)

@@ -227,6 +227,8 @@ def free_place(
     if file and p.parent.is_dir(): # a folder is swept by whoever holds its lock; what was left beside a file, here
         for o in p.parent.glob('.vidlit-*'):
             if is_left(o.name) and o.is_dir() and not o.is_symlink(): _remove(o)
+        if lock_of(p).is_file(): # of a killed one; one that is held stays
+            with suppress(StoreError, OSError), locked(p): pass
     return Path(out)
 
 def _apart(p, o, said):

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastai.callback.core import Callback
 from torch import nn
 from ..floor.fingerprint import fingerprint
-from ..floor.places import free_place
+from ..floor.places import clear, free_place, sweep_all
 from ..floor.reading import read_json
 from ..floor.store import write_json, writer
 from ..video.depth_frames import list_id
@@ -223,7 +223,10 @@ def finetune_videos(
         videos={k: len(v) for k,v in splits.items()})
     content = {k: list_id(v.paths) for k,v in splits.items()}
     with writer(out):
+        sweep_all(out) # what a killed run left
         _same_run(out, dict(recipe, content=content))
+        if (out/'metrics.json').is_file() and not (out/'best'/'model.safetensors').is_file(): # finished, and then lost
+            clear(out/'ckpt', r'step-\d{8,}\.safetensors')
         return _run(out, model, splits, dls, recipe, report, progress, every, device, workers)
 
 def _run(out, model, splits, dls, recipe, report, progress, every, device, workers): # By whoever holds the folder

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from ..floor.fingerprint import fingerprint
-from ..floor.places import free_place
+from ..floor.places import free_place, sweep_all
 from ..floor.store import bind_settings, writer
 from ..video.depth_frames import list_id
 from ..video.clips import clip_dls
@@ -87,6 +87,7 @@ def pretrain_videos(
     tag = fingerprint([method, str(model), total, bs, lr, frames, size, stride, seed, half, len(videos)], 12)
     cbs = [Seeded(seed), Checkpoint(out/'ckpt', every, tag=tag)] + [Autocast()]*half + [Progress()]*progress
     with writer(out):
+        sweep_all(out) # what a killed run left
         bind_settings(out/'ckpt'/'videos.json', dict(videos=list_id(videos.paths)))
         rows = fit(learner(dls, net.to(device), lr=lr, gen=seed, cbs=cbs), steps=total, validate=False).history.rows
         model = _written(net, out/'model', (frames, size, size))

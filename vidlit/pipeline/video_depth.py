@@ -334,7 +334,7 @@ def summary(self:DepthRun, preview, seconds):
     return {**row, 'seconds': round(seconds, 1)}
 
 @patch
-def preview(self:DepthRun, depth, bounds):
+def preview(self:DepthRun, depth, bounds=None):
     "The preview, once"
     path,clock = self.out/'preview.mp4',_Clock(self, 'preview')
     clock.begin(0)

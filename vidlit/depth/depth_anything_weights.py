@@ -11,7 +11,7 @@ from dataclasses import replace
 from fastcore.basics import patch
 from pathlib import Path
 from ..nn.vit import ViTConfig
-from ..nn.weights import WeightsError, load_strict, peel, read_hub, read_weights, save_hub, sized
+from ..nn.weights import WeightsError, load_strict, official_state, peel, read_hub, save_hub, sized
 from .depth_anything import DepthAnything, DepthAnythingConfig, first_version
 from .dinov2 import dinov2_sizes, hf_dinov2, official_dinov2
 from .dpt import DPTConfig, hf_dpt, official_dpt
@@ -83,7 +83,7 @@ def from_official(cls:DepthAnything,
     **kw, # `heads`, `taps`, `offset`, see `official_config`
 )->DepthAnything: # `WeightsError` says whose weights they are, or names each wrong key
     "The model of an official file, strictly"
-    state = _ours(ckpt if isinstance(ckpt, dict) else read_weights(Path(ckpt)), official_depth_anything,
+    state = _ours(official_state(ckpt, has='pretrained.cls_token'), official_depth_anything,
         'an official Depth Anything')
     return _filled(cls, official_config(state, version, max_depth, **kw), state)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from fastcore.basics import patch
 from pathlib import Path
 from ..nn.vit import ViTConfig
-from ..nn.weights import KeyMap, WeightsError, load_strict, peel, read_hub, read_weights, save_hub, sized
+from ..nn.weights import KeyMap, WeightsError, load_strict, official_state, peel, read_hub, save_hub, sized
 from .depth_anything import DepthAnythingConfig
 from .depth_anything_weights import official_config, whose
 from .dinov2 import official_dinov2
@@ -68,7 +68,7 @@ def from_official(cls:VideoDepth,
     **kw, # `metric`, `heads`, `groups`, see `official_video_config`
 )->VideoDepth: # `WeightsError` says whose weights they are, or names each wrong key
     "The model of an official file, strictly"
-    state = _ours(ckpt if isinstance(ckpt, dict) else read_weights(Path(ckpt)))
+    state = _ours(official_state(ckpt, has='pretrained.cls_token'))
     return _filled(cls, official_video_config(state, **kw), state)
 
 @patch

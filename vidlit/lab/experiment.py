@@ -16,7 +16,6 @@ from ..floor.metrics import interval, paired_interval, proportion_interval
 from ..floor.places import free_place, sweep
 from ..floor.reading import Num, StoreError, Text, inside, read_json
 from ..floor.store import bind_settings
-from ..video.depth_frames import list_id
 
 # %% ../../nbs/lab/02_experiment.ipynb #8fd85757
 class Later:
@@ -226,6 +225,7 @@ def _own(root):
 
 def _bind_data(root, data): # Jobs that are done on a folder of videos are of these videos
     files = sorted(o for o in Path(data).rglob('*') if o.is_file() and o.name[0]!='.')
+    from vidlit.video.depth_frames import list_id # not at the top: it needs torch
     bind_settings(root/'jobs'/'data.json', dict(data=list_id(files)))
 
 def run_experiments(es:list, # What to run, in order

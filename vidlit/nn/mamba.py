@@ -12,7 +12,7 @@ from collections import namedtuple
 from fastcore.basics import patch
 from torch import nn, Tensor
 from .ssm import _chunks, scan, ssd
-from .weights import load_strict
+from .weights import WeightsError, load_strict, official_state, peel
 
 # %% ../../nbs/nn/04_mamba.ipynb #5555ae95
 MambaState = namedtuple('MambaState', 'conv ssm')
@@ -372,13 +372,17 @@ class SS2D(nn.Module):
 # %% ../../nbs/nn/04_mamba.ipynb #5338f09f
 @patch(cls_method=True)
 def from_official(cls:StreamBlock,
-    state:dict, # Name -> tensor, of one block or of a whole model
+    state, # A file, or name -> tensor, of one block or of a whole model
     prefix:str='', # Where the block is, such as 'backbone.layers.0.mixer.'
     **kw, # `headdim` and `groups` of Mamba-2, which shapes do not tell
 )->StreamBlock: # `WeightsError` when a key is missing or left over
     "The block whose sizes the tensors tell"
-    state = {k.removeprefix(prefix): v for k,v in state.items() if k.startswith(prefix)}
-    if 'in_proj.weight' not in state: raise ValueError(f"no in_proj.weight under {prefix!r}")
+    every = official_state(state)
+    if prefix and not any(k.startswith(prefix) for k in every): prefix = next(iter(peel({prefix: 0}))) # `model.` is off
+    state = {k.removeprefix(prefix): v for k,v in every.items() if k.startswith(prefix)}
+    if 'in_proj.weight' not in state:
+        have = [k.removesuffix('in_proj.weight') for k in every if k.endswith('in_proj.weight')]
+        raise WeightsError(f"no in_proj.weight under {prefix!r}: say prefix= one of {', '.join(have[:4]) or 'none'}")
     (e,d),k = state['out_proj.weight'].T.shape,state['conv1d.weight'].shape[-1]
     sizes = dict(d_inner=e, d_conv=k, bias='in_proj.bias' in state)
     if 'x_proj.weight' in state:

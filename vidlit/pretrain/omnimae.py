@@ -20,7 +20,7 @@ from ..train.schedules import adamw, warmup_cosine
 from ..nn.tokens import Grid, denorm_patches, grid_of, patchify, put, split_mask, take_patches, unpatchify
 from ..train.callbacks import History, ModelLoss, ParamSchedule
 from ..nn.vit import Block, PatchEmbed, ViT, ViTConfig, flat_pos, init_vit, run_blocks, vit_b, vit_h, vit_l
-from ..nn.weights import WeightsError, load_strict, peel, read_hub, read_weights, save_hub, sized
+from ..nn.weights import WeightsError, load_strict, official_state, read_hub, save_hub, sized
 from .omni_batches import OmniMasks, as_clip, modality
 from .videomae import MAEOut, target_ref
 from .videomae_weights import vit_sizes
@@ -283,8 +283,6 @@ def omni_sizes(
     return OmniMAEConfig(enc, dec, (frames, h*size[1], round(h/ratio)*size[2]))
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #ff50fc22
-def _state(state): return peel(read_weights(state) if isinstance(state, (str, Path)) else state)
-
 @patch(cls_method=True)
 def from_official(cls:OmniMAE,
     state, # Path or state dict
@@ -294,7 +292,7 @@ def from_official(cls:OmniMAE,
     **kw, # Parts, as `OmniMAE` takes them
 )->OmniMAE:
     "The model of an official pretraining checkpoint; a missing, extra or misshapen weight is an error that names it"
-    state = _state(state)
+    state = official_state(state, has='trunk.pos_embed')
     res = cls(omni_sizes(state, heads, dec_heads, frames), **kw)
     load_strict(res, state)
     return res
@@ -307,7 +305,7 @@ def from_official(cls:OmniMAEClassifier,
     **kw, # Further arguments of the class
 )->OmniMAEClassifier:
     "The model of an official fine-tuned checkpoint, strictly"
-    state = _state(state)
+    state = official_state(state, has='trunk.pos_embed')
     if 'head.weight' not in state: raise WeightsError("no head.weight: not a fine-tuned checkpoint")
     res = cls(omni_sizes(state, heads, frames=frames), len(state['head.weight']), **kw)
     load_strict(res, state)

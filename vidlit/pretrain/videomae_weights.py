@@ -8,10 +8,9 @@ __all__ = ['videomae_s', 'videomae_b', 'videomae_l', 'videomae_h', 'hf_pretraini
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #38351f92
 from dataclasses import dataclass
-from pathlib import Path
 from ..video.pixels import imagenet_mean, imagenet_std
 from ..nn.vit import ViTConfig, vit_s, vit_b, vit_l, vit_h
-from ..nn.weights import KeyMap, hf_labels, hf_videomae, peel, read_weights
+from ..nn.weights import KeyMap, hf_labels, hf_videomae, official_state
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #e90693ac
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ def unpack(
     state, # A state dict, a checkpoint holding one under 'model' or 'module', or a file of either
 )->dict: # The state dict
     "The weights inside an official checkpoint; files are read weights-only"
-    if isinstance(state, (str, Path)): return peel(read_weights(state))
-    return peel(next((state[k] for k in ('model','module') if isinstance(state.get(k), dict)), state))
+    return official_state(state, has='encoder.patch_embed.proj.weight')
 
 # %% ../../nbs/pretrain/videomae_weights.ipynb #2e8c5e9e
 def _heads(dim): return {1280: 16, 640: 8}.get(dim, max(1, dim//64))

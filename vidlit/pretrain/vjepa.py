@@ -10,13 +10,15 @@ __all__ = ['smooth_l1', 'squeeze', 'Predictor', 'feature_target', 'power_loss', 
 # %% ../../nbs/pretrain/08_vjepa.ipynb #1a912055
 import copy, torch, torch.nn.functional as F
 from collections import namedtuple
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from fastcore.basics import patch
 from torch import nn, Tensor
 from ..train.schedules import adamw, cosine, linear, warmup_cosine
 from ..nn.tokens import Grid, Rope3D, grid_of, put, resize_pos, take
 from ..nn.vit import Block, ViT, ViTConfig, init_vit, run_blocks
-from ..nn.weights import load_strict
+from ..nn.weights import WeightsError, load_strict, read_hub, save_hub, sized
 from .block_masking import Blocks, BlockSampler, late_callback, multiblock3d
 from .vjepa_weights import VJEPAConfig, jepa_sizes, parts, sincos_table, unpack_jepa, vjepa_l
 from .vjepa_weights import vjepa_h, vjepa_h384  # chkstyle: ignore - handed on
@@ -226,6 +228,31 @@ def to_official(self:VJEPA,
     "The way back"
     return {k: m.to_theirs({n: v.detach().cpu().clone() for n,v in getattr(self, k).state_dict().items()})
         for k,m in parts.items()}
+
+# %% ../../nbs/pretrain/08_vjepa.ipynb #7f0d0002
+@patch
+def save_pretrained(self:VJEPA,
+    path, # Folder, made if missing
+)->Path: # The folder
+    "Write config.json and model.safetensors"
+    return save_hub(self, path, dict(model_type='vjepa', **asdict(self.cfg)))
+
+@patch(cls_method=True)
+def from_pretrained(cls:VJEPA,
+    name, # Folder, or repository on the Hub, that `save_pretrained` wrote
+    revision:str=None, # Branch, tag or commit on the Hub
+    **kw, # Parts, as the class takes them
+)->VJEPA: # In training mode; `WeightsError` names what does not fit
+    "The model of such a folder, strictly"
+    c,state = read_hub(name, revision)
+    if c.pop('model_type', None)!='vjepa': raise WeightsError(
+        f"{name}: no V-JEPA folder of ours; official files: VJEPA.from_official; V-JEPA 2: VJEPA2.from_pretrained")
+    with sized(state):
+        enc,pred = (ViTConfig(**{**c.pop(k), 'patch': tuple(patch)}) for k,patch in [(k, c[k]['patch'])
+            for k in ('enc', 'pred')])
+        res = cls(VJEPAConfig(enc, pred, **{**c, 'grid': Grid(*c['grid'])}), **kw)
+        load_strict(res, state)
+    return res
 
 # %% ../../nbs/pretrain/08_vjepa.ipynb #95dd5323
 def vjepa_lr(step, total, base=6.25e-4, start=2e-4, final=1e-6, warmup=2/15, stretch=1.25):

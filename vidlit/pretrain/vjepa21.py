@@ -17,9 +17,10 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..nn.tokens import Grid, Rope3D, grid_of, rope_angles, take
 from ..nn.vit import PatchEmbed, ViT, ViTConfig, init_vit, run_blocks, vit_b, vit_g, vit_l
-from ..nn.weights import WeightsError, _torch_file, load_strict, peel, read_hub, save_hub, sized
+from ..nn.weights import WeightsError, load_strict, official_state, peel, read_hub, save_hub, sized
 from .block_masking import Blocks, late_callback
 from .videomae_weights import vit_sizes
+from .vjepa_weights import _marks
 from .vjepa import Predictor, masked_mean, power_loss
 from .vjepa2 import VJEPA2, VJEPA2Config, vjepa2_pretrainer
 from .vjepa2_weights import official_map
@@ -267,11 +268,12 @@ def from_official(cls:VJEPA21,
     **kw, # Parts, as the class takes them
 )->VJEPA21:
     "The model of an official checkpoint; a missing, extra or misshapen weight is an error that names it"
-    ckpt = _torch_file(Path(ckpt)) if isinstance(ckpt, (str, Path)) else ckpt
+    ckpt = official_state(ckpt, (*_encoders,'predictor'))
     have = [k for k in _encoders if k in ckpt]
     if not have or 'predictor' not in ckpt: raise WeightsError(
         f"an encoder ({', '.join(_encoders)}) and a predictor are needed; it has {', '.join(map(str, ckpt))}")
-    parts = {k: official_map().to_ours(peel(ckpt[k])) for k in (*have, 'predictor')}
+    parts = {k: official_map().to_ours(peel(ckpt[k], _marks.get(k, _marks['encoder'])))
+        for k in (*have, 'predictor')}
     slow,pred = parts[have[0]],parts['predictor']
     cfg = official21_sizes(slow, pred, heads, pred_heads, side=side, levels=tuple(levels))
     res = cls(cfg, **kw)

@@ -14,9 +14,10 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..train.probe import CrossAttention
 from ..nn.vit import Block, Mlp, ViTConfig, init_vit, run_blocks
-from ..nn.weights import KeyMap, WeightsError, _torch_file, hf_labels, labels_in, load_strict, peel, read_hub
-from ..nn.weights import save_hub, sized
+from ..nn.weights import KeyMap, WeightsError, _torch_file, hf_labels, labels_in, load_strict, official_state
+from ..nn.weights import peel, read_hub, save_hub, sized
 from .videomae_weights import hf_processor, vit_sizes
+from .vjepa_weights import _marks
 from .vjepa2 import RopePredictor, VJEPA2, VJEPA2Config, rope_encoder, vjepa2_l
 
 # %% ../../nbs/pretrain/vjepa2_weights.ipynb #0ad934fa
@@ -47,11 +48,11 @@ def official_parts(
     drop_pos:bool=False, # Leave out tables of positions?
 )->dict: # 'encoder', 'target_encoder', 'predictor': states under bare names
     "The states in a file of the family; one without an EMA target encoder has its encoder twice"
-    ckpt = _torch_file(Path(ckpt)) if isinstance(ckpt, (str,Path)) else ckpt
+    ckpt = official_state(ckpt, ('encoder','predictor'))
     gone = [k for k in ('encoder','predictor') if k not in ckpt]
     if gone: raise WeightsError(f"no part {', '.join(gone)}; it has {', '.join(map(str, ckpt))}")
-    parts = {k: official_map(drop_pos).to_ours(peel(ckpt[k])) for k in ('encoder','target_encoder','predictor')
-        if k in ckpt}
+    names = [k for k in ('encoder','target_encoder','predictor') if k in ckpt]
+    parts = {k: official_map(drop_pos).to_ours(peel(ckpt[k], _marks[k])) for k in names}
     tables = [f'{k}.{n}' for k,s in parts.items() for n in s if n.endswith('pos_embed')]
     if tables:
         raise WeightsError(f"{', '.join(tables)}: a table of positions. V-JEPA 2 has none; "

@@ -8,11 +8,10 @@ __all__ = ['vjepa_l', 'vjepa_h', 'vjepa_h384', 'jepa_encoder', 'jepa_predictor',
 
 # %% ../../nbs/pretrain/vjepa_weights.ipynb #5f7c0a05
 from dataclasses import dataclass, replace
-from pathlib import Path
 import torch
 from ..nn.tokens import Grid, sincos_3d
 from ..nn.vit import StoredPos, ViTConfig, vit_h, vit_l
-from ..nn.weights import KeyMap, WeightsError, peel, read_weights
+from ..nn.weights import KeyMap, WeightsError, official_state, peel
 from .videomae_weights import vit_sizes
 
 # %% ../../nbs/pretrain/vjepa_weights.ipynb #ba489382
@@ -49,16 +48,19 @@ jepa_encoder = KeyMap([('pos.table', 'module.backbone.pos_embed'), ('{rest}', 'm
 jepa_predictor = KeyMap([('{rest}', 'module.backbone.{rest}')])
 parts = dict(encoder=jepa_encoder, predictor=jepa_predictor, target_encoder=jepa_encoder)
 
+_marks = dict(encoder='blocks.0.attn.qkv.weight', target_encoder='blocks.0.attn.qkv.weight',
+    predictor='predictor_blocks.0.attn.qkv.weight')
+
 def unpack_jepa(
     state, # Path of a `.pth.tar`, or what is in it
 )->dict: # 'encoder', 'predictor', 'target_encoder': state dicts in our names; `WeightsError` names what is missing
     "The three networks of an official file; optimiser and counters are left aside"
-    if isinstance(state, (str,Path)): state = {k: read_weights(state, part=k) for k in parts}
+    state = official_state(state, tuple(parts))
     gone = [k for k in parts if not isinstance(state.get(k), dict)]
     if gone:
         have = ', '.join(map(str, state))
         raise WeightsError(f"no {', '.join(gone)}: not an official V-JEPA checkpoint, it has {have}")
-    state = {k: {f'module.backbone.{n}': v for n,v in peel(state[k]).items()} for k in parts}
+    state = {k: {f'module.backbone.{n}': v for n,v in peel(state[k], _marks[k]).items()} for k in parts}
     return {k: m.to_ours(state[k]) for k,m in parts.items()}
 
 # %% ../../nbs/pretrain/vjepa_weights.ipynb #bc28c7ae

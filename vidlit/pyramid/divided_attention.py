@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn, Tensor
 from ..nn.tokens import Grid, grid_of
 from ..nn.vit import Attention, Block, PatchEmbed, ViTConfig, attend_ref, init_vit, vit_b
-from ..nn.weights import KeyMap, Rule, load_strict, read_hub, read_weights, save_hub, sized, write_weights
+from ..nn.weights import KeyMap, Rule, load_strict, official_state, read_hub, save_hub, sized, write_weights
 
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #d4fdefa0
 kinds_of_attention = 'divided','joint','space'
@@ -263,14 +263,13 @@ def from_official(cls:TimeSformer,
     cfg:TimeSformerConfig=timesformer_b, # Sizes; classes and frames are read off the file
 )->TimeSformer: # In evaluation mode; WeightsError names every key that does not fit
     "A model of the authors"
-    state = path if isinstance(path, dict) else read_weights(path, 'model_state' if _wrapped(path) else None)
+    state = {f'model.{k}': v for k,v in official_state(path, has='cls_token').items()}
     time,head = state.get('model.time_embed'),state.get('model.head.weight')
     grid = cfg.grid if time is None else cfg.grid._replace(t=time.shape[1])
     model = cls(replace(cfg, grid=grid, classes=0 if head is None else len(head)))
     load_strict(model, state, official)
     return model.eval()
 
-def _wrapped(path): return Path(path).suffix!='.safetensors'
 
 @patch
 def to_official(self:TimeSformer,

@@ -57,7 +57,7 @@ def measure(r:Setup, estimate, seed:int)->dict: # Errors, and CPU milliseconds a
 
 # %% ../../nbs/studies/flow_jobs.ipynb #044d7a95
 def timed_cb(seconds:float, lr:float, warmup:float=.05, tick=None): # A callback
-    "Ends a training when its CPU time is used up; until then the rate climbs for a share `warmup`, then falls in a line"
+    "Ends a training when its CPU time is used up; the rate climbs for a share `warmup`, then falls in a line"
     from fastai.callback.core import CancelFitException
     from vidlit.train.callbacks import Stepped
     class Timed(Stepped):

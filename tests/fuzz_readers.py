@@ -416,6 +416,18 @@ def lerobot(p):
     write_lerobot(p/'t', [one(0), one(1)], fps=15)
 
 
+def rlds(p):
+    from vidlit.pretrain.rlds import write_rlds
+    def one(k): return (noise(9, 32, 32, 3)*255).byte(), noise(9, 7)+k, noise(9, 7)
+    write_rlds(p/'t', [one(0), one(1)])
+
+
+def read_rlds(p):
+    from vidlit.pretrain.rlds import RLDSSet
+    ds = RLDSSet(p/'t', fps=15, t=3, rate=5., size=16, seed=None)
+    return [ds[i] for i in range(len(ds))]
+
+
 def read_lerobot(p):
     from vidlit.pretrain.lerobot import LeRobotSet
     ds = LeRobotSet(p/'t', t=3, rate=5., size=16, seed=None)
@@ -783,6 +795,9 @@ READERS = [
     Reader('list of images', image_list, 'list.txt', read_list, T),
     Reader('trajectory, h5', trajectory, 't/trajectory.h5', read_trajectory, changed_h5),
     Reader('trajectory, json', trajectory, 't/metadata.json', read_trajectory, J),
+    Reader('RLDS, dataset_info.json', rlds, 't/dataset_info.json', read_rlds, J),
+    Reader('RLDS, features.json', rlds, 't/features.json', read_rlds, J),
+    Reader('RLDS, records', rlds, 't/*.tfrecord*', read_rlds),
     Reader('LeRobot, info.json', lerobot, 't/meta/info.json', read_lerobot, J),
     Reader('LeRobot, episodes', lerobot, 't/meta/episodes/**/*.parquet', read_lerobot),
     Reader('LeRobot, numbers', lerobot, 't/data/**/*.parquet', read_lerobot),

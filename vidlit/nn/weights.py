@@ -140,6 +140,7 @@ def _inside(obj, path, parts=()):
         if not parts and obj and all(isinstance(v, Tensor) for v in obj.values()): return obj
         inside = [k for k in _wrappers if isinstance(obj.get(k), dict)]
         inside = inside or [k for k in _averages if isinstance(obj.get(k), dict)]
+        if parts and not inside: raise WeightsError(f"{path}: no part {', '.join(parts)}; it has {_some(map(str,obj))}")
         if len(inside)!=1: raise WeightsError(f"{path}: say which part holds the weights; it has {_some(map(str,obj))} "
             "(read_weights(path, part=NAME))")
         obj = obj[inside[0]]

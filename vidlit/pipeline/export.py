@@ -109,7 +109,7 @@ def save_ffv1(
             s = box.add_stream('ffv1', rate=m.fps, options={'level':'3', 'slicecrc':'1'})
             s.width,s.height,s.pix_fmt,s.codec_context.thread_count = m.width,m.height,'gray16le',1
             for i,d in _frames(r, report, 'ffv1'):
-                q = r._stored(i) if exact else to_stored(d, m)
+                q = r.stored(i) if exact else to_stored(d, m)
                 f = av.VideoFrame.from_ndarray(np.ascontiguousarray(q), format='gray16le')
                 f.pts,f.time_base = i,1/m.fps
                 box.mux(s.encode(f))

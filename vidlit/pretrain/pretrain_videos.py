@@ -95,6 +95,6 @@ def pretrain_videos(
         bad=dls.train.bad_report())
 
 def _written(net, to, size): # A folder as transformers has it, else the authors' file
-    theirs = hasattr(net, 'save_pretrained') and getattr(net.cfg, 'legacy_tiled', True)
+    theirs = type(net) is not VJEPA and getattr(net.cfg, 'legacy_tiled', True) # transformers has no V-JEPA
     if theirs: return net.save_pretrained(to, size)
     return write_weights(net.state_dict(), Path(f'{to}.safetensors'))

@@ -39,7 +39,7 @@ class Setup:
     @property
     def mae(self): # Recipe of pretraining
         return V.Setup(size=self.size, frames=self.frames, patch=self.patch, dim=self.dim, depth=self.depth,
-            heads=self.heads, clips=self.unlabelled, steps=self.pre_steps, looks=())
+            heads=self.heads, clips=self.unlabelled, steps=self.pre_steps, snapshots=())
 
 setups = dict(toy=Setup())
 cameras = 'still', 'hand'

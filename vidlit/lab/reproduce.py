@@ -10,7 +10,7 @@ __all__ = ['gpus', 'units', 'experiments', 'listing', 'choose', 'split_names', '
 # %% ../../nbs/lab/03_reproduce.ipynb #e5e8cd09
 import base64, html, importlib, json, os, re, time
 from pathlib import Path
-from .experiment import folder_name, load_result, place, registered, run_experiments, save_result
+from .experiment import asked_jobs, folder_name, load_result, place, registered, run_experiments, save_result
 from .jobs import JobError, Placed, plan, read_result, run_placed
 from ..floor.charts import tables
 from ..floor.places import free_place, replaceable
@@ -420,7 +420,8 @@ def _command(names, scale, seeds, variants, all, data):
 # %% ../../nbs/lab/03_reproduce.ipynb #2a10986f
 gpus = {'H100': 400, 'A100': 150, 'RTX 4090': 80} # TFLOP/s that trainings of transformers reach in bfloat16, about
 units = dict(params='million', gflop='GFLOP a clip', exaflop='10^18 operations', memory='GB, weights and optimiser',
-    cache_gb='GB', teacher_exaflop='10^18 operations', teacher_gflop_per_clip='GFLOP', hours='on one of each')
+    cache_gb='GB', teacher_exaflop='10^18 operations', teacher_gflop_per_clip='GFLOP', hours='on one of each',
+    jobs='trainings and measurements, all seeds', minutes='of one core, roughly')
 
 def costs(names:list=None, # Experiments; none for the headline ones
     scale:str='paper',     # Scale
@@ -428,7 +429,11 @@ def costs(names:list=None, # Experiments; none for the headline ones
     "What experiments would cost at a scale"
     have = dict.fromkeys(s for e in experiments().values() for s in e.minutes)
     if scale not in have: raise ValueError(f"no scale {scale!r}; there are {', '.join(have)}")
-    return [{'experiment': e.name, **row, **_price(row)} for e in choose(names) if e.cost for row in e.cost(scale)]
+    return [{'experiment': e.name, **row} for e in choose(names) for row in (
+        [{**o, **_price(o)} for o in e.cost(scale)] if e.cost else [_minutes(e, scale)])]
+
+def _minutes(e, scale): # Where a study has no count of operations: its jobs, and the minutes it was registered with
+    return {'jobs': len(asked_jobs(e, scale)), 'minutes': round(e.minutes[scale]*e.seeds, 1)}
 
 def _price(row): # From parameters and operations; AdamW in float32 keeps four numbers for each parameter
     def number(*keys):

@@ -813,7 +813,7 @@ READERS = [
     Reader('plan of a job', work_of_a_job, 'j/plan.json', read_work, J),
     Reader('windows of a job', work_of_a_job, 'j/chunk_000/window*', read_work, exact=True),
     Reader('windows of a job, log', work_of_a_job, 'j/chunk_000/done.jsonl', read_work, T),
-    Reader('index of a video', kept_index, 'c/*.npz', read_kept_index, changed_zip, exact=True),
+    Reader('index of a video', kept_index, 'c/*.idx', read_kept_index, exact=True),
     Reader('projection of targets', projection, '*.safetensors', read_projection, changed_jsons, exact=True),
     Reader('point of a depth run, json', point, 'w/point.json', read_point, J),
     Reader('point of a depth run, state', point, 'w/*.safetensors', read_point, changed_jsons, exact=True),

@@ -336,7 +336,7 @@ def warm():
     import torch._dynamo  # noqa: F401 - slow, so once, before forking
     import vidlit.cli.app  # noqa: F401
     torch.set_num_threads(1)
-    for o in 'stjepa depth chunks tracks refine stereo splat pyramid live codec'.split():
+    for o in 'finetune stjepa pretrain depth chunks tracks refine stereo splat pyramid live codec'.split():
         importlib.import_module(f'vidlit.cli.{o}')
     for o in ('pipeline.video_depth', 'pipeline.refine', 'pipeline.stereo', 'pipeline.tracks', 'pipeline.run',
         'splat.run', 'pretrain.stjepa', 'pretrain.target_cache', 'pyramid.codec_file', 'lab.experiment'):

@@ -148,6 +148,8 @@ def test_command(tmp_path, clip, capsys):
     assert said['bytes'] == (tmp_path/'a.vlc').stat().st_size
     assert run('decode', tmp_path/'a.vlc', '--lossless', '--json') == 0
     assert json.loads(capsys.readouterr().out)['frames'] == 5
-    assert run('decode', tmp_path/'a.mp4') == 2 and 'not a file of this codec' in capsys.readouterr().err
+    assert run('decode', tmp_path/'a.mp4') == 2 and 'is there already' in capsys.readouterr().err
+    assert run('decode', tmp_path/'a.mp4', '--out', tmp_path/'b.mkv') == 2
+    assert 'not a file of this codec' in capsys.readouterr().err and not (tmp_path/'b.mkv').exists()
     assert run('decode', tmp_path/'gone.vlc') == 2
     assert run('encode', tmp_path/'a.mp4', '--step', 1) == 2 and 'step must be' in capsys.readouterr().err

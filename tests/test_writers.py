@@ -27,7 +27,9 @@ def numbered(path, first, n=8, size=24): return write_video(path, (numbered_fram
 
 # a second writer
 
-ONE = {k: f for k, f in faults.CASES.items() if k not in (*faults.WAITS, 'chunks', 'pretrain', 'splat', 'codec')}
+# several may work on the windows of one job ('chunks', 'depth chunks')
+ONE = {k: f for k, f in faults.CASES.items()
+    if k not in (*faults.WAITS, 'chunks', 'depth chunks', 'pretrain', 'splat', 'codec')}
 ONE['codec encode'] = lambda p, r: kills.vidlit('codec', 'encode', p/'video.mp4', '--out', r/'v.vlc', '--frames', 2)
 ONE['splat train'] = lambda p, r: kills.vidlit('splat', 'train', p/'balls', '--out', r/'out', '--steps', 2, '--quiet')
 OUT = {'stereo': 's.mp4', 'tracks': 'o.json', 'codec encode': 'v.vlc'}

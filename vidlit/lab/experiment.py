@@ -137,7 +137,8 @@ def code_version()->str: # 0.0.1, or 0.0.1+abc1234 inside a git checkout ('*' wh
 # %% ../../nbs/lab/02_experiment.ipynb #fa2c1930
 # the rest is shown, not followed
 metrics_form = {'experiment?':Text(most=255), 'seeds':Num(1, 10**6), 'stamp?':Text('[0-9a-f]{16}'),
-    'figures?':[{'file':Text(r'[\w. ,+()-]+', 255), str:object}], str:object}
+    'figures?':[{'file':Text(r'[\w. ,+()-]+', 255), str:object}], 'rows?':[dict], 'paired?':[dict], 'facts?':{str:dict},
+    str:object}
 
 def _keep(path, m): # Metrics, columns in their order
     from vidlit.floor.store import atomic_path
@@ -305,11 +306,12 @@ def now_called(m:dict # A record
 )->dict:              # The same in today's words; names of facts and files stay
     "Read a record that was made under older names"
     def words(text): return _old.sub(lambda w: _words[w[0]], text) if isinstance(text, str) else text
-    def name(text): return re.sub('(^|, )stills($| is higher)', r'\1image model\2', text)
+    def name(text):
+        return words(re.sub('(^|, )stills($| is higher)', r'\1image model\2', text) if isinstance(text, str) else text)
     def row(r):
         r = {'variant' if k == 'arm' else k: v for k,v in r.items()}
-        return r | {'variant': words(name(r['variant']))} if 'variant' in r else r
-    paired = [{k: words(name(v)) if isinstance(v, str) else v for k,v in p.items()} for p in m.get('paired', [])]
+        return r | {'variant': name(r['variant'])} if 'variant' in r else r
+    paired = [{k: name(v) for k,v in p.items()} for p in m.get('paired', [])]
     facts = {k: v | dict(text=words(v['text'])) if 'text' in v else v for k,v in m.get('facts', {}).items()}
     figures = [f | dict(caption=words(f.get('caption', ''))) for f in m.get('figures', [])]
     new = dict(rows=[row(r) for r in m.get('rows', [])], paired=paired, facts=facts, figures=figures)

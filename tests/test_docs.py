@@ -105,6 +105,14 @@ def test_every_picture_can_be_shown():
     assert [p for p in PAGES if bare(json.loads((ROOT/'nbs'/p).read_text()))] == []
 
 
+def test_a_link_is_a_link_once():
+    "nbdev makes links of names in backticks: within a link of ours that is a link in a link, which Markdown has not"
+    def twice(nb): return [m for c in nb['cells'] if c['cell_type'] == 'markdown'
+        for m in re.findall(r'\[[^\]\n]*`[^`\n]+`[^\]\n]*\]\([^)\n]*\.ipynb[^)\n]*\)', text(c['source']))]
+    assert twice(dict(cells=[cell('see [`A`](a.ipynb)')])) == ['[`A`](a.ipynb)']
+    assert [(p, *o) for p in PAGES if (o := twice(json.loads((NBS/p).read_text())))] == []
+
+
 def test_sidebar_is_whole():
     assert sorted(p for _, group in sidebar() for p in group) == PAGES
     assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'

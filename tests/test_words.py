@@ -91,10 +91,7 @@ ALLOWED = {
     ('cli/tracks', 'film'): '--film still works, and says that it is --video now',
     ('pipeline/04_job', 'film'): 'the key in job.json, a format of version 1',
     ('pretrain/target_cache', 'films'): 'the name of a folder in caches of version 1',
-    ('studies/10_video_depth', 'stills'): 'names of recorded facts',
-    ('lab/02_experiment', 'arm'): 'the reader of older records', ('lab/02_experiment', 'arms'): 'the same',
-    ('lab/02_experiment', 'films'): 'the same', ('lab/02_experiment', 'stills'): 'the same',
-    ('lab/02_experiment', 'dealt'): 'the same', ('lab/02_experiment', 'slow copy'): 'the same'}
+    ('studies/10_video_depth', 'stills'): 'names of recorded facts'}
 
 
 def counted(allowed=ALLOWED):

@@ -44,12 +44,12 @@ def test_a_second_writer_is_told_who_has_it(box, tmp_path, capsys, name):
 
 def test_stereo_looks_again_when_it_has_the_place(box, tmp_path, capsys, monkeypatch):
     "Another process made the video between the look and the lock"
-    import vidlit.pipeline.stereo as stereo
-    out, hold = tmp_path/'s.mp4', stereo.writer
+    from vidlit.floor import store
+    out, hold = tmp_path/'s.mp4', store.locked
     def late(path):
         out.write_bytes(b"another's")
         return hold(path)
-    monkeypatch.setattr(stereo, 'writer', late)
+    monkeypatch.setattr(store, 'locked', late)
     assert faults.CASES['stereo'](box, tmp_path)==2 and 'is there already' in said(capsys)[0]
     assert out.read_bytes()==b"another's"
 

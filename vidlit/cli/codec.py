@@ -6,7 +6,7 @@
 __all__ = ['codec_app', 'encode_file', 'decode_file']
 
 # %% ../../nbs/cli/codec.ipynb #862f8904
-import os, sys, time
+import sys, time
 from pathlib import Path
 from .app import Refused, _app, _show, app, command
 
@@ -60,13 +60,11 @@ def decode_file(file:str, # File of the codec
     from vidlit.pyramid.codec_file import load_codec, read_coded
     from vidlit.video.writing import write_video
     out,start = free_place(out or Path(file).with_suffix('.mkv'), file, file=True),time.process_time()
-    if os.path.lexists(out): raise ValueError(f'--out {out} is there already: it is not written over')
-    clip,head = read_coded(file, load_codec(weights), level, _progress('decoded'))
-    seconds = time.process_time()-start
     kw = dict(codec='ffv1', pix_fmt='bgr0') if lossless else dict(crf=10, pix_fmt='yuv444p')
-    fps = head.fps/2**(head.levels-1-level) if level is not None and level<head.levels else head.fps
-    with writer(out):
-        if os.path.lexists(out): raise ValueError(f'--out {out} is there already: it is not written over')
+    with writer(out, new=True):
+        clip,head = read_coded(file, load_codec(weights), level, _progress('decoded'))
+        seconds = time.process_time()-start
+        fps = head.fps/2**(head.levels-1-level) if level is not None and level<head.levels else head.fps
         out = write_video(out, clip, fps, **kw)
     _show(dict(out=str(out), frames=len(clip), size=f'{head.w}x{head.h}', frames_per_second=round(len(clip)/seconds, 1),
         sha256=hashlib.sha256(clip.tobytes()).hexdigest()), as_json)

@@ -6,8 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/cli/pretrain.ipynb #7b40bcd2
-from .app import _show, command
-from .stjepa import pretrain_app
+from .app import _show, command, pretrain_app
 
 # %% ../../nbs/cli/pretrain.ipynb #2a26bc8f
 def _method(method, about): # A command of it

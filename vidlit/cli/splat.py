@@ -6,7 +6,7 @@
 __all__ = ['splat_app', 'train', 'render', 'export', 'view']
 
 # %% ../../nbs/cli/splat.ipynb #6e93a016
-import os, sys
+import sys
 from pathlib import Path
 from .app import _app, _show, app, command
 
@@ -94,7 +94,6 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     from vidlit.floor.places import free_place
     size = None if size is None else _sized(size)
     free_place(out, scene, file=True)
-    if os.path.lexists(out): raise ValueError(f'--out {out} is there already: it is not written over')
     import torch
     from vidlit.floor.store import writer
     from vidlit.splat.run import open_scene
@@ -108,8 +107,7 @@ def render(scene:str,       # A folder of `train`, a file of Gaussians, or a fol
     if path=='orbit': poses = scene_orbit(s.keys(2), n, K, size, turn=turn)
     else: poses = spline_path(s.path, n) if path=='spline' and len(s.path)>1 else s.pose.expand(n, 4, 4)
     times = torch.linspace(0, s.seconds, n, dtype=torch.float64).tolist() # float32 would end behind the last moment
-    with writer(out):
-        if os.path.lexists(out): raise ValueError(f'--out {out} is there already: it is not written over')
+    with writer(out, new=True):
         write_camera_path(out, s.at, poses, times, K, size, fps, _reporter('frame', n, quiet), background=s.background)
     _show(dict(out=out, frames=n, size=f'{size[1]}x{size[0]}', fps=fps, path=path), as_json)
 

@@ -15,7 +15,7 @@ from .reading import read_json, reads
 
 # %% auto #0
 __all__ = ['CacheMismatch', 'atomic_path', 'write_json', 'writer', 'tensors_hash', 'sealed', 'seal', 'save_sealed', 'file_hash',
-           'Manifest', 'WorkList', 'bind_settings', 'making', 'TokenCache']
+           'Manifest', 'samples_hash', 'list_id', 'WorkList', 'bind_settings', 'making', 'TokenCache']
 
 # %% ../../nbs/floor/03_store.ipynb #2f191800
 class CacheMismatch(StoreError):
@@ -61,10 +61,16 @@ def write_json(
 # %% ../../nbs/floor/03_store.ipynb #b4c81797
 @contextmanager
 def writer(
-    path # The artefact, a file or a folder; its lock is `lock_of(path)`
+    path, # The artefact, a file or a folder; its lock is `lock_of(path)`
+    new:bool=False # Refuse what is there already, also what came while we waited to begin: a `ValueError`
 ):
     "Hold the only right to write `path`; `StoreBusy` names the process that has it"
-    with locked(path): yield
+    def refuse():
+        if new and os.path.lexists(path): raise ValueError(f'--out {path} is there already: it is not written over')
+    refuse()
+    with locked(path):
+        refuse()
+        yield
 
 # %% ../../nbs/floor/03_store.ipynb #f4659894
 def tensors_hash(
@@ -127,6 +133,34 @@ class Manifest:
         self.folder, self.path = Path(folder), Path(folder)/'manifest.json'
         self.files = read_json(self.path, dict(files={str:_entry}))['files'] if self.path.exists() else {}
         for n in self.files: inside(folder, n)
+
+# %% ../../nbs/floor/03_store.ipynb #7c8df3b7
+def samples_hash(
+    path, # Of the file
+    n:int=256, # Pieces, from the first to the last byte
+    size:int=1<<16 # Bytes of each; a file that is no longer than all of them is read whole
+)->str: # SHA-256, hexadecimal
+    "A file by samples of its content over its whole length"
+    path = Path(path)
+    total,h = path.stat().st_size,hashlib.sha256()
+    with path.open('rb') as f:
+        if n > 2 and total <= n*size: return hashlib.file_digest(f, 'sha256').hexdigest()
+        for i in range(n):
+            f.seek(i*max(0, total-size)//(n-1))
+            h.update(f.read(size))
+    return h.hexdigest()
+
+def list_id(
+    paths, # Files, in order; one that is missing counts as such
+    most:int=256 # Files whose content is looked at: half a MiB of each, in eight pieces
+)->str: # 16 hexadecimal digits
+    "What tells one list of files from another"
+    paths = [Path(p) for p in paths]
+    sizes = [p.stat().st_size if p.is_file() else -1 for p in paths]
+    seen = {round(i*(len(paths)-1)/max(1, most-1)) for i in range(most)} if len(paths)>most else range(len(paths))
+    rows = [(p.name, size, samples_hash(p, 8) if i in seen and size>=0 else '')
+        for i,(p,size) in enumerate(zip(paths, sizes))]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 # %% ../../nbs/floor/03_store.ipynb #39625cdd
 @patch

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['metrics_form', 'Later', 'Experiment', 'register', 'registered', 'variant_rows', 'compare', 'machine', 'code_version',
            'folder_name', 'asked_jobs', 'place', 'run_experiments', 'run_experiment', 'results_dir', 'save_result',
-           'now_called', 'load_result']
+           'load_result']
 
 # %% ../../nbs/lab/02_experiment.ipynb #f715aaa0
-import hashlib, importlib, json, os, platform, re, shutil, subprocess, time
+import hashlib, importlib, json, os, platform, shutil, subprocess, time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from ..floor.metrics import interval, paired_interval, proportion_interval
 from ..floor.places import free_place, sweep
 from ..floor.reading import Num, StoreError, Text, inside, read_json
-from ..floor.store import bind_settings
+from ..floor.store import bind_settings, list_id
 
 # %% ../../nbs/lab/02_experiment.ipynb #8fd85757
 class Later:
@@ -226,7 +226,6 @@ def _own(root):
 
 def _bind_data(root, data): # Jobs that are done on a folder of videos are of these videos
     files = sorted(o for o in Path(data).rglob('*') if o.is_file() and o.name[0]!='.')
-    from vidlit.video.depth_frames import list_id # not at the top: it needs torch
     bind_settings(root/'jobs'/'data.json', dict(data=list_id(files)))
 
 def run_experiments(es:list, # What to run, in order
@@ -293,30 +292,6 @@ def save_result(name:str, # Experiment
     _keep(to/'metrics.json', m)
     return to
 
-# %% ../../nbs/lab/02_experiment.ipynb #a781d917
-_words = { # In records -> now; whole words
-    'stills only': 'images only', 'films only': 'videos only', 'a model of stills': 'an image model',
-    'model of stills': 'image model', 'its stills': 'its image model', 'stills': 'images', 'films': 'videos',
-    'film': 'video', 'dealt out to': 'shared by', 'dealt': 'shared', 'paints': 'reconstructs', 'paint': 'reconstruct',
-    'painted': 'reconstructed', 'a slow copy': 'an EMA target encoder', 'slow copy': 'EMA target encoder',
-    'arms': 'variants', 'arm': 'variant', 'moods': 'scale drift'}
-_old = re.compile(r'\b(' + '|'.join(_words) + r')\b')
-
-def now_called(m:dict # A record
-)->dict:              # The same in today's words; names of facts and files stay
-    "Read a record that was made under older names"
-    def words(text): return _old.sub(lambda w: _words[w[0]], text) if isinstance(text, str) else text
-    def name(text):
-        return words(re.sub('(^|, )stills($| is higher)', r'\1image model\2', text) if isinstance(text, str) else text)
-    def row(r):
-        r = {'variant' if k == 'arm' else k: v for k,v in r.items()}
-        return r | {'variant': name(r['variant'])} if 'variant' in r else r
-    paired = [{k: name(v) for k,v in p.items()} for p in m.get('paired', [])]
-    facts = {k: v | dict(text=words(v['text'])) if 'text' in v else v for k,v in m.get('facts', {}).items()}
-    figures = [f | dict(caption=words(f.get('caption', ''))) for f in m.get('figures', [])]
-    new = dict(rows=[row(r) for r in m.get('rows', [])], paired=paired, facts=facts, figures=figures)
-    return m | {k: v for k,v in new.items() if k in m} | {k: words(m[k]) for k in ('headline',) if k in m}
-
 # %% ../../nbs/lab/02_experiment.ipynb #248b017f
 def load_result(name:str, # Experiment
     at:Path=None,         # Results folder; the checkout's by default
@@ -325,4 +300,6 @@ def load_result(name:str, # Experiment
     p = Path(at or results_dir())/name/'metrics.json'
     how = f'run `vidlit reproduce {name} --record`'
     if not p.exists(): raise FileNotFoundError(f"no recorded result of {name!r}: {how}")
-    return now_called(read_json(p, metrics_form))
+    m = read_json(p, metrics_form)
+    rows = [{'variant' if k=='arm' else k: v for k,v in r.items()} for r in m.get('rows', [])]
+    return m | dict(rows=rows) if 'rows' in m else m

@@ -76,15 +76,13 @@ def stereo_video(
     out = free_place(out, video if Path(video).is_file() else None, depth, file=True)
     if out.suffix.lower() not in ('.mp4', '.mkv', '.mov'): raise ValueError(
         f"--out {out} must be a video: .mp4, .mkv or .mov")
-    if out.exists(): raise ValueError(f"--out {out} is there already: it is not written over")
     if layout not in layouts: raise ValueError(f"layout must be one of {', '.join(layouts)}, not {layout!r}")
     if not 0<reach<=20: raise ValueError(f"reach must lie in (0, 20] percent of the width, not {reach}")
     if baseline is not None and baseline<=0: raise ValueError(f"the baseline must be positive metres, not {baseline}")
     if converge is not None and baseline is None: raise ValueError(
         '--converge is a distance in metres: it needs --baseline')
     v,stop = read_video(video, partial, upto)
-    with v, writer(out):
-        if out.exists(): raise ValueError(f"--out {out} is there already: it is not written over") # made meanwhile
+    with v, writer(out, new=True):
         hw, screen = (v.info.height, v.info.width), baseline is None
         if screen and near is None and far is None: near,far = 1.,20. # any two: only the spacing of 1/z counts
         d = DepthSource(depth, Path(video), hw, None if upto else stop, near=near, far=far, fov=fov, **kw)

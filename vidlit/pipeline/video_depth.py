@@ -195,7 +195,7 @@ class _Clock:
 @patch
 def write(self:DepthRun, w, maps):
     "Frames by number into a `DepthWriter`, several at a time: packing them takes most of the time"
-    in_threads(w.__setitem__, maps, 1 if self.storage=='zarr' else min(8, cores()))
+    with w.many(): in_threads(w.__setitem__, maps, 1 if self.storage=='zarr' else min(8, cores()))
 
 @patch
 def keep(self:DepthRun, n, depth, more):

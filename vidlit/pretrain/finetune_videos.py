@@ -16,8 +16,7 @@ from torch import nn
 from ..floor.fingerprint import fingerprint
 from ..floor.places import clear, free_place, sweep_all
 from ..floor.reading import read_json
-from ..floor.store import write_json, writer
-from ..video.depth_frames import list_id
+from ..floor.store import list_id, write_json, writer
 from ..video.clips import VideoSource, clip_dls, fit_square, normalise
 from ..video.sampling import VideoList, folder_splits, list_csv, list_folder, strided, uniform, uniform_views
 from ..video.transforms import compose, eval_tfm, finetune_tfm, flip, mix, random_resized_crop, three_crop

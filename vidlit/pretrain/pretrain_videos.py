@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from ..floor.fingerprint import fingerprint
 from ..floor.places import free_place, sweep_all
-from ..floor.store import bind_settings, writer
-from ..video.depth_frames import list_id
+from ..floor.store import bind_settings, list_id, writer
 from ..video.clips import clip_dls
 from ..video.sampling import list_folder, strided
 from ..video.transforms import eval_tfm, jepa_tfm, pretrain_tfm

@@ -18,7 +18,6 @@ from kills import contents, forked, left_over, unlike, vidlit
 
 OUT = Path(__file__).resolve().parents[1]/'benchmarks'/'results'/'faults.json'
 FREE = dict(tracks=4, codec=4, stereo=0, pyramid=8, jobs=0, reproduce=0) # KiB, for those that write little
-SMALL = '--frames', 4, '--size', 16, '--bs', 2, '--every', 2, '--device', 'cpu', '--quiet'
 
 
 def reproduce(p, r):
@@ -30,11 +29,7 @@ def reproduce(p, r):
     return vidlit('reproduce', 'toy', '--out', r/'out', '--workers', 1, '--device', 'cpu', '--quiet')
 
 
-CASES = {**kills.CASES, 'reproduce': reproduce,
-    'finetune': lambda p, r: vidlit('finetune', p/'classes', '--init', 'videomae_tiny', '--out', r/'out', '--epochs', 1,
-        '--sampling', 'strided', '--stride', 1, *SMALL),
-    'pretrain videomae': lambda p, r: vidlit('pretrain', 'videomae', p/'videos', '--out', r/'out', '--steps', 2,
-        '--stride', 1, *SMALL)}
+CASES = {**kills.CASES, 'reproduce': reproduce}
 NO_SOURCE = 'jobs', 'reproduce'
 WAITS = 'jobs', 'reproduce' # a second one waits for the first
 # not in the record: the moment that is found lies after the jobs, where nothing is held, and both write the same report
@@ -46,16 +41,9 @@ READS = {'live': lambda p: vidlit('live', p/'video.mp4', '--frames', 3, '--max-r
 
 
 def inputs(root):
-    "Those of the other harness, a folder for each class, a classifier"
-    import vidlit.cli.finetune  # noqa: F401 - their commands
-    import vidlit.cli.pretrain  # noqa: F401
+    "Those of the other harness, and a classifier"
     from vidlit.pretrain.finetune_videos import video_classifier
-    from vidlit.video.writing import numbered_frame, write_video
     p = kills.inputs(root)
-    for i in range(8):
-        f = p/'classes'/'ab'[i%2]/f'{i}.mp4'
-        f.parent.mkdir(parents=True, exist_ok=True)
-        write_video(f, (numbered_frame(i+j, 24) for j in range(8)), 8)
     if not (p/'classifier').is_dir():
         video_classifier('videomae_tiny', ['a', 'b'], (4, 16, 16), 0).save_pretrained(p/'classifier')
     return p

@@ -113,6 +113,8 @@ def inputs(root):
     "A short video, its depth, a tracking file, folders of small videos, a teacher, a scene: made once"
     import torch
     from PIL import Image
+    import vidlit.cli.finetune  # noqa: F401 - their commands
+    import vidlit.cli.pretrain  # noqa: F401
     from vidlit.nn.vit import ViTConfig
     from vidlit.pretrain import videomae_weights  # noqa: F401 (save_pretrained)
     from vidlit.pretrain.videomae import VideoMAE, VideoMAEConfig
@@ -128,6 +130,9 @@ def inputs(root):
     (root/'t.json').write_text(json.dumps(dict(fps=25, width=80, height=32, tracks=rows)))
     for i in range(4):
         write_video(root/'videos'/f'{"ab"[i%2]}{i}.mp4', (numbered_frame(i+j, 24) for j in range(8)), 8)
+    for i in range(8):
+        (root/'classes'/'ab'[i%2]).mkdir(parents=True, exist_ok=True)
+        write_video(root/'classes'/'ab'[i%2]/f'{i}.mp4', (numbered_frame(i+j, 24) for j in range(8)), 8)
     small = VideoMAEConfig(ViTConfig(dim=16, depth=2, heads=2, patch=(2, 8, 8)), ViTConfig(dim=8, depth=1, heads=2))
     VideoMAE(small, gen=torch.Generator().manual_seed(0)).save_pretrained(root/'teacher', size=(4, 16, 16))
     rig = RigConfig(WorldConfig(t=3, h=24, w=24, n_obj=1, lit=True), cameras=2)
@@ -203,6 +208,7 @@ def splat(p, r):
 
 
 SMALL = '--input-max', 42 # costs a third
+TINY = '--frames', 4, '--size', 16, '--bs', 2, '--every', 2, '--device', 'cpu', '--quiet'
 def depth(*more): return lambda p, r: vidlit('depth', p/'video.mp4', '--out', r/'out', *SMALL, '--quiet', *more)
 
 
@@ -217,7 +223,11 @@ CASES = {'depth png16': depth('--preview'), 'depth stream npz': depth('--mode', 
         '--picture', r/'o.png'),
     'flow': lambda p, r: vidlit('flow', p/'video.mp4', '--out', r/'out', '--upto', 4, '--quiet'),
     'pyramid': lambda p, r: vidlit('pyramid', p/'video.mp4', '--out', r/'out', '--levels', 3, '--quiet'),
-    'codec': codec, 'splat': splat, 'pretrain': pretrain, 'jobs': jobs}
+    'codec': codec, 'splat': splat, 'pretrain': pretrain, 'jobs': jobs,
+    'finetune': lambda p, r: vidlit('finetune', p/'classes', '--init', 'videomae_tiny', '--out', r/'out', '--epochs', 1,
+        '--sampling', 'strided', '--stride', 1, *TINY),
+    'pretrain videomae': lambda p, r: vidlit('pretrain', 'videomae', p/'videos', '--out', r/'out', '--steps', 4,
+        '--stride', 1, *TINY)}
 # which worker did what and how long it took is not the same twice
 OTHERWISE = re.compile(r'.*/marks|.*/(workers|logs)/.*|.*report\.json|.*metrics\.json|.*/result\.json')
 FINDS, HALF = re.compile(r'\.vidlit|\.partial$|\.tmp$'), re.compile(r'\.vidlit-') # HALF: half written

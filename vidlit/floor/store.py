@@ -62,14 +62,11 @@ def write_json(
 @contextmanager
 def writer(
     path, # The artefact, a file or a folder; its lock is `lock_of(path)`
-    new:bool=False # Refuse what is there already, also what came while we waited to begin: a `ValueError`
+    new:bool=False # Refuse what is there already: a `ValueError`
 ):
     "Hold the only right to write `path`; `StoreBusy` names the process that has it"
-    def refuse():
+    with locked(path): # first, as what a killed writer left beside its file goes with the lock
         if new and os.path.lexists(path): raise ValueError(f'--out {path} is there already: it is not written over')
-    refuse()
-    with locked(path):
-        refuse()
         yield
 
 # %% ../../nbs/floor/03_store.ipynb #f4659894

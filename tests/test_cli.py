@@ -130,3 +130,8 @@ def test_a_dry_run_has_scales_and_prices(monkeypatch, capfd):
     refused(here(monkeypatch, capfd, 'reproduce', '--scale', 'huge', '--dry-run'), 'toy, small, paper')
     said = here(monkeypatch, capfd, 'reproduce', 'videomae', '--scale', 'paper', '--dry-run').stdout
     assert 'million' in said and 'GB, weights and optimiser' in said and 'H100' in said
+    tour = here(monkeypatch, capfd, 'reproduce', '--dry-run').stdout.splitlines() # what it runs when nothing is named
+    assert tour[0].split()[:3]==['tour/videomae', '1', 'job'] and tour[-1].startswith('together')
+    one = costs(here(monkeypatch, capfd, 'reproduce', 'tour/flow', 'refiner', '--seeds', '5', '--dry-run', '--json'))
+    assert [o['experiment'] for o in one]==['tour/flow', 'refiner'] and one[1]['minutes']==10
+    refused(here(monkeypatch, capfd, 'reproduce', 'tour/none', '--dry-run'), 'there are: videomae')

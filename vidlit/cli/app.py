@@ -240,12 +240,17 @@ def _print_list(as_json): # Which experiments there are
         how,more = '' if r['headline'] else ' (with --all)','; takes --data' if r['takes_data'] else ''
         print(f"{r['name']}{how}: {r['title']}\n    {r['section']}; {sizes}; {r['seeds']} seeds{more}")
 
-def _print_costs(names, scale, as_json): # What a scale would cost
-    from vidlit.lab.reproduce import costs, units
-    rows = costs(names, scale)
+def _print_costs(rows, as_json): # What it would take: a line where only jobs and minutes are known, else a block
+    from vidlit.lab.reproduce import units
     if as_json: return print(json.dumps(rows, indent=1))
-    for r in rows: print('\n'.join(f'  {k:<22} {v}  {units.get(k, "")}'.rstrip() if i else f'{v}'
-        for i,(k,v) in enumerate(r.items())) + '\n')
+    def line(name, jobs, minutes):
+        print(f'{name:<24} {jobs:>4} job{"s" if jobs>1 else " "}  about {minutes:.3g} core-minutes')
+    for r in rows:
+        if len(r)==3: line(*r.values())
+        else: print('\n'.join(f'  {k:<22} {v}  {units.get(k, "")}'.rstrip() if i else f'{v}'
+            for i,(k,v) in enumerate(r.items())) + '\n')
+    known = [r for r in rows if 'jobs' in r]
+    if len(known)>1: line('together', sum(r['jobs'] for r in known), sum(r['minutes'] for r in known))
 
 # %% ../../nbs/cli/01_app.ipynb #7ccefa88
 def _print_runs(runs, out, as_json): # What was found
@@ -277,9 +282,9 @@ def reproduce(names:list=None, # Experiments (see --list), or tour/NAME; none fo
     as_json:bool=False,        # Print JSON
 ):
     "Run the tour, or experiments, and write OUT/report.html"
-    from vidlit.lab.reproduce import reproduce as run
+    from vidlit.lab.reproduce import costs, reproduce as run
     if list: return _print_list(as_json)
-    if dry_run: return _print_costs(names, scale, as_json)
+    if dry_run: return _print_costs(costs(names, scale, all, seeds, variants, data), as_json)
     runs = run(names, out, scale, seeds, device, workers, data, variants, all, record, quiet or as_json, ray)
     _print_runs(runs, out, as_json)
 

@@ -423,17 +423,24 @@ units = dict(params='million', gflop='GFLOP a clip', exaflop='10^18 operations',
     cache_gb='GB', teacher_exaflop='10^18 operations', teacher_gflop_per_clip='GFLOP', hours='on one of each',
     jobs='trainings and measurements, all seeds', minutes='of one core, roughly')
 
-def costs(names:list=None, # Experiments; none for the headline ones
+def costs(names:list=None, # Experiments, 'tour' or 'tour/NAME'; none for what `reproduce` would run
     scale:str='paper',     # Scale
+    all:bool=False,        # Everything
+    seeds:int=None,        # How many; each experiment's default
+    variants:bool=False,   # Also the sweeps and variants
+    data:str=None,         # Folder of videos to train on
 )->list:                   # Rows; memory without activations, hours of one accelerator at the rates of `gpus`
-    "What experiments would cost at a scale"
+    "What demonstrations and experiments would cost"
     have = dict.fromkeys(s for e in experiments().values() for s in e.minutes)
     if scale not in have: raise ValueError(f"no scale {scale!r}; there are {', '.join(have)}")
-    return [{'experiment': e.name, **row} for e in choose(names) for row in (
-        [{**o, **_price(o)} for o in e.cost(scale)] if e.cost else [_minutes(e, scale)])]
-
-def _minutes(e, scale): # Where a study has no count of operations: its jobs, and the minutes it was registered with
-    return {'jobs': len(asked_jobs(e, scale)), 'minutes': round(e.minutes[scale]*e.seeds, 1)}
+    demos,es = split_names(names, all, data is not None or scale!='toy' or seeds is not None or variants)
+    rows = [dict(experiment=f'tour/{d.name}', jobs=1, minutes=round(d.seconds/60, 1)) for d in demos]
+    for e in [e for e in es if data is None or e.takes_data or names]:
+        n = len(asked_jobs(e, scale, seeds, variants, data))
+        more = [{**o, **_price(o)} for o in e.cost(scale)] if e.cost else []
+        first = dict(jobs=n, minutes=round(e.minutes[scale]*(seeds or e.seeds), 1)) # as it was registered with
+        rows += [dict(experiment=e.name, **row) for row in [{**first, **(more or [{}])[0]}, *more[1:]]]
+    return rows
 
 def _price(row): # From parameters and operations; AdamW in float32 keeps four numbers for each parameter
     def number(*keys):

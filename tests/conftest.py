@@ -1,7 +1,10 @@
 """Bytecode is kept where the environment keeps none: tests start many processes, and without it each compiles
-torch and fastai again, for fifteen seconds."""
+torch and fastai again, for fifteen seconds. And one thread each, however pytest is called: a fork of a process in which
+OpenMP has had several waits for ever for those that it does not have."""
 import os
 import sys
+
+for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'): os.environ.setdefault(name, '1')
 
 
 def pytest_configure(config):

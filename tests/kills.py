@@ -5,6 +5,7 @@ What it makes is found by counting the calls of an undisturbed run in a fork; th
 import argparse
 import importlib
 import io
+import itertools
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from contextlib import suppress
@@ -26,11 +28,11 @@ CALLS = 'replace', 'rename', 'unlink', 'remove', 'rmdir', 'fsync'
 
 def trap(at, how):
     "Count the calls; send the signal `how` before call number `at`"
-    seen = []
+    seen, count = [], itertools.count(1)
     def counted(f, name):
         def call(*args, **kw):
             seen.append(name)
-            if len(seen)==at: signal.raise_signal(how) if how==signal.SIGINT else os.kill(os.getpid(), how)
+            if next(count)==at: signal.raise_signal(how) if how==signal.SIGINT else os.kill(os.getpid(), how)
             return f(*args, **kw)
         return call
     for o in CALLS: setattr(os, o, counted(getattr(os, o), o))
@@ -367,12 +369,14 @@ def main():
     a = p.parse_args()
     warm()
     from vidlit.floor.store import write_json
+    a.root.mkdir(parents=True, exist_ok=True)
+    root = Path(tempfile.mkdtemp(dir=a.root)) # x264 does not write the inputs twice alike
     for name, how in [(n, h) for h in a.how for n in a.names or CASES]:
         rows = {(o['case'], o['how']): o for o in json.loads(a.out.read_text())['rows']} if a.out.exists() else {}
         old = rows.get((name, 'two runs' if how=='two' else how), dict(tried=0, calls=1))
         if old['tried']>=(a.some or old['calls']) and not old['wrong']: continue
         began = time.monotonic()
-        row = run_together(name, a.root, a.some or 10) if how=='two' else run_case(name, a.root, a.some,
+        row = run_together(name, root, a.some or 10) if how=='two' else run_case(name, root, a.some,
             signal.Signals[how])
         print(json.dumps(row), f'{time.monotonic()-began:.0f} s', flush=True)
         rows[name, row['how']] = {**row, 'wrong': {str(k): v for k, v in row['wrong'].items()}}

@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import io
+import itertools
 import json
 import multiprocessing as mp
 import os
@@ -386,13 +387,13 @@ def test_half_precision_that_breaks_later(box, tmp_path, monkeypatch):
 
 def dying(at, before, *args):
     "The command, killed at its `at`-th move of a file into place, before or after it"
-    real, n = os.replace, [0]
+    real, count = os.replace, itertools.count(1)
 
     def replace_(*a, **kw):
-        n[0] += 1
-        if n[0] == at and before: os.kill(os.getpid(), signal.SIGKILL)
+        n = next(count) # frames are moved by several threads: each has a number of its own
+        if n == at and before: os.kill(os.getpid(), signal.SIGKILL)
         real(*a, **kw)
-        if n[0] == at: os.kill(os.getpid(), signal.SIGKILL)
+        if n == at: os.kill(os.getpid(), signal.SIGKILL)
     os.replace = replace_
     os._exit(go(*args)[0])
 
@@ -414,7 +415,7 @@ def test_kills_at_random(box, tmp_path, args):
     assert go(box, video, tmp_path/'whole', *args)[0] == 0
     took = time.monotonic()-t
     ends = [attempt(rng.randint(1, 6 if k < 4 else 40), k % 2, box, video, tmp_path/'d', *args) for k in range(7)]
-    assert ends.count(-signal.SIGKILL) >= 5 and {*ends} <= {0, -signal.SIGKILL}
+    assert ends.count(-signal.SIGKILL) >= 5 and {*ends} <= {0, -signal.SIGKILL}, ends
     for _ in range(3):
         attempt(0, 0, box, video, tmp_path/'d', *args, seconds=rng.uniform(.1, .8)*took)  # and at moments of no meaning
     assert attempt(0, 0, box, video, tmp_path/'d', *args) == 0

@@ -23,6 +23,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from pages import NBS, pages, process, sidebar, text  # noqa: E402
 
+FOLD = '```{{=html}}\n<details><summary>Code</summary>\n```\n\n{}\n\n```{{=html}}\n</details>\n```'
 CSS = (Path(__file__).parent/'preview.css').read_text()
 
 
@@ -54,7 +55,10 @@ def markdown(nb):
             cap = re.search(r'^#\|\s*fig-cap:\s*"?(.*?)"?\s*$', src, re.M)
             hidden = re.search(r'^#\|\s*echo:\s*false', src, re.M)
             code = '\n'.join(l for l in src.splitlines() if not l.startswith('#|')).strip()
-            if code and not hidden: parts.append(f'```python\n{code}\n```')
+            if code and not hidden:
+                folded = re.search(r'^#\|\s*code-fold:\s*true', src, re.M)
+                block = f'```python\n{code}\n```'
+                parts.append(FOLD.format(block) if folded else block)
             parts += outputs(c, cap[1] if cap else '')
     return '\n\n'.join(parts), title, promise
 

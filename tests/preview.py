@@ -94,7 +94,8 @@ def render(page, out):
     body = re.sub(r'href="([\w./-]+)\.ipynb', r'href="\1.html', body)
     to = Path(out)/page.replace('.ipynb', '.html')
     to.parent.mkdir(parents=True, exist_ok=True)
-    head = f'<h1>{html.escape(title)}</h1><p class="promise">{html.escape(promise)}</p>' if title else ''
+    promise = re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(promise))
+    head = f'<h1>{html.escape(title)}</h1><p class="promise">{promise}</p>' if title else ''
     to.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f'<title>{html.escape(title)} - vidlit</title><style>{CSS}</style><div '

@@ -140,6 +140,8 @@ def test_a_shown_definition_is_shown_once():
     assert cells[i]['cell_type'] == 'code' and not src.startswith('#|') and '# As in `norm_patches`\n' in src
     assert '### hidden_pixels, target_ref {#hidden_pixels}' in head and '[]{#target_ref}' in head
     assert re.search(r'^\[source\]\(https://.*/vidlit/pretrain/videomae\.py#L\d+\)', head)
+    docs = '\n'.join(md for c in process('cli/pyramid.ipynb')['cells'] for md in rendered(c))
+    assert docs.index('### write_flo') < docs.index('### read_flo'), 'as in the source'
     from fastcore.utils import dict2obj
     from site_procs import link_names
     md = ['```\n', '`ViT`\n', '```\n', '`ViT`\n']

@@ -94,7 +94,8 @@ def main():
     checks = {'export in sync, notebooks clean': synced, 'chkstyle': quiet, 'README from index': readme,
         'lines of at most 120': narrow, 'outputs without places': placeless,
               'walls': lambda: tool(sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_layers.py'),
-              'ruff': lambda: tool(BIN/'ruff', 'check', '-q', 'tests', 'benchmarks', 'setup.py', 'vidlit/__init__.py')}
+              'ruff': lambda: tool(BIN/'ruff', 'check', '-q', 'tests', 'benchmarks', 'setup.py', 'site_procs.py',
+            'vidlit/__init__.py')}
     bad = 0
     for name, f in checks.items():
         said = f()

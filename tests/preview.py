@@ -23,6 +23,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from pages import NBS, pages, process, sidebar, text  # noqa: E402
 
+FOLD = '```{{=html}}\n<details><summary>Code</summary>\n```\n\n{}\n\n```{{=html}}\n</details>\n```'
 CSS = (Path(__file__).parent/'preview.css').read_text()
 
 
@@ -54,7 +55,10 @@ def markdown(nb):
             cap = re.search(r'^#\|\s*fig-cap:\s*"?(.*?)"?\s*$', src, re.M)
             hidden = re.search(r'^#\|\s*echo:\s*false', src, re.M)
             code = '\n'.join(l for l in src.splitlines() if not l.startswith('#|')).strip()
-            if code and not hidden: parts.append(f'```python\n{code}\n```')
+            if code and not hidden:
+                folded = re.search(r'^#\|\s*code-fold:\s*true', src, re.M)
+                block = f'```python\n{code}\n```'
+                parts.append(FOLD.format(block) if folded else block)
             parts += outputs(c, cap[1] if cap else '')
     return '\n\n'.join(parts), title, promise
 
@@ -90,7 +94,8 @@ def render(page, out):
     body = re.sub(r'href="([\w./-]+)\.ipynb', r'href="\1.html', body)
     to = Path(out)/page.replace('.ipynb', '.html')
     to.parent.mkdir(parents=True, exist_ok=True)
-    head = f'<h1>{html.escape(title)}</h1><p class="promise">{html.escape(promise)}</p>' if title else ''
+    promise = re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(promise))
+    head = f'<h1>{html.escape(title)}</h1><p class="promise">{promise}</p>' if title else ''
     to.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f'<title>{html.escape(title)} - vidlit</title><style>{CSS}</style><div '

@@ -57,8 +57,27 @@ def labels(nb):
         re.findall(r'\{#((?:eq|sec|fig|tbl)-[\w-]+)', src))
 
 
+def fenced(md): return re.findall(r'^```[^\n]*\n(.*?)^```', md, re.M | re.S)
+def rendered(c):
+    return [text(o['data']['text/markdown']) for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+def defined(src): return re.findall(r'^(?:async )?(?:def|class) (\w+)', src, re.M)
+
+
+def code_faults(nb):
+    "Markup within code, and what is shown twice: the signature by nbdev's `show_doc`, then all of it as source"
+    signatures = [(n, b) for c in nb['cells'] for md in rendered(c) for b in fenced(md) for n in defined(b)[:1]]
+    own = [b for c in nb['cells'] if c['cell_type'] == 'markdown' for b in fenced(text(c['source']))]
+    for b in [b for _, b in signatures]+own:
+        if m := re.search(r'\[`[^`]+`\]\([^)]*\)', b): yield f'a link in code: {m.group()}'
+    whole = {n for c in nb['cells'] if c['cell_type'] == 'code' for n in defined(text(c['source']))}
+    headed = {n for c in nb['cells'] for md in rendered(c) for n in re.findall(r'^### (\w+)$', md, re.M)}
+    for n, _ in signatures:
+        if n in whole & headed: yield f'shown twice: {n}'
+
+
 def faults(page, nb, everything, exists):
     "What is wrong with a processed page"
+    yield from code_faults(nb)
     tree = pandoc(nb)
     ids = {n['c'][1][0] for n in walk(tree) if n['t'] == 'Header'} | labels(nb)
     for n in walk(tree):
@@ -113,6 +132,24 @@ def test_a_link_is_a_link_once():
     assert [(p, *o) for p in PAGES if (o := twice(json.loads((NBS/p).read_text())))] == []
 
 
+def test_a_shown_definition_is_shown_once():
+    "Under its name, where links land, stands the source; docments are code: a name in backticks stays one"
+    cells = process('pretrain/02_videomae.ipynb')['cells']
+    i, src = next((i, text(c['source'])) for i, c in enumerate(cells) if 'def target_ref(' in text(c['source']))
+    head = text(cells[i-1]['source'])
+    assert cells[i]['cell_type'] == 'code' and not src.startswith('#|') and '# As in `norm_patches`\n' in src
+    assert '### hidden_pixels, target_ref {#hidden_pixels}' in head and '[]{#target_ref}' in head
+    assert re.search(r'^\[source\]\(https://.*/vidlit/pretrain/videomae\.py#L\d+\)', head)
+    docs = '\n'.join(md for c in process('cli/pyramid.ipynb')['cells'] for md in rendered(c))
+    assert docs.index('### write_flo') < docs.index('### read_flo'), 'as in the source'
+    from fastcore.utils import dict2obj
+    from site_procs import link_names
+    md = ['```\n', '`ViT`\n', '```\n', '`ViT`\n']
+    c = dict2obj(cell('', kind='code', outputs=[dict(data={'text/markdown': md})]))
+    link_names(c)
+    assert re.fullmatch(r'```\n`ViT`\n```\n\[`ViT`\]\(https://.*#vit\)', rendered(c)[0]), 'prose has its links'
+
+
 def test_sidebar_is_whole():
     assert sorted(p for _, group in sidebar() for p in group) == PAGES
     assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
@@ -154,6 +191,11 @@ def test_the_test_can_fail():
     code = dict(kind='code', outputs=[png], execution_count=1)
     assert 'without caption' in said(head, cell('plot()', **code))[0]
     assert said(head, cell('#| fig-cap: "A plot"\nplot()', **code)) == []
+    def doc(md): return cell('show_doc(f)', kind='code', outputs=[dict(png, data={'text/markdown': md})])
+    signature = '---\n\n### f\n\n```python\ndef f(\n    a, # As %s\n):\n```\n\n*As [`g`](https://a.b)*'
+    assert said(head, doc(signature % '`g`')) == []
+    assert said(head, doc(signature % '[`g`](https://a.b)')) == ['a link in code: [`g`](https://a.b)']
+    assert said(head, doc(signature % '`g`'), cell('def f(a): return a', kind='code')) == ['shown twice: f']
     plain = dict(output_type='display_data', metadata={},
         data={'text/plain': '# No head\n\n[it](gone.ipynb) @fig-b ![](gone.png)\n\n:::\n'})
     tree = pandoc(dict(cells=[cell('it', kind='code', outputs=[plain], execution_count=1)], metadata={}))['blocks']

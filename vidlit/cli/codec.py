@@ -45,6 +45,7 @@ def encode_file(file:str, # Video
     _show(dict(out=str(out), frames=n, bytes=len(data), bits_per_pixel=round(8*len(data)/clip[...,0].size, 4),
         frames_per_second=round(n/seconds, 1)), as_json)
 
+# %% ../../nbs/cli/codec.ipynb #44476e9b
 @command(codec_app, 'decode')
 def decode_file(file:str, # File of the codec
     out:str=None,         # Video to write; the file's name with .mkv when missing

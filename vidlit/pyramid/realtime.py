@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Motion', 'carry', 'EveryFrame', 'KeyFrames', 'TokenMemory', 'Regions', 'CoarseFine', 'Window', 'WallClock',
-           'VirtualClock', 'LiveReport', 'Paced', 'run_live', 'LiveVideo', 'as_frame']
+           'VirtualClock', 'LiveReport', 'Paced', 'run_live', 'as_frame', 'LiveVideo']
 
 # %% ../../nbs/pyramid/10_realtime.ipynb #1fd6ce0c
 import math, threading, time, torch
@@ -359,7 +359,14 @@ def run_live(
     rep.sent = source.sent(clock) if limit is None else i+1
     return rep
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #a03cc07c
+# %% ../../nbs/pyramid/10_realtime.ipynb #d3ebdced
+def as_frame(
+    x, # uint8 `[h, w, 3]`
+)->Tensor: # float `[1, 3, h, w]` in [0, 1]
+    "A decoded frame as an engine takes it"
+    return torch.as_tensor(x).movedim(-1, 0)[None].float()/255
+
+# %% ../../nbs/pyramid/10_realtime.ipynb #a9c86ea2
 class LiveVideo:
     "The newest frame of a file, a device or a stream"
     def __init__(self,
@@ -382,36 +389,6 @@ class LiveVideo:
         self.fps = float(self.box.streams.video[0].average_rate or 30)
         self.cond,self.got,self.n,self.over,self.why = threading.Condition(),None,0,False,None
 
-    def start(self, clock):
-        self.thread = threading.Thread(target=self._read, args=(clock,), daemon=True)
-        self.thread.start()
-
-    def _read(self, clock): # Decode, keep the newest
-        began = first = None
-        try:
-            for f in self.box.decode(video=0):
-                if self.over: break
-                x = torch.from_numpy(f.to_ndarray(format='rgb24'))
-                if self.pace and f.time is not None:
-                    if first is None: began,first = clock.now(),f.time
-                    clock.sleep(began+f.time-first-clock.now())
-                with self.cond:
-                    self.got,self.n = (self.n,clock.now(),x),self.n+1
-                    self.cond.notify_all()
-        except Exception as e: self.why = e
-        with self.cond:
-            self.over = True
-            self.cond.notify_all()
-
-    def take(self, clock, after, drop): # -> number, seconds of arrival, frame; None at the end
-        with self.cond:
-            self.cond.wait_for(lambda: self.over or (self.got and self.got[0]>after))
-            if not self.got or self.got[0]<=after:
-                if self.why and not self.n: raise ValueError(f"cannot decode {self.where}: {self.why}")
-                return None
-            i,arrived,x = self.got
-        return i,arrived,self.get(x)
-
     def sent(self, clock): return self.n
     def close(self):
         self.over = True
@@ -420,8 +397,36 @@ class LiveVideo:
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
 
-def as_frame(
-    x, # uint8 `[h, w, 3]`
-)->Tensor: # float `[1, 3, h, w]` in [0, 1]
-    "A decoded frame as an engine takes it"
-    return torch.as_tensor(x).movedim(-1, 0)[None].float()/255
+# %% ../../nbs/pyramid/10_realtime.ipynb #46f8a2b8
+@patch
+def start(self:LiveVideo, clock):
+    self.thread = threading.Thread(target=self._read, args=(clock,), daemon=True)
+    self.thread.start()
+
+@patch
+def _read(self:LiveVideo, clock): # Decode, keep the newest
+    began = first = None
+    try:
+        for f in self.box.decode(video=0):
+            if self.over: break
+            x = torch.from_numpy(f.to_ndarray(format='rgb24'))
+            if self.pace and f.time is not None:
+                if first is None: began,first = clock.now(),f.time
+                clock.sleep(began+f.time-first-clock.now())
+            with self.cond:
+                self.got,self.n = (self.n,clock.now(),x),self.n+1
+                self.cond.notify_all()
+    except Exception as e: self.why = e
+    with self.cond:
+        self.over = True
+        self.cond.notify_all()
+
+@patch
+def take(self:LiveVideo, clock, after, drop): # -> number, seconds of arrival, frame; None at the end
+    with self.cond:
+        self.cond.wait_for(lambda: self.over or (self.got and self.got[0]>after))
+        if not self.got or self.got[0]<=after:
+            if self.why and not self.n: raise ValueError(f"cannot decode {self.where}: {self.why}")
+            return None
+        i,arrived,x = self.got
+    return i,arrived,self.get(x)

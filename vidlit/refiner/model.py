@@ -341,24 +341,6 @@ class Refiner(nn.Module):
         self.memory = Memory(cfg) if cfg.memory else None
         self.first_values(gen)
 
-    @torch.no_grad()
-    def first_values(self, gen=None):
-        "Out of a generator, last layers zero (not called reset: fastai calls that before every fit)"
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d) and m.weight.any() or m is getattr(self.glob, 'into', None):
-                bound = m.weight[0].numel()**-.5
-                for p in m.parameters(): nn.init.uniform_(p, -bound, bound, generator=gen)
-        ends = [self.low.dec[-1], self.mid and self.mid.dec[-1], self.high and self.high.net[-1],
-            self.memory and self.memory.net[-1], self.glob and self.glob.out]
-        for m in filter(None, ends): m.weight.zero_(), m.bias.zero_()
-
-    def no_weight_decay(self):
-        "Matrices that are no weights: decays of the scan, distances of attention"
-        return [n for n,_ in self.named_parameters() if n.endswith(('A_log', 'far'))]
-
-    @property
-    def causal(self): return self.low.core.causal
-
     def forward(self,
         depth:Tensor, # `[b, n, 1, h, w]`, metres; holes may be 0 or nan
         conf:Tensor=None, # `[b, n, 1, h, w]`, in [0, 1], 1 = trust; 1 when missing
@@ -367,57 +349,83 @@ class Refiner(nn.Module):
         "Refine a whole clip"
         return self.advance(depth, conf, rgb)[0]
 
-    def advance(self,
-        depth:Tensor, # `[b, n, 1, h, w]`, metres, the next n frames
-        conf:Tensor=None, # `[b, n, 1, h, w]`, in [0, 1]
-        rgb:Tensor=None, # `[b, n, 3, h, w]`, in [0, 1]
-        state:RefinerState=None, # What the past left; None at the start
-    )->tuple: # `Refined` and the new state
-        "Refine the next frames of a stream"
-        _check_input(depth, conf, rgb)
-        if self.cfg.rgb and rgb is None: raise ValueError("this refiner was made with rgb=True and needs rgb")
-        if not self.cfg.rgb: rgb = None
-        s = RefinerState(*(state or ())) # read back from a file it may be a list
-        l,c,valid = log_depth(depth, conf)
-        r,scale,glob = torch.zeros_like(l),l.new_zeros(l.shape[:2]),None
-        if self.glob is not None: r,scale,glob = self.glob(l, c, s.glob)
-        colours = None if rgb is None else torch.cat((rgb, edges(rgb)), 2).to(l.dtype)
-        low,low_state = self.low(l+r, c, colours, s.low)
-        up,mid_state = to_full(low, self.low.down, *l.shape[-2:]),None
-        if self.mid is not None:
-            mid,mid_state = self.mid(l+r, c, colours, s.mid)
-            up = self.fuse[0]*up+self.fuse[1]*to_full(mid, self.mid.down, *l.shape[-2:])
-        r,memory = r+up,None
-        if self.high is not None: r = r+self.high(l, r, c, rgb)
-        if self.memory is not None:
-            more,memory = self.memory(l+r, c, rgb, s.memory)
-            r = r+more
-        bound = clamp_bound(l.exp(), c, self.cfg.alpha, self.cfg.beta, self.cfg.gamma)
-        hit = ((r.abs()>bound)&valid).sum()/valid.sum().clamp(min=1)
-        r = clamp_residual(r, bound, self.cfg.clamp)*valid
-        out = torch.where(valid, depth*r.exp(), depth)
-        return Refined(out, r, hit, low, scale),RefinerState(glob, low_state, mid_state, memory)
+    @property
+    def causal(self): return self.low.core.causal
 
-    def init_state(self,
-        b:int, # Videos
-        h:int, # Height, pixels
-        w:int, # Width, pixels
-    )->RefinerState:
-        "Nothing seen yet"
-        if not self.causal: raise ValueError(f"the core {self.cfg.core} looks ahead: it cannot follow a stream")
-        return RefinerState()
+# %% ../../nbs/refiner/04_model.ipynb #4adb7354
+@patch
+@torch.no_grad()
+def first_values(self:Refiner, gen=None):
+    "Out of a generator, last layers zero (not called reset: fastai calls that before every fit)"
+    for m in self.modules():
+        if isinstance(m, nn.Conv2d) and m.weight.any() or m is getattr(self.glob, 'into', None):
+            bound = m.weight[0].numel()**-.5
+            for p in m.parameters(): nn.init.uniform_(p, -bound, bound, generator=gen)
+    ends = [self.low.dec[-1], self.mid and self.mid.dec[-1], self.high and self.high.net[-1],
+        self.memory and self.memory.net[-1], self.glob and self.glob.out]
+    for m in filter(None, ends): m.weight.zero_(), m.bias.zero_()
 
-    def step(self,
-        depth:Tensor, # `[b, 1, h, w]`, metres, the next frame
-        conf:Tensor=None, # `[b, 1, h, w]`, in [0, 1]
-        rgb:Tensor=None, # `[b, 3, h, w]`, in [0, 1]
-        state:RefinerState=None, # As it came from the step before, or from `init_state`
-    )->tuple: # `Refined` of one frame (depth `[b, 1, h, w]`), and the new state
-        "Refine the next frame of a stream"
-        if not self.causal: raise ValueError(f"the core {self.cfg.core} looks ahead: it cannot follow a stream")
-        one = lambda o: None if o is None else o[:,None]
-        out,state = self.advance(one(depth), one(conf), one(rgb), state)
-        return Refined(out.depth[:,0], out.residual[:,0], out.hit, out.low[:,0], out.scale[:,0]),state
+@patch
+def no_weight_decay(self:Refiner):
+    "Matrices that are no weights: decays of the scan, distances of attention"
+    return [n for n,_ in self.named_parameters() if n.endswith(('A_log', 'far'))]
+
+# %% ../../nbs/refiner/04_model.ipynb #e44a554b
+@patch
+def advance(self:Refiner,
+    depth:Tensor, # `[b, n, 1, h, w]`, metres, the next n frames
+    conf:Tensor=None, # `[b, n, 1, h, w]`, in [0, 1]
+    rgb:Tensor=None, # `[b, n, 3, h, w]`, in [0, 1]
+    state:RefinerState=None, # What the past left; None at the start
+)->tuple: # `Refined` and the new state
+    "Refine the next frames of a stream"
+    _check_input(depth, conf, rgb)
+    if self.cfg.rgb and rgb is None: raise ValueError("this refiner was made with rgb=True and needs rgb")
+    if not self.cfg.rgb: rgb = None
+    s = RefinerState(*(state or ())) # read back from a file it may be a list
+    l,c,valid = log_depth(depth, conf)
+    r,scale,glob = torch.zeros_like(l),l.new_zeros(l.shape[:2]),None
+    if self.glob is not None: r,scale,glob = self.glob(l, c, s.glob)
+    colours = None if rgb is None else torch.cat((rgb, edges(rgb)), 2).to(l.dtype)
+    low,low_state = self.low(l+r, c, colours, s.low)
+    up,mid_state = to_full(low, self.low.down, *l.shape[-2:]),None
+    if self.mid is not None:
+        mid,mid_state = self.mid(l+r, c, colours, s.mid)
+        up = self.fuse[0]*up+self.fuse[1]*to_full(mid, self.mid.down, *l.shape[-2:])
+    r,memory = r+up,None
+    if self.high is not None: r = r+self.high(l, r, c, rgb)
+    if self.memory is not None:
+        more,memory = self.memory(l+r, c, rgb, s.memory)
+        r = r+more
+    bound = clamp_bound(l.exp(), c, self.cfg.alpha, self.cfg.beta, self.cfg.gamma)
+    hit = ((r.abs()>bound)&valid).sum()/valid.sum().clamp(min=1)
+    r = clamp_residual(r, bound, self.cfg.clamp)*valid
+    out = torch.where(valid, depth*r.exp(), depth)
+    return Refined(out, r, hit, low, scale),RefinerState(glob, low_state, mid_state, memory)
+
+# %% ../../nbs/refiner/04_model.ipynb #592a6745
+@patch
+def init_state(self:Refiner,
+    b:int, # Videos
+    h:int, # Height, pixels
+    w:int, # Width, pixels
+)->RefinerState:
+    "Nothing seen yet"
+    if not self.causal: raise ValueError(f"the core {self.cfg.core} looks ahead: it cannot follow a stream")
+    return RefinerState()
+
+@patch
+def step(self:Refiner,
+    depth:Tensor, # `[b, 1, h, w]`, metres, the next frame
+    conf:Tensor=None, # `[b, 1, h, w]`, in [0, 1]
+    rgb:Tensor=None, # `[b, 3, h, w]`, in [0, 1]
+    state:RefinerState=None, # As it came from the step before, or from `init_state`
+)->tuple: # `Refined` of one frame (depth `[b, 1, h, w]`), and the new state
+    "Refine the next frame of a stream"
+    if not self.causal: raise ValueError(f"the core {self.cfg.core} looks ahead: it cannot follow a stream")
+    one = lambda o: None if o is None else o[:,None]
+    out,state = self.advance(one(depth), one(conf), one(rgb), state)
+    return Refined(out.depth[:,0], out.residual[:,0], out.hit, out.low[:,0], out.scale[:,0]),state
 
 # %% ../../nbs/refiner/04_model.ipynb #30155574
 @patch

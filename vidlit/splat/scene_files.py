@@ -16,17 +16,12 @@ from .files import SceneError
 from .scenes import Scene
 from ..worlds.camera import inv_pose, make_K, quat_to_mat
 
-# %% ../../nbs/splat/scene_files.ipynb #bab95502
+# %% ../../nbs/splat/scene_files.ipynb #45d53f78
 _colours = dict(white=(1., 1., 1.), black=(0., 0., 0.))
 
 def _background(name):
     if name not in _colours: raise ValueError(f"background must be 'white' or 'black', not {name!r}")
     return _colours[name]
-
-def _json(path, form):
-    if not Path(path).is_file(): raise SceneError(f"there is no {path}")
-    try: return read_json(path, form)
-    except StoreError as e: raise SceneError(str(e)) from e
 
 def read_image(
     path, # PNG or JPEG
@@ -43,6 +38,12 @@ def read_image(
     except Exception as e: raise SceneError(f"{path} is no readable image: {e}") from None # a decoder for each format
     x = torch.from_numpy(a.copy()).float()/255
     return x[..., :3]*x[..., 3:]+(1-x[..., 3:])*torch.tensor(background)
+
+# %% ../../nbs/splat/scene_files.ipynb #5883cdad
+def _json(path, form):
+    if not Path(path).is_file(): raise SceneError(f"there is no {path}")
+    try: return read_json(path, form)
+    except StoreError as e: raise SceneError(str(e)) from e
 
 def _stacked(paths, background=(0., 0., 0.)): # Images of one size
     out = []

@@ -66,7 +66,7 @@ def spoilt(
     own = upto[index.rank+1]-upto[index.group] > 0
     return own | index.lead & (upto[index.group]-upto[index.before] > 0)
 
-# %% ../../nbs/video/02_index.ipynb #32f082eb
+# %% ../../nbs/video/02_index.ipynb #41ae6492
 _missed = re.compile('mmco|Frame num gap|reference|co located|find ref|RPS|undecodable')
 
 _doubtful = {'mpeg', 'avi', *_raw} # containers whose packets may not say when a frame is shown
@@ -93,6 +93,7 @@ def good_frames(
     while why and got and got[-1][1]: got.pop()  # a B frame leans on the frame after it
     return [p for p,_ in got],why
 
+# %% ../../nbs/video/02_index.ipynb #cd1a70c2
 def frame_at(
     index:VideoIndex,
     pts:int # A stamp, or None
@@ -135,6 +136,7 @@ def decoded(
         if early or why and (leads and j is None or cut and why.startswith(('mmco', 'Frame num gap'))): why = None
         yield r,[f for f in frames if None in (first, f.pts) or f.pts >= first],why
 
+# %% ../../nbs/video/02_index.ipynb #91644e52
 def _as_far(packets): # As far as they can be read
     while True:
         try: p = next(packets, None)
@@ -186,7 +188,7 @@ def make_index(
     if not ok.any(): raise EmptyVideoError(path, 'no frame of the video can be decoded', 0, n)
     return _keep(_index(scan), ok)
 
-# %% ../../nbs/video/02_index.ipynb #7c7a611d
+# %% ../../nbs/video/02_index.ipynb #7fbea74e
 def _prefix(ok, seen):
     "The frames before the first bad one among those that can be shown at all"
     bad = np.flatnonzero(seen & ~ok)
@@ -199,17 +201,17 @@ def _torn(path, scan, ok, first):
     return CorruptVideoError(path, f"damaged at {float(at):.1f} of {float(of):.1f} s, a packet is torn; "
         f"partial='skip' reads the {int(ok.sum())} good frames, partial=True those before the damage", first, len(ok))
 
-def _by_decoding(path, scan, clear, why, n, partial, stream):
-    "The index of a video whose stamps are missing or doubtful"
-    got,err = good_frames(path, stream)
-    if why: got = got[:_safe(scan)]
-    if why and not partial: raise TruncatedVideoError(path, why, len(got), n)
-    if not got: raise EmptyVideoError(path, 'no frame of the video can be decoded', 0, n)
-    if err and not partial: raise CorruptVideoError(path, f"frame {len(got)} cannot be decoded ({err})", len(got),
-        len(scan.pts))
-    if clear and got==sorted(scan.pts)[:len(got)]: return _keep(_index(scan), np.arange(len(scan.pts)) < len(got))
-    return _counted(got, scan.tick)
+def _keep(index, ok, path=None):
+    "The index of the frames that are `ok`; says once what is missing at the start"
+    if ok.all(): return index
+    if path is not None: warnings.warn(f"{path}: {int((~ok).sum())} frames at the start cannot be shown, the key frame "
+        "they need is not in the file", stacklevel=3)
+    last = int(np.flatnonzero(ok)[-1])
+    end = index.end if last==len(ok)-1 else int(index.pts[last+1])
+    cols = 'pts','key','lead','size','dts','rank','group','before'
+    return replace(index, end=end, **{k: getattr(index, k)[ok] for k in cols})
 
+# %% ../../nbs/video/02_index.ipynb #3ac2e026
 def _entered(path, scan, stream):
     "Which frames can be shown of a video that may begin between key frames, or with ones that lean on what was cut"
     pts,key = np.sort(scan.pts),np.array(scan.every[1], bool)
@@ -227,16 +229,6 @@ def _entered(path, scan, stream):
         except av.FFmpegError: pass
     return np.array([p >= first or p in got for p in pts.tolist()])
 
-def _keep(index, ok, path=None):
-    "The index of the frames that are `ok`; says once what is missing at the start"
-    if ok.all(): return index
-    if path is not None: warnings.warn(f"{path}: {int((~ok).sum())} frames at the start cannot be shown, the key frame "
-        "they need is not in the file", stacklevel=3)
-    last = int(np.flatnonzero(ok)[-1])
-    end = index.end if last==len(ok)-1 else int(index.pts[last+1])
-    cols = 'pts','key','lead','size','dts','rank','group','before'
-    return replace(index, end=end, **{k: getattr(index, k)[ok] for k in cols})
-
 def _counted(got, tick):
     "An index for frames that can only be found by counting from the start"
     n = len(got)
@@ -244,6 +236,17 @@ def _counted(got, tick):
     pts,zero = np.array(got) if ok else np.arange(n)*tick,np.zeros(n, int)
     return VideoIndex(pts, np.arange(n)==0, zero>0, zero, zero, np.arange(n), zero, pts[:1], zero, int(pts[-1])+tick,
         False)
+
+def _by_decoding(path, scan, clear, why, n, partial, stream):
+    "The index of a video whose stamps are missing or doubtful"
+    got,err = good_frames(path, stream)
+    if why: got = got[:_safe(scan)]
+    if why and not partial: raise TruncatedVideoError(path, why, len(got), n)
+    if not got: raise EmptyVideoError(path, 'no frame of the video can be decoded', 0, n)
+    if err and not partial: raise CorruptVideoError(path, f"frame {len(got)} cannot be decoded ({err})", len(got),
+        len(scan.pts))
+    if clear and got==sorted(scan.pts)[:len(got)]: return _keep(_index(scan), np.arange(len(scan.pts)) < len(got))
+    return _counted(got, scan.tick)
 
 # %% ../../nbs/video/02_index.ipynb #60fe486d
 def _turn(frame, path):
@@ -301,7 +304,7 @@ class VideoInfo:
         plain = {k: str(d[k]) for k in ('fps', 'time_base', 'pixel_aspect')}
         return {**d, **plain, 'keys':len(self.keys)}
 
-# %% ../../nbs/video/02_index.ipynb #6de8cb5c
+# %% ../../nbs/video/02_index.ipynb #38880525
 def _snap(fps):
     "A rate that was rounded to nanoseconds a frame, as Matroska does, back to the whole or x/1.001 rate it came from"
     near = (Fraction(round(fps)), Fraction(1000*round(fps*Fraction(1001, 1000)), 1001))
@@ -320,6 +323,7 @@ def _rate(c, s, index):
     if 'matroska' in c.format.name: fps = _snap(fps)
     return fps,vfr,float(span)
 
+# %% ../../nbs/video/02_index.ipynb #a71e075c
 def _any_frame(c, s): # The first frame that decodes, or why none does
     why = StopIteration('none is there')
     for p in c.demux(s):
@@ -354,7 +358,7 @@ def video_info(
             max(o.bits for o in f.format.components), _transfers.get(int(s.codec_context.color_trc), ''),
             len(_pictures(c)))
 
-# %% ../../nbs/video/02_index.ipynb #ca5e0001
+# %% ../../nbs/video/02_index.ipynb #912e344b
 _scalars = 'end','seekable','torn'
 _fractions = 'fps','time_base','pixel_aspect'
 
@@ -388,6 +392,7 @@ def _load_index(f, key):
     if sizes!={info.frames}: raise ValueError('of several lengths')
     return index,info
 
+# %% ../../nbs/video/02_index.ipynb #0d849401
 def kept_index(
     path, # A video
     cache=None, # Folder; None keeps nothing

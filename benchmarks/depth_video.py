@@ -183,7 +183,7 @@ def memory(a):
         resident=status('VmHWM'), resident_above_start=status('VmHWM')-start)
 
 
-STAGES = dict(decode=(reader.VideoReader, '__getitem__'), resize=(DepthModel, 'prep'), enlarge=(DepthModel, 'back'),
+STAGES = dict(decode=(reader.VideoReader, '__getitem__'), resize=(DepthModel, 'prep'), enlarge=(parts, 'to_source'),
     pack=(depth_frames.DepthWriter, '__setitem__'), unpack=(depth_frames.DepthReader, 'stored'),
     align=(parts, 'settle'), colour=(preview, '_panel'), encode=(writing, '_encode'))
 

@@ -16,8 +16,9 @@ from hypothesis import given, settings, strategies as st
 from vidlit.depth.windows import infer_windows, n_windows, window_frames
 from vidlit.floor import store
 from vidlit.pipeline import job as C
+from vidlit.pipeline.depth_source import load_depths
 from vidlit.pipeline.job import ChunkError, auto_chunks, first_windows, make_job, open_job, share_windows, split
-from vidlit.pipeline.merge import Depths, chunk_fits, load_depths, merge, merge_files, merge_frames, robust_fit
+from vidlit.pipeline.merge import chunk_fits, merge, merge_files, merge_frames, robust_fit
 from vidlit.pipeline.worker import Lease, forget, run, status
 from vidlit.video.depth_frames import DepthError, DepthReader
 from vidlit.video.reader import VideoReader
@@ -507,9 +508,9 @@ def test_foreign_files(tmp_path):
     np.savez(tmp_path/'depth.npz', depth=d[..., None])
     np.savez(tmp_path/'object.npz', depths=np.array([{}], dtype=object))
     for f in ('depths.npz', 'depth.npz'):
-        assert torch.equal(torch.stack([load_depths(tmp_path/f)[i] for i in range(9)]), torch.from_numpy(d))
-    with pytest.raises(ValueError, match='allow_pickle'): load_depths(tmp_path/'object.npz')
-    with pytest.raises(IndexError, match='no frame 9'): Depths(tmp_path/'depth.npz')[9]
+        assert torch.equal(torch.stack([load_depths(tmp_path/f)[i][0] for i in range(9)]), torch.from_numpy(d))
+    with pytest.raises(ValueError, match='object.npz'): load_depths(tmp_path/'object.npz')
+    with pytest.raises(IndexError): load_depths(tmp_path/'depth.npz')[9]
     got = torch.stack(list(merge_files([tmp_path/'depths.npz']*2, [(0, 9), (5, 14)], how='discard')))
     assert torch.equal(got, torch.from_numpy(np.concatenate([d, d[4:]])))
     with pytest.raises(ChunkError, match='gap after 9'):
@@ -524,7 +525,7 @@ def test_exr_files(tmp_path):
         with exr.File({'compression': exr.ZIP_COMPRESSION, 'type': exr.scanlineimage}, {'Z': a}) as f:
             f.write(str(tmp_path/f'e/{i}.exr'))
     got = load_depths(tmp_path/'e')
-    assert len(got)==2 and torch.equal(torch.stack([got[i] for i in range(2)]), torch.from_numpy(d))
+    assert len(got)==2 and torch.equal(torch.stack([got[i][0] for i in range(2)]), torch.from_numpy(d))
 
 
 def test_reader_of_the_merged_video(video, undisturbed, tmp_path):

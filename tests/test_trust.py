@@ -376,6 +376,6 @@ def test_sweep_knows_whose_it_is(tmp_path):
 
 def test_arrays_of_objects_are_not_loaded(tmp_path):
     "numpy's own door: files of objects need a pickle, and get none"
-    from vidlit.pipeline.merge import load_depths
+    from vidlit.pipeline.depth_source import load_depths
     np.save(tmp_path/'a.npy', np.array([None], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError): load_depths(tmp_path/'a.npy')

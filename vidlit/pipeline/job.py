@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['job_form', 'plan_form', 'model_form', 'split', 'first_windows', 'share_windows', 'auto_chunks', 'free_memory',
-           'share_of_threads', 'fit_workers', 'ChunkError', 'DepthJob', 'open_job', 'make_job', 'patient', 'checksum',
-           'save_window', 'load_window', 'ChunkFrames']
+           'share_of_threads', 'ChunkError', 'DepthJob', 'open_job', 'make_job', 'agree', 'patient', 'agreed',
+           'checksum', 'save_window', 'load_window', 'ChunkFrames']
 
 # %% ../../nbs/pipeline/04_job.ipynb #8e721af8
 import hashlib, os, re, time
@@ -77,15 +77,6 @@ def share_of_threads(n)->int: # n: workers on processors
     "Threads of each worker: one worker has what one go would have, `OMP_NUM_THREADS` or torch's own choice"
     return max(1, torch.get_num_threads()//n)
 
-def fit_workers(
-    h:int, # Frame height, pixels
-    w:int, # Frame width, pixels
-    model_bytes:int, # Memory of the model at work, of one worker
-    free:int=None # Bytes; None asks the machine
-)->int: # At least 1
-    "Workers that fit in memory: model, 32 frames as read and as prepared, 3 x 32 maps"
-    free = free_memory() if free is None else free
-    return max(1, int(.8*free)//(model_bytes+32*h*w*(3+12+12)))
 
 # %% ../../nbs/pipeline/04_job.ipynb #adf0a144
 class ChunkError(StoreError):
@@ -114,6 +105,12 @@ class DepthJob:
         "How many windows a chunk has"
         return self.first(c+1)-self.first(c) if self.shared() else n_windows(self.length(c))
     def work(self, c): return WorkList(self.box(c), range(self.windows(c)))
+    def finished(self, c):
+        "The work on a chunk that is done"
+        work = self.work(c)
+        if left := work.missing:
+            raise ChunkError(f"chunk {c} of {self.path}: {len(left)} of {len(work.items)} windows are missing")
+        return work
     def drop(self, c):
         "Remove a chunk's windows; the list of them first, for a window that is on it must be there"
         (self.box(c)/'done.jsonl').unlink(missing_ok=True)
@@ -172,16 +169,22 @@ def make_job(
     ranges = share_windows(n, chunks) if overlap is None else split(n, chunks, overlap)
     job = DepthJob(str(Path(video).resolve()), source_id(Path(video)), n, i.height, i.width, str(i.fps), overlap,
         tuple(ranges), path)
-    if (path/'job.json').exists(): return _same(open_job(path), job)
+    if (path/'job.json').exists():
+        old = open_job(path)
+        agree(f'{path} is of', vars(old), {k: getattr(job, k) for k in ('source','frames','overlap','chunks')})
+        return old
     if others(path): raise ChunkError(f"{path} holds other things")
     write_json(path/'job.json', _plain(job))
     return job
 
-def _same(old, new):
-    for k in ('source','frames','overlap','chunks'):
-        a,b = getattr(old, k),getattr(new, k)
-        if a!=b: raise ChunkError(f"{old.path} is of another {k}: {a}, not {b}")
-    return old
+def agree(
+    said:str, # Of what, and its verb: 'job is of'
+    old:dict, # What is there
+    new:dict # What is asked for
+):
+    "A `ChunkError` where what is there is of something else"
+    for k,v in new.items():
+        if old.get(k)!=v: raise ChunkError(f"{said} another {k}: {old.get(k)!r}, not {v!r}")
 
 # %% ../../nbs/pipeline/04_job.ipynb #49162f82
 @patch
@@ -219,6 +222,18 @@ def patient(
     with stack: yield
 
 # %% ../../nbs/pipeline/04_job.ipynb #13fdef40
+def agreed(
+    f:Path, # Note in the folder of a job
+    new:dict, # What it should say
+    form:dict, # Of such notes
+    verb:str # In the error: 'is the work of'
+)->dict: # What it says
+    "Write a note once, or check that it says the same; two may come at the same moment"
+    with patient(f.with_suffix('')):
+        if not f.exists(): write_json(f, new)
+    agree(f'{f.parent} {verb}', old := _read(f, form), new)
+    return old
+
 # of its model.json
 model_form = dict(model=str, kind={'depth', 'radius', 'disparity'}, units=(Text(most=99), None), metric=bool)
 
@@ -230,14 +245,9 @@ def bind(self:DepthJob,
     metric:bool=False # Is its scale to be trusted?
 )->dict: # What is written down
     "Tie the job to a model, or check that it is this one"
-    new,f = dict(model=model, kind=kind, units=units or ('relative' if not metric else None),
-        metric=metric),self.path/'model.json'
-    with patient(self.path/'model'):
-        if not f.exists(): write_json(f, new)
-    old = _read(f, model_form)
-    for k,v in new.items():
-        if old.get(k)!=v: raise ChunkError(f"{self.path} is the work of another {k}: {old.get(k)!r}, not {v!r}")
-    return old
+    units = units or ('relative' if not metric else None)
+    return agreed(self.path/'model.json', dict(model=model, kind=kind, units=units, metric=metric), model_form,
+        'is the work of')
 
 @patch
 def bound(self:DepthJob)->dict:
@@ -302,9 +312,7 @@ class ChunkFrames:
         job:DepthJob, # The job
         c:int # Chunk
     ):
-        self.job,self.c,self.work,self.n,self._near = job,c,job.work(c),job.length(c),{}
-        if left := self.work.missing:
-            raise ChunkError(f"chunk {c} of {job.path}: {len(left)} of {len(self.work.items)} windows are missing")
+        self.job,self.c,self.work,self.n,self._near = job,c,job.finished(c),job.length(c),{}
         self.shape = tuple(self.window(0, 0).shape)
 
     def __len__(self): return self.n
@@ -326,10 +334,3 @@ def window(self:ChunkFrames, k, j):
         self._near[k] = self.load(k)
     raw,fit,_ = self._near[k]
     return apply_fit(raw[j], fit)
-
-@patch
-def bounds(self:ChunkFrames)->tuple: # (low, high)
-    "Bounds of its depth, from the log alone"
-    ends = [s*v+t for r in (_row_of(self.work, k) for k in self.work.done) for s,
-        t in [r['fit'] or (1.,0.)] for v in (r['lo'], r['hi'])]
-    return min(ends),max(ends)

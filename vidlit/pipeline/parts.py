@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STRETCH', 'modes', 'point_form', 'Point', 'Recent', 'in_scene', 'NotFinite', 'Whole', 'next_raw', 'next_window',
-           'next_stretch', 'in_float32', 'next_part', 'save_point', 'load_point']
+           'next_stretch', 'next_part', 'save_point', 'load_point', 'bounds', 'apart', 'put_frames']
 
 # %% ../../nbs/pipeline/01_parts.ipynb #11595420
 import errno, re, torch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,13 @@ from torch import Tensor
 from ..floor.reading import Num, Text, inside, reads
 from ..floor.store import read_json, write_json
 from ..nn.weights import read_weights, write_weights
+from ..video.depth_frames import DepthWriter
+from ..depth.dpt import to_source
 from ..depth.models import DepthModel
 from ..depth.streaming import StreamState
 from ..depth.temporal_head import places
-from ..depth.windows import KEYS, STEP, WINDOW, WindowState, run_window, settle, slide
+from ..depth.windows import FADE, KEYS, STEP, WINDOW, WindowState, run_window, settle, slide
+from .threads import cores, in_threads
 
 # %% ../../nbs/pipeline/01_parts.ipynb #10594717
 @dataclass(frozen=True, eq=False)
@@ -89,12 +92,15 @@ def next_raw(
     stop:int, # One past the last frame
     p:Point, # Where it stands
     cut:Callable=None # See `in_scene`
-)->tuple: # float32 `[32 or real, h', w']` on the CPU; the window, (frame number, encoded) for each slot; real
-    "What the model says of the next window"
+)->tuple: # What the model says, float32 `[k, h', w']` on the CPU, no padding; the point after it, without `state`
+    "Go on by one window, of which only its own scale is known"
     held = p.held if p.made==m.precision else _encoded(m, video, [i for i,_ in p.held])
     new = _encoded(m, video, islice(in_scene(video, p, stop, cut), WINDOW-len(p.held)))
     win,real = next(slide(new, held, p.real))
-    return run_window(lambda *a: _finite(m.mix(*a), p.n, m.precision), [o for _,o in win], real),win,real
+    raw = run_window(lambda *a: _finite(m.mix(*a), p.n, m.precision), [o for _,o in win], real)[:real]
+    n,at = p.n+min(real, WINDOW-FADE)-2*bool(p.held),p.at+real-p.real
+    if real-STEP<=2: return raw,Point(n, at, at)
+    return raw,Point(n, at, p.start, None, tuple(win[j] for j in KEYS), min(len(KEYS), real-STEP), None, m.precision)
 
 def next_window(
     m:DepthModel, # The model
@@ -103,13 +109,10 @@ def next_window(
     p:Point, # Where it stands
     cut:Callable=None # See `in_scene`
 )->tuple: # Depth that is final now, float32 `[k, h', w']` on the CPU, and the point after it
-    "Go on by one window"
-    raw,win,real = next_raw(m, video, stop, p, cut)
-    depth,state,tail = settle(raw, real, p.state, p.tail, m.metric)
-    depth,n,at = torch.stack(depth),p.n+len(depth),p.at+real-p.real
-    if real-STEP<=2: return depth,Point(n, at, at)
-    return depth,Point(n, at, p.start, state, tuple(win[j] for j in KEYS), min(len(KEYS), real-STEP), tail,
-        m.precision)
+    "Go on by one window, at the scale of the video"
+    raw,after = next_raw(m, video, stop, p, cut)
+    depth,state,tail = settle(raw, len(raw), p.state, p.tail, m.metric)
+    return torch.stack(depth),replace(after, state=state, tail=tail) if after.held else after
 
 # %% ../../nbs/pipeline/01_parts.ipynb #b30c538b
 STRETCH = 3*STEP # frames of a stream between two points
@@ -133,28 +136,16 @@ def next_stretch(
 # %% ../../nbs/pipeline/01_parts.ipynb #229b2997
 modes = dict(offline=next_window, stream=next_stretch)
 
-def in_float32(
-    f:Callable, # Takes a model and `args`, raises `NotFinite`
-    m, # A `DepthModel` or `Whole`
-    *args
-)->tuple: # What `f` gave, and the precision that was used
-    "Once more in float32 where half precision fails"
-    try: return f(m, *args),m.precision
-    except NotFinite:
-        if m.precision=='fp32': raise
-        return f(m.full() if isinstance(m, Whole) else replace(m, precision='fp32'), *args),'fp32'
-
 def next_part(
-    m:DepthModel, # The model
-    video, # [i] -> uint8 `[h, w, 3]`
-    stop:int, # One past the last frame
-    p:Point, # Where it stands
-    mode:str='offline', # 'offline' or 'stream'
-    cut:Callable=None # See `in_scene`
+    step:Callable, # `next_window`, `next_stretch` or `next_raw`
+    m, # A `DepthModel` or `Whole`
+    *args # `video`, `stop`, `p` and `cut`, as the step takes them
 )->tuple: # depth, point, the precision that was used; `NotFinite` when float32 does not help
     "Go on by one part, in float32 where half precision fails"
-    got,used = in_float32(modes[mode], m, video, stop, p, cut)
-    return *got,used
+    try: return *step(m, *args),m.precision
+    except NotFinite:
+        if m.precision=='fp32': raise
+        return *step(m.full() if isinstance(m, Whole) else replace(m, precision='fp32'), *args),'fp32'
 
 # %% ../../nbs/pipeline/01_parts.ipynb #8d8d5c23
 def _tensors(p):
@@ -216,3 +207,35 @@ def load_point(
 def _stream_state(row, got, device):
     past = {k: [[o.clone().to(device) for o in got[f'{k}.{i}'].split(1, 1)] for i in range(2)] for k in places}
     return StreamState(row['n'], tuple(row['shape']), tuple(row['ids']), past)
+
+# %% ../../nbs/pipeline/01_parts.ipynb #049eb425
+def bounds(
+    d:Tensor, # Depth
+    kind:str, # 'depth', 'radius' or 'disparity': only a disparity may be 0
+    lo:float=None, # Of what came before; None: nothing
+    hi:float=None # Likewise
+)->tuple: # (lo, hi) with `d`
+    "Bounds of a video so far"
+    d = d if kind=='disparity' else d[d>0]
+    if not d.numel(): return lo,hi
+    a,b = (o.item() for o in d.aminmax())
+    return a if lo is None else min(a, lo),b if hi is None else max(b, hi)
+
+def apart(lo, hi)->tuple: # (lo, hi)
+    "Bounds as integers need them: there, and not the same"
+    if lo is None: lo = hi = 0.
+    return lo,max(hi, lo+1e-6+1e-6*abs(lo))
+
+def put_frames(
+    w:DepthWriter, # Where they go
+    frames:Iterable, # (frame number, float32 `[h', w']`)
+    lo:float=None, # Bounds of the video; None: floats
+    hi:float=None # Likewise
+):
+    "Depth of a model into files"
+    m = w.meta
+    def put(i, d):
+        d = to_source(d[None], (m.height, m.width))[0]
+        new = d if lo is None else d.clamp(lo, hi) # interpolation leaves the bounds by rounding only
+        w[i] = new if m.kind=='disparity' else torch.where(d>0, new, torch.nan)
+    with w.many(): in_threads(put, frames, 1 if m.storage=='zarr' else min(8, cores()))

@@ -14,9 +14,9 @@ from fastcore.basics import patch
 from pathlib import Path
 from ..floor.places import open_log
 from ..floor.processes import end_all, leave_when_asked, leave_with
-from ..floor.store import StoreError, read_json, write_json
+from ..floor.store import StoreError, read_json
 from .worker import run, status
-from .job import ChunkError, free_memory, open_job, patient, plan_form, share_of_threads
+from .job import ChunkError, agreed, free_memory, open_job, plan_form, share_of_threads
 from .threads import cores
 
 # %% ../../nbs/pipeline/08_pool.ipynb #2f2de08f
@@ -39,12 +39,7 @@ def open_plan(path)->Plan: # path: folder of a job
 def make_plan(path, plan:Plan)->Plan:
     "Write the plan of a job down, or check that it is this one"
     if Path(plan.model).exists(): plan = replace(plan, model=str(Path(plan.model).resolve()))
-    with patient(Path(path)/'plan'):
-        if not (Path(path)/'plan.json').exists(): write_json(Path(path)/'plan.json', asdict(plan))
-    old = open_plan(path)
-    for k,v in asdict(plan).items():
-        if getattr(old, k)!=v: raise ChunkError(f"{path} was begun with another {k}: {getattr(old, k)!r}, not {v!r}")
-    return old
+    return Plan(**agreed(Path(path)/'plan.json', asdict(plan), plan_form, 'was begun with'))
 
 # %% ../../nbs/pipeline/08_pool.ipynb #1cb3c854
 def is_code(model:str)->bool: return re.fullmatch(r'\w+(\.\w+)*:\w+', model) is not None # 'module:function'?

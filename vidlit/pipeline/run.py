@@ -16,7 +16,7 @@ from ..video.reader import VideoReader
 from .pool import WorkerPool, Plan, devices_for, make_plan, open_plan, slurm_task, trusted
 from .merge import drop_windows, is_merge_of, merge
 from .worker import status, steal
-from .job import ChunkError, auto_chunks, make_job, open_job, share_of_threads
+from .job import ChunkError, agree, auto_chunks, make_job, open_job, share_of_threads
 
 # %% ../../nbs/pipeline/09_run.ipynb #28729397
 @contextmanager
@@ -100,8 +100,7 @@ def split_job(
     path = Path(path)
     if chunks=='auto' and (path/'job.json').exists():
         job = open_job(path)
-        if job.source!=(new := source_id(Path(video))):
-            raise ChunkError(f"{path} is of another video: {job.source}, not {new}")
+        agree(f'{path} is of', dict(video=job.source), dict(video=source_id(Path(video))))
         return job
     with VideoReader(video) as v: n = auto_chunks(len(v), workers) if chunks=='auto' else int(chunks)
     return make_job(path, video, n, overlap)
@@ -120,8 +119,7 @@ def _free_for(out, job, storage):
             raise ChunkError(f"{out} holds other things")
         return False
     r = DepthReader(out, partial=True)
-    for k,a,b in (('video', r.meta.source, job.source), ('storage', r.meta.storage, storage)):
-        if a!=b: raise ChunkError(f"{out} is of another {k}: {a}, not {b}")
+    agree(f'{out} is of', dict(video=r.meta.source, storage=r.meta.storage), dict(video=job.source, storage=storage))
     return len(r)==job.frames
 
 # %% ../../nbs/pipeline/09_run.ipynb #8a97bc29

@@ -8,7 +8,7 @@ __all__ = ['fit_chain', 'video_fits', 'SharedFrames']
 # %% ../../nbs/pipeline/06_shared_windows.ipynb #0e38cbc6
 from collections.abc import Iterable, Iterator
 from .worker import state_at
-from .job import ChunkError, ChunkFrames, DepthJob, load_window
+from .job import ChunkFrames, DepthJob, load_window
 from ..depth.windows import fit_window, next_state
 
 # %% ../../nbs/pipeline/06_shared_windows.ipynb #7e7217a1
@@ -28,10 +28,7 @@ def video_fits(
     metric:bool=False # Is the model's scale to be trusted?
 )->list: # (scale, shift) for each window of the video; None for the first
     "Every window to the scale of the first, in the order of the video"
-    works = [job.work(c) for c in range(len(job.chunks))]
-    for c,w in enumerate(works):
-        if w.missing:
-            raise ChunkError(f"chunk {c} of {job.path}: {len(w.missing)} of {len(w.items)} windows are missing")
+    works = [job.finished(c) for c in range(len(job.chunks))]
     # the first piece begins where the video does: it knew
     known = [(f := works[0].done[str(k)]['fit']) and tuple(f) for k in range(job.windows(0))]
     rest = (load_window(w, k, check=False)[0] for c,w in enumerate(works[1:], 1) for k in range(job.windows(c)))
@@ -52,9 +49,3 @@ class SharedFrames(ChunkFrames):
     def load(self, k):
         raw,_,row = load_window(*self.at[k])
         return raw,self.fits[k],row
-
-    def bounds(self): # (low, high)
-        "Bounds of its depth, from the log alone"
-        rows = [(w.done[str(k)], f or (1.,0.)) for (w,k),f in zip(self.at, self.fits)]
-        ends = [s*r[k]+t for r,(s,t) in rows for k in ('lo','hi')]
-        return min(ends),max(ends)

@@ -20,9 +20,8 @@ from ..floor.store import read_json, write_json, writer
 from ..video.reader import VideoError, VideoReader
 from ..video.view import VideoView
 from ..depth.models import DepthModel, load_depth_model
-from .parts import Recent, load_point, modes, next_part, save_point
+from .parts import Recent, apart, bounds, load_point, modes, next_part, put_frames, save_point
 from .preview import colour_range, write_preview
-from .threads import cores, in_threads
 from ..depth.windows import is_cut
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #5e70ac53
@@ -121,15 +120,6 @@ def claim(self:DepthRun
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #d47952d5
 @patch
-def maps(self:DepthRun, depth, lo=None, hi=None):
-    "Parts' depth as it is written: at its size, holes where nothing is known"
-    for d in depth:
-        d = torch.as_tensor(d)[None]
-        if self.size!=tuple(self.inside): d = self.m.back(d, self.size)
-        new = d if lo is None else d.clamp(lo, hi) # interpolation leaves the bounds by rounding only
-        yield new if self.m.file_kind=='disparity' else torch.where(d>0, new, torch.nan)
-
-@patch
 def made(self:DepthRun, more):
     return dict({k: v for k,v in self.asked.items() if k not in ('source','storage','dtype','size')}, model=self.m.name,
         about=self.m.about, precision=more['precision'])
@@ -148,14 +138,6 @@ def _note(self, more, used, n):
     rest = 'all of the video is made in fp32' if n==0 else f'this part is made in fp32 ({more["again"]} so far)'
     if self.report: self.report(dict(note=f"{self.m.precision} gave values that are not finite at frame {n}: {rest}"))
 
-def _grow(more, d):
-    "Bounds of the video so far"
-    if not d.numel(): return
-    lo,hi = (o.item() for o in d.aminmax())
-    if more['lo'] is not None: lo = min(lo, more['lo'])
-    if more['hi'] is not None: hi = max(hi, more['hi'])
-    more.update(lo=lo, hi=hi)
-
 _bound = (Num(-1e300, 1e300, whole=False), None)
 _more = {'precision':{'fp32', 'bf16', 'fp16'}, 'again':Num(0), 'lo':_bound, 'hi':_bound, 'scenes':[Num(0, 2**31)],
     str:object}
@@ -172,7 +154,7 @@ def advance(self:DepthRun
     while p.n<self.stop:
         m = replace(self.m, precision=more['precision'])
         with _hint(self.video.partial):
-            depth,after,used = next_part(m, video, self.stop, p, self.mode, is_cut if self.cut else None)
+            depth,after,used = next_part(modes[self.mode], m, video, self.stop, p, is_cut if self.cut else None)
         if used!=m.precision: _note(self, more, used, p.n)
         self.keep(p.n, depth, more)
         if after.start not in (*more['scenes'], self.stop): more['scenes'].append(after.start)
@@ -193,34 +175,25 @@ class _Clock:
         self.run.report(dict(stage=self.stage, done=n, frames=self.run.stop, rate=rate, left=left))
 
 @patch
-def write(self:DepthRun, w, maps):
-    "Frames by number into a `DepthWriter`, several at a time: packing them takes most of the time"
-    with w.many(): in_threads(w.__setitem__, maps, 1 if self.storage=='zarr' else min(8, cores()))
-
-@patch
 def keep(self:DepthRun, n, depth, more):
     "Put a part on disk"
-    if not self.integers: return self.write(self.sink(more), enumerate(self.maps(depth), n))
-    _grow(more, depth if self.m.file_kind=='disparity' else depth[depth>0])
+    if not self.integers: return put_frames(self.sink(more), enumerate(depth, n))
+    more['lo'],more['hi'] = bounds(depth, self.m.file_kind, more['lo'], more['hi'])
     _replace(self.work/f'part_{n:07d}.npy', lambda f: np.save(f, depth.numpy()))
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #a6911c69
 @patch
 def finish(self:DepthRun, more):
     "From parts to integers; the note of how it was made"
-    clock,kw = _Clock(self, 'writing'),{}
-    if self.integers:
-        lo = more['lo'] if more['lo'] is not None else 0.
-        hi = max(lo+1e-6+1e-6*abs(lo), lo if more['hi'] is None else more['hi'])
-        kw = dict(lo=lo, hi=hi, frames=self.stop)
-    w = self.sink(more, **kw)
+    clock,(lo,hi) = _Clock(self, 'writing'),apart(more['lo'], more['hi'])
+    w = self.sink(more, **dict(lo=lo, hi=hi, frames=self.stop) if self.integers else {})
     todo = set(w.missing()) if self.integers else {}
     clock.begin(self.stop-len(todo))
     with w.many():
         for f in sorted(self.work.glob('part_*.npy')):
             i,depth = int(f.stem[5:]),np.load(f, mmap_mode='r')
-            maps = enumerate(self.maps(map(np.array, depth), kw['lo'], kw['hi']), i)
-            self.write(w, ((j, d) for j,d in maps if j in todo))
+            some = [j for j in range(i, i+len(depth)) if j in todo]
+            put_frames(w, ((j, torch.from_numpy(np.array(depth[j-i]))) for j in some), lo, hi)
             f.unlink()
             clock(i+len(depth))
     self.close(w, more)

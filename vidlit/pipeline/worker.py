@@ -14,23 +14,16 @@ from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from ..floor.places import NoRoom, _began, _here, is_full, open_log, sweep, sweep_all
+from ..floor.places import NoRoom, _alive, _began, _here, is_full, open_log, sweep, sweep_all
 from ..floor.reading import Num, StoreError, Text, parse_json, read_bytes
 from ..floor.store import StoreBusy, atomic_path, read_json, write_json
 from ..video.reader import VideoReader
 from .job import ChunkError, DepthJob, _window, load_window, open_job, patient, save_window
-from .parts import Point, Whole, in_float32, next_raw
+from .parts import Point, Whole, next_part, next_raw
 from .threads import ahead
 from ..depth.windows import KEYS, STEP, WindowState, fit_window, next_state, window_frames
 
 # %% ../../nbs/pipeline/05_worker.ipynb #c04977b9
-def _alive(pid):
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: return True
-    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]!='Z' # a zombie is dead
-    except OSError: return True
-
 class LeaseLost(StoreBusy): "Somebody else has taken over"
 
 # %% ../../nbs/pipeline/05_worker.ipynb #834b1be7
@@ -159,20 +152,21 @@ def run_chunk(
     if not work.missing: return
     a,n = (0, job.frames) if job.shared() else (a, b-a) # windows of the video, or of a video of its own
     state,ids = None if begun else state_at(work, k),window_frames(k, n)[:len(KEYS)] if k else []
-    p = Point(at=k and STEP*k+len(KEYS), held=tuple((i, None) for i in ids), real=k and min(len(KEYS), n-STEP*k))
+    p = Point(k and STEP*k+2, k and STEP*k+len(KEYS), held=tuple((i, None) for i in ids),
+        real=k and min(len(KEYS), n-STEP*k))
     held = dict(zip(ids, video.frames([a+i for i in ids])))
     with closing(ahead(video.stream(a+p.at, b))) as new: # whatever happens, nobody reads on
         frames = _Read(new, p.at, True)
         frames.near = held
         for k in range(k, begun+len(work.items)):
-            (raw,win,real),used = in_float32(next_raw, m, frames, b-a, p)
+            raw,after,_ = next_part(next_raw, m, frames, b-a, p)
             # what came before is another worker's: the merge will know
             fit = None if begun else fit_window(raw, state, metric)
             check()
-            save_window(work, k-begun, raw[:real], fit)
+            save_window(work, k-begun, raw, fit)
             state = None if begun else next_state(raw, fit, state)
-            yield k-begun+1,real-(k and min(len(KEYS), real))
-            p = Point(at=p.at+real-p.real, held=tuple(win[j] for j in KEYS), real=min(len(KEYS), real-STEP), made=used)
+            yield k-begun+1,after.at-p.at
+            p = after
             frames.again = m.precision!='fp32' # a frame is asked for again where half precision fails
             frames.keep([i for i,_ in p.held] if frames.again else ())
 

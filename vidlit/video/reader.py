@@ -167,7 +167,7 @@ def _count(self:VideoReader, packets):
             yield n,f,why or ('the decoder calls it damaged' if f.is_corrupt else None)
             n += 1
 
-# %% ../../nbs/video/03_reader.ipynb #d4324666
+# %% ../../nbs/video/03_reader.ipynb #796335a0
 class _Doubt(Exception): "A complaint that may come from entering the video here: ask again from further back"
 
 @patch
@@ -196,6 +196,7 @@ def _spare(self:VideoReader, j):
     self._left.add(j)
     return True
 
+# %% ../../nbs/video/03_reader.ipynb #88660444
 @patch
 def _judged(self:VideoReader, n, f, hurt):
     "`(number, frame, what is wrong)`: damage before it in its group, or before a leading frame's key frame (eq. 3)"
@@ -205,6 +206,7 @@ def _judged(self:VideoReader, n, f, hurt):
     own = [(d, why) for d,why in hurt.items() if g <= d <= r or x.lead[n] and b <= d < g]
     return n,f,None if not own else dict(own).get(r, f"it leans on a frame that is damaged: {own[0][1]}")
 
+# %% ../../nbs/video/03_reader.ipynb #02034593
 @patch
 def _until(self:VideoReader, i):
     "Decode on to frame number `i`"
@@ -248,7 +250,7 @@ def _again_alone(self:VideoReader):
     self._file[0].close()
     self._file = self._open()
 
-# %% ../../nbs/video/03_reader.ipynb #b059fbe6
+# %% ../../nbs/video/03_reader.ipynb #69225257
 _planar = {'yuv420p', 'yuvj420p', 'yuv422p', 'yuv444p', 'yuv420p10le'}
 
 @patch
@@ -272,6 +274,7 @@ def _rgb(self:VideoReader, f, size=None):
     if i.rotation: a = np.rot90(a, -i.rotation//90)
     return a[:,::-1] if i.mirrored else a
 
+# %% ../../nbs/video/03_reader.ipynb #8731ed61
 @patch
 def frames(self:VideoReader,
     idx, # Frame numbers in any order, repeats allowed, negative from the end

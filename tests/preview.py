@@ -50,7 +50,8 @@ def markdown(nb):
         if c['cell_type'] == 'raw':
             head = yaml.safe_load(src.strip().strip('-')) or {}
             title, promise = head.get('title', title), head.get('description', promise)
-        elif c['cell_type'] == 'markdown': parts.append(src)
+        elif c['cell_type'] == 'markdown':
+            parts.append(re.sub(r'\\tag\{(\w+)\}', r'\\qquad(\1)', src))  # pandoc knows \tag here and there only
         elif src.strip() or c.get('outputs'):
             cap = re.search(r'^#\|\s*fig-cap:\s*"?(.*?)"?\s*$', src, re.M)
             hidden = re.search(r'^#\|\s*echo:\s*false', src, re.M)

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from fractions import Fraction
 from pathlib import Path
 from torch import Tensor
-from ..video.depth_frames import source_id
+from ..video.depth_frames import in_words, source_id
 from ..floor.places import clear, free_place, others
 from ..floor.reading import Num, Text, inside, misfit
 from ..floor.store import StoreBusy, StoreError, WorkList, atomic_path, read_json, write_json, writer
@@ -184,7 +184,8 @@ def agree(
 ):
     "A `ChunkError` where what is there is of something else"
     for k,v in new.items():
-        if old.get(k)!=v: raise ChunkError(f"{said} another {k}: {old.get(k)!r}, not {v!r}")
+        a,b = (o if k=='source' else repr(o) for o in (in_words(old.get(k)), in_words(v)))
+        if old.get(k)!=v: raise ChunkError(f"{said} another {k}: {a}, not {b}")
 
 # %% ../../nbs/pipeline/04_job.ipynb #49162f82
 @patch

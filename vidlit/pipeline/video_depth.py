@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from pathlib import Path
-from ..video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, source_id
+from ..video.depth_frames import DepthError, DepthMeta, DepthReader, DepthWriter, in_words, source_id
 from ..video.depth_frames import _file, _read_meta, _replace, _write_meta
 from ..floor.places import clear, free_place, room_for, sweep
 from ..floor.reading import Num, StoreError, misfit
@@ -115,7 +115,8 @@ def claim(self:DepthRun
     for k in new:
         if old.get(k, new[k])!=new[k]:
             raise DepthError(self.out,
-                f"the folder is of another {_words.get(k, k)}: {old[k]}, not {new[k]}; nothing was touched")
+                f"the folder is of another {_words.get(k, k)}: {in_words(old[k])}, not {in_words(new[k])}; "
+                'nothing was touched')
     return done
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #d47952d5

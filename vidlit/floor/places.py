@@ -137,14 +137,15 @@ def _is(fd, path):
     except FileNotFoundError: return False
 
 def _open_lock(lock):
-    "The file, made when missing; its folder may vanish meanwhile"
-    while True:
+    "The file, made when missing; its folder may vanish meanwhile, but not for ever"
+    for k in range(200):
         try:
             lock.parent.parent.mkdir(exist_ok=True, parents=True)
             with suppress(FileExistsError): os.mkdir(lock.parent)
             if lock.parent.is_symlink(): raise StoreError(f'{lock.parent} is a link: nothing is locked through it')
             return os.open(lock, os.O_RDWR|os.O_CREAT|_only('NOFOLLOW', 'NONBLOCK', 'CLOEXEC'), 0o644)
-        except FileNotFoundError: pass
+        except FileNotFoundError: time.sleep(.005*(k>20))
+    raise ReadOnly(lock.parent.parent, 'nothing was begun', 'no folder can be made there')
 
 def _holder(fd, lock):
     "The process that a lock names; 0 where it is empty"

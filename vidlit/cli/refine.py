@@ -31,7 +31,7 @@ def refine(video:str,      # A video file
     dtype:str=None,        # float32, float16 or uint16, as far as the format has it
     report:bool=False,     # Also write OUT/report.html and report.json: flicker and drift before and after
     preview:bool=False,    # Also write OUT/preview.mp4: the video, depth before, depth after
-    upto:int=None,         # Only so many frames
+    upto:int=None,         # Only so many frames, as after `vidlit depth --max-len`
     partial:bool=False,    # Take a damaged video as far as it is good
     device:str='auto',     # auto, cpu, cuda, cuda:1 or mps
     list:bool=False,       # Only list the filters
@@ -47,8 +47,8 @@ def refine(video:str,      # A video file
 
     Killed? The same command goes on. Holes in the depth stay holes."""
     from vidlit.pipeline.refine import refine_video
-    from vidlit.pipeline.refine_parts import default_method, methods
-    if list: return _show({k: 'the default' if k==default_method else '' for k in methods()}, as_json)
+    from vidlit.pipeline.refine_parts import about, default_method, methods
+    if list: return _show({k: about(k)+' (the default)'*(k==default_method) for k in methods()}, as_json)
     for k,v in dict(depth=depth, out=out).items():
         if v is None: raise ValueError(f"--{k} is missing: the folder of {'depth' if k=='depth' else 'refined depth'}")
     from vidlit.depth.models import pick

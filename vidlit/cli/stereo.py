@@ -25,7 +25,7 @@ def stereo(video:str,      # A video file
     kind:str=None,         # depth, radius, disparity or relative, where the files do not say it
     scale:float=None,      # Metres of one step, where the files hold integers: 0.001 for millimetres
     crf:float=18.,         # Quality of the video; lower is better and larger
-    upto:int=None,         # Only so many frames
+    upto:int=None,         # Only so many frames, as after `vidlit depth --max-len`
     partial:bool=False,    # Take a damaged video as far as it is good
     quiet:bool=False,      # No progress
     as_json:bool=False,    # Print JSON

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from ..video.depth_frames import DepthReader, source_id
-from ..floor.places import free_place
+from ..floor.places import free_place, sweep
+from ..floor.store import writer
 from ..video.reader import VideoReader
 from .pool import WorkerPool, Plan, devices_for, make_plan, open_plan, slurm_task, trusted
 from .merge import drop_windows, is_merge_of, merge
@@ -145,7 +146,9 @@ def depth_in_chunks(
     job = split_job(path, video, chunks, overlap, len(devices_for(device, workers)))
     whole = _free_for(out, job, storage)
     make_plan(path, Plan(str(model), precision, max_res))
-    if not (whole and is_merge_of(job, out, put)):
+    if whole and is_merge_of(job, out, put):
+        with writer(out): sweep(out) # what a call left that was killed at its end
+    else:
         # the plan is the one just asked for
         run_workers(path, workers, device, report=report, model=open_plan(path).model)
         merge(path, out, storage, how=put)

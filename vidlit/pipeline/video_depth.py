@@ -79,7 +79,7 @@ class DepthRun:
         return dict(source=self.source, storage=self.storage, dtype=self.dtype, size=list(self.size), **made)
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #05459125
-_words = dict(source='video', fingerprint='model', asked='precision', inside='input size')
+_words = dict(source='video', fingerprint='model', asked='precision', inside='input size', frames='number of frames')
 
 def _asked_of(meta):
     "What a finished folder was asked for"

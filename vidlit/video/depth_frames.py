@@ -278,7 +278,7 @@ def _claim(self:DepthWriter):
         b = getattr(self.meta, k)
         if k=='made': _same_maker(self.path, a, b)
         elif a != b and not (k=='frames' and None in (a, b)): raise DepthError(self.path,
-            f"the folder is of another {k}: {in_words(a)}, not {in_words(b)}")
+            f"the folder is of another {'number of '*(k=='frames')}{k}: {in_words(a)}, not {in_words(b)}")
     if self.meta.frames is None: self.meta = replace(self.meta, frames=old.frames)
 
 @patch

@@ -11,6 +11,7 @@ __all__ = ['raft_large', 'raft_small', 'raft_toy', 'RaftConfig', 'ResidualBlock'
 # %% ../../nbs/pyramid/raft.ipynb #8fa5d90d
 import torch
 from dataclasses import dataclass, replace
+from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -211,7 +212,7 @@ def upsample_flow(
     up = (mask.view(n, 1, 9, factor, factor, h, w).softmax(2)*near).sum(2)
     return up.permute(0, 1, 4, 2, 5, 3).reshape(n, 2, factor*h, factor*w)
 
-# %% ../../nbs/pyramid/raft.ipynb #5744bf33
+# %% ../../nbs/pyramid/raft.ipynb #c58d54dc
 class RAFT(nn.Module):
     "Recurrent all-pairs field transforms"
     def __init__(self,
@@ -227,35 +228,6 @@ class RAFT(nn.Module):
         self.update_block = UpdateBlock(self.match.out, cfg)
         self.mask_predictor = MaskPredictor(cfg.hidden, cfg.head, cfg.factor) if cfg.mask else None
         init_raft(self, gen)
-
-    def encode(self, a, b):
-        "Features of both, hidden state and context of the first; sides padded to whole features"
-        f, (h, w) = self.cfg.factor, a.shape[-2:]
-        a,b = (F.pad(2*x-1, (0, -w%f, 0, -h%f), mode='replicate') for x in (a, b))
-        fa,fb = self.feature_encoder(torch.cat([a, b])).chunk(2)
-        hid,context = self.context_encoder(a).split([self.cfg.hidden, self.cfg.context], 1)
-        return fa,fb,hid.tanh(),context.relu()
-
-    def upsample(self, flow, hid, size):
-        mask = None if self.mask_predictor is None else self.mask_predictor(hid)
-        return upsample_flow(flow, self.cfg.factor, mask)[...,:size[0],:size[1]]
-
-    def forward(self,
-        a:Tensor, # [n, 3, h, w] in [0, 1]
-        b:Tensor, # The same shape
-        iters:int=12, # Steps
-        last:bool=False, # Only the flow of the last step?
-    )->list: # A flow [n, 2, h, w] in pixels after each step
-        check_frames(a, b, self.cfg.factor)
-        fa,fb,hid,context = self.encode(a, b)
-        seen,zero = self.match.prepare(fa, fb),grid_xy(len(fa), *fa.shape[-2:], fa)
-        xy,out = zero,[]
-        for i in range(iters):
-            xy = xy.detach()
-            hid,step = self.update_block(hid, context, self.match(seen, xy), xy-zero)
-            xy = xy+step
-            if not last or i == iters-1: out.append(self.upsample(xy-zero, hid, a.shape[-2:]))
-        return out
 
 # %% ../../nbs/pyramid/raft.ipynb #5c871146
 def check_frames(a, b, factor):
@@ -284,6 +256,40 @@ def predict_flow(
     "Flow from `a` to `b`"
     return model(a, b, iters=iters, last=True)[-1]
 
+# %% ../../nbs/pyramid/raft.ipynb #2baaa0b3
+@patch
+def encode(self:RAFT, a, b):
+    "Features of both, hidden state and context of the first; sides padded to whole features"
+    f, (h, w) = self.cfg.factor, a.shape[-2:]
+    a,b = (F.pad(2*x-1, (0, -w%f, 0, -h%f), mode='replicate') for x in (a, b))
+    fa,fb = self.feature_encoder(torch.cat([a, b])).chunk(2)
+    hid,context = self.context_encoder(a).split([self.cfg.hidden, self.cfg.context], 1)
+    return fa,fb,hid.tanh(),context.relu()
+
+@patch
+def upsample(self:RAFT, flow, hid, size):
+    mask = None if self.mask_predictor is None else self.mask_predictor(hid)
+    return upsample_flow(flow, self.cfg.factor, mask)[...,:size[0],:size[1]]
+
+# %% ../../nbs/pyramid/raft.ipynb #32955d4a
+@patch
+def forward(self:RAFT,
+    a:Tensor, # [n, 3, h, w] in [0, 1]
+    b:Tensor, # The same shape
+    iters:int=12, # Steps
+    last:bool=False, # Only the flow of the last step?
+)->list: # A flow [n, 2, h, w] in pixels after each step
+    check_frames(a, b, self.cfg.factor)
+    fa,fb,hid,context = self.encode(a, b)
+    seen,zero = self.match.prepare(fa, fb),grid_xy(len(fa), *fa.shape[-2:], fa)
+    xy,out = zero,[]
+    for i in range(iters):
+        xy = xy.detach()
+        hid,step = self.update_block(hid, context, self.match(seen, xy), xy-zero)
+        xy = xy+step
+        if not last or i == iters-1: out.append(self.upsample(xy-zero, hid, a.shape[-2:]))
+    return out
+
 # %% ../../nbs/pyramid/raft.ipynb #62f50e9d
 class Warped(nn.Module):
     "The first frame's features, and the second's fetched from where the flow points (WAFT)"
@@ -297,7 +303,7 @@ class Warped(nn.Module):
         fa,fb = pair
         return torch.cat([fa, read_at(fb, xy.permute(0, 2, 3, 1))], 1)
 
-# %% ../../nbs/pyramid/raft.ipynb #c4bb1d9c
+# %% ../../nbs/pyramid/raft.ipynb #29978d3f
 class PyramidRAFT(RAFT):
     "The document's variant: each level of a feature pyramid refines the flow of the level above"
     def __init__(self,
@@ -319,24 +325,26 @@ class PyramidRAFT(RAFT):
         for i in range(len(maps)-2, -1, -1): maps[i] = maps[i]+F.interpolate(maps[i+1], maps[i].shape[-2:])
         return maps
 
-    def forward(self, a, b, iters=12, last=False):
-        check_frames(a, b, self.cfg.factor*2**(self.n_levels-1))
-        fa,fb,hid,context = self.encode(a, b)
-        both,size,out,flow,h = self.pyramid(torch.cat([fa, fb])),fa.shape[-2:],[],None,None
-        for l in range(self.n_levels-1, -1, -1):
-            (x,y),s = both[l].chunk(2),both[l].shape[-2:]
-            ctx,top = F.adaptive_avg_pool2d(context, s),F.adaptive_avg_pool2d(hid, s)
-            h = top if h is None else F.interpolate(h, s)
-            flow = x.new_zeros(len(x), 2, *s) if flow is None else 2*F.interpolate(flow, s, mode='bilinear')
-            seen,zero = self.match.prepare(x, y),grid_xy(len(x), *s, x)
-            for i in range(steps := iters//self.n_levels+(l < iters%self.n_levels)):
-                flow = flow.detach()
-                h,step = self.update_block(h, ctx, self.match(seen, zero+flow), flow)
-                flow = flow+step
-                if last and (l or i<steps-1): continue
-                whole = 2**l*F.interpolate(flow, size, mode='bilinear')
-                out.append(self.upsample(whole, F.interpolate(h, size), a.shape[-2:]))
-        return out
+# %% ../../nbs/pyramid/raft.ipynb #03c5d82b
+@patch
+def forward(self:PyramidRAFT, a, b, iters=12, last=False):
+    check_frames(a, b, self.cfg.factor*2**(self.n_levels-1))
+    fa,fb,hid,context = self.encode(a, b)
+    both,size,out,flow,h = self.pyramid(torch.cat([fa, fb])),fa.shape[-2:],[],None,None
+    for l in range(self.n_levels-1, -1, -1):
+        (x,y),s = both[l].chunk(2),both[l].shape[-2:]
+        ctx,top = F.adaptive_avg_pool2d(context, s),F.adaptive_avg_pool2d(hid, s)
+        h = top if h is None else F.interpolate(h, s)
+        flow = x.new_zeros(len(x), 2, *s) if flow is None else 2*F.interpolate(flow, s, mode='bilinear')
+        seen,zero = self.match.prepare(x, y),grid_xy(len(x), *s, x)
+        for i in range(steps := iters//self.n_levels+(l < iters%self.n_levels)):
+            flow = flow.detach()
+            h,step = self.update_block(h, ctx, self.match(seen, zero+flow), flow)
+            flow = flow+step
+            if last and (l or i<steps-1): continue
+            whole = 2**l*F.interpolate(flow, size, mode='bilinear')
+            out.append(self.upsample(whole, F.interpolate(h, size), a.shape[-2:]))
+    return out
 
 # %% ../../nbs/pyramid/raft.ipynb #122b19ca
 def flow_pairs(

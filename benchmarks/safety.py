@@ -3,13 +3,15 @@
     git worktree add /tmp/before dde6577    # the last commit before hashes, counts, locks and checked reading
     python benchmarks/safety.py /tmp/before [--rounds 9] [--out benchmarks/results/safety.json]
 
-One process for each side, asked in turns on one thread; the least processor time of each, and a product of matrices of
-the same process. Depth and training are of models that cost next to nothing, so that what is around them shows."""
+One process for each side, asked in turns on one thread: the median of the ratios of a round and the half in the middle
+of them, the least processor time of each side, and a product of matrices of the same process. Depth and training are of
+models that cost next to nothing, so that what is around them shows."""
 import argparse
 import dataclasses
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -117,9 +119,10 @@ def main():
         times = {k: [] for k in sides if ask(k, task) is not None} # the first one imports
         for i in range(a.rounds):
             for k in (list(sides) if i%2 else list(sides)[::-1]): times[k].append(ask(k, task))
-        least = {k: min(v) for k, v in times.items()}
+        least, pairs = {k: min(v) for k, v in times.items()}, sorted(n/b for n, b in zip(times['now'], times['before']))
         rows[task] = dict(seconds={k: round(v, 4) for k, v in least.items()},
-            ratio=round(least['now']/least['before'], 4))
+            least=round(least['now']/least['before'], 4), ratio=round(statistics.median(pairs), 4),
+            half=[round(pairs[len(pairs)//4], 3), round(pairs[-1-len(pairs)//4], 3)])
         print(task, rows[task], flush=True)
     for o in sides.values(): o.stdin.close()
     head = ['git', 'rev-parse', '--short', 'HEAD']

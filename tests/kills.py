@@ -59,6 +59,8 @@ def _child(f, log, made, at, how):
         for fd in (1, 2): os.dup2(o.fileno(), fd)
     sys.stdout, sys.stderr = os.fdopen(1, 'w', closefd=False), os.fdopen(2, 'w', closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    import torch
+    torch.set_num_threads(1) # in a fork torch makes its pool of threads anew: before threads of ours ask for it at once
     seen, code = trap(at, how), 99
     try: code = f() or 0
     except KeyboardInterrupt: code = 130

@@ -135,3 +135,22 @@ def test_a_dry_run_has_scales_and_prices(monkeypatch, capfd):
     one = costs(here(monkeypatch, capfd, 'reproduce', 'tour/flow', 'refiner', '--seeds', '5', '--dry-run', '--json'))
     assert [o['experiment'] for o in one]==['tour/flow', 'refiner'] and one[1]['minutes']==10
     refused(here(monkeypatch, capfd, 'reproduce', 'tour/none', '--dry-run'), 'there are: videomae')
+
+
+@pytest.mark.parametrize('args, option', [(('depth', 'v.mp4', '--out', 'd', '--format', 'tiff'), '--format'),
+    (('depth', 'v.mp4', '--out', 'd', '--mode', 'online'), '--mode'),
+    (('depth', 'v.mp4', '--out', 'd', '--precision', 'fp8'), '--precision'),
+    (('depth', 'v.mp4', '--out', 'd', '--dtype', 'int8'), '--dtype'),
+    (('refine', 'v.mp4', '--depth', 'd', '--out', 'r', '--mode', 'w'), '--mode'),
+    (('chunks', 'merge', 'job', 'd', '--format', 'tiff'), '--format')])
+def test_a_choice_is_refused_by_the_name_of_its_option(monkeypatch, capfd, args, option):
+    "Before a file is opened or a model loaded; 'storage must be' says nothing to somebody who typed --format"
+    refused(here(monkeypatch, capfd, *args), f'{option} must be one of')
+
+
+def test_choices_of_the_command_are_those_of_the_library():
+    from vidlit.cli import app
+    from vidlit.depth import models
+    from vidlit.video import depth_frames
+    assert app.FORMATS==tuple(depth_frames._dtypes) and app.PRECISIONS==tuple(models._dtypes)
+    assert {*app.DTYPES}=={o for v in depth_frames._dtypes.values() for o in v}

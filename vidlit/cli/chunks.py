@@ -8,7 +8,7 @@ __all__ = ['chunks_app', 'span', 'waits_for', 'one_line', 'lines_of', 'gpus', 's
 # %% ../../nbs/cli/chunks.ipynb #a14929e4
 import os, shutil, subprocess, sys, time
 from pathlib import Path
-from .app import _app, _show, app, command
+from .app import FORMATS, _app, _one_of, _show, app, command
 
 # %% ../../nbs/cli/chunks.ipynb #63c58d00
 chunks_app = _app('Depth of a long video in pieces: by several workers, resumable.')
@@ -191,6 +191,7 @@ def merge(job:str,       # Folder of a job that is done
     as_json:bool=False,  # Print JSON
 ):
     "Make one video of depth of all pieces"
+    _one_of(format=(format, FORMATS))
     from vidlit.pipeline.merge import merge as put
     from vidlit.pipeline.run import as_how
     r = put(job, out, format, how=as_how(how), clean=clean)

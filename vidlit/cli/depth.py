@@ -8,7 +8,7 @@ __all__ = ['depth']
 # %% ../../nbs/cli/depth.ipynb #48a409f9
 import sys, time
 from pathlib import Path
-from .app import _show, app, command
+from .app import DTYPES, FORMATS, PRECISIONS, _one_of, _show, app, command
 
 # %% ../../nbs/cli/depth.ipynb #4140dbc3
 def _clock(s): return f'{s//3600:.0f}:{s//60%60:02.0f}:{s%60:02.0f}' if s>=3600 else f'{s//60:.0f}:{s%60:02.0f}'
@@ -151,6 +151,8 @@ def depth(video:str,       # A video file
     if max_res is not None and input_max is None: print('vidlit: --max-res now bounds the frames that are read, as in '
         'the official program; for what the model sees there is --input-max', file=sys.stderr)
     if out is None and not dry_run: raise ValueError("--out is missing: the folder of depth frames")
+    _one_of(format=(format, FORMATS), mode=(mode, ('offline', 'stream')), precision=(precision, PRECISIONS),
+        dtype=(dtype, (None, *DTYPES)))
     name,as_metric = _named(model, encoder, metric, relative)
     if chunks is not None:
         if chunks!='auto' and not (chunks.isdigit() and int(chunks)):
@@ -169,7 +171,7 @@ def depth(video:str,       # A video file
     m = load_model(name, 'cpu' if chunks else device, precision, seen, metric=as_metric, max_res=input_max,
         size=input_size, memory=memory)
     names,look = _forms(save, m.metric, fov, K),_look(grayscale, colours, view)
-    print(m.about, file=sys.stderr, flush=True)
+    if not quiet: print(m.about, file=sys.stderr, flush=True)
     if dry_run: return _show({k: o for k,o in estimate(v, m, format, native, mode, names).items() if as_json or
         k[0]!='_'}, as_json)
     report = _reporter(quiet, ('depth', *['writing']*(format=='png16'), *['preview']*preview, *names))

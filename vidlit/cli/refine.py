@@ -7,7 +7,7 @@ __all__ = ['refine']
 
 # %% ../../nbs/cli/refine.ipynb #86d52b48
 from pathlib import Path
-from .app import _show, app, command
+from .app import DTYPES, FORMATS, _one_of, _show, app, command
 from .depth import _reporter
 
 # %% ../../nbs/cli/refine.ipynb #bb3ab3a5
@@ -49,6 +49,7 @@ def refine(video:str,      # A video file
     from vidlit.pipeline.refine import refine_video
     from vidlit.pipeline.refine_parts import about, default_method, methods
     if list: return _show({k: about(k)+' (the default)'*(k==default_method) for k in methods()}, as_json)
+    _one_of(format=(format, FORMATS), mode=(mode, ('auto', 'stream', 'windows')), dtype=(dtype, (None, *DTYPES)))
     for k,v in dict(depth=depth, out=out).items():
         if v is None: raise ValueError(f"--{k} is missing: the folder of {'depth' if k=='depth' else 'refined depth'}")
     from vidlit.depth.models import pick

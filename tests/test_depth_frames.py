@@ -93,7 +93,8 @@ def test_nothing_mixed_up(tmp_path):
     for kw, why in ((dict(source=b), 'source'), (dict(source=None), 'source'), (dict(kind='radius'), 'kind'),
         (dict(fps=24), 'fps'),
                     (dict(size=(9, 7)), 'height'),
-                    (dict(dtype='float16'), 'dtype'), (dict(storage='zarr'), 'storage'), (dict(frames=6), 'frames'),
+                    (dict(dtype='float16'), 'dtype'), (dict(storage='zarr'), 'storage'),
+                    (dict(frames=6), 'number of frames'),
                     (dict(units='feet'), 'units')):
         with pytest.raises(DepthError, match=f'another {why}'): writer(p, **{**dict(source=a), **kw})
     assert len(writer(p, source=a, frames=None)) == 5

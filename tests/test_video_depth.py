@@ -245,7 +245,7 @@ def test_folders_of_something_else(box, tmp_path):
     refused(shell(box/'video.mp4', '--out', tmp_path/'d', '--model', box/'other'), 'another model')
     others = {'mode': ('--mode', 'stream'), 'precision': ('--precision', 'bf16'), 'input size': ('--input-max', 16),
         'storage': ('--format', 'npz'),
-        'frames': ('--max-len', 9), 'size': ('--native',), 'cut': ('--cut',)}
+        'number of frames': ('--max-len', 9), 'size': ('--native',), 'cut': ('--cut',)}
     for word, args in others.items(): refused(go(box, box/'video.mp4', tmp_path/'d', *args), f'another {word}')
     assert files(tmp_path/'d') == before
     assert go(box, box/'video.mp4', tmp_path/'d')[0] == 0 and files(tmp_path/'d') == before

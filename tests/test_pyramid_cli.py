@@ -1,5 +1,6 @@
 """vidlit flow and vidlit pyramid: refusals in one line, going on after a kill, files that are whole"""
 import json
+import shutil
 import pytest
 import torch
 from shell import here
@@ -70,3 +71,9 @@ def test_a_folder_of_something_else(film, tmp_path):
     with pytest.raises(ValueError, match='not empty'): flow_video(film, tmp_path/'x')
     flow_video(film, tmp_path/'y')
     with pytest.raises(ValueError, match='another run'): flow_video(film, tmp_path/'y', method='farneback')
+    other = shutil.copy(film, tmp_path/film.name)
+    with open(other, 'ab') as f: f.write(bytes(9))
+    with pytest.raises(ValueError, match='other content'): flow_video(other, tmp_path/'y')
+    (tmp_path/'z').mkdir()
+    (tmp_path/'z'/'sequence.json').write_text('{"fps": "25", "kind": "depth", "format": "vidlit-depth-1"}')
+    with pytest.raises(ValueError, match='what another command made'): flow_video(film, tmp_path/'z')

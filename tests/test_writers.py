@@ -5,11 +5,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import faults
 import kills
 import pytest
 import torch
-from vidlit.floor.places import NoRoom, ReadOnly
+from vidlit.floor.places import NoRoom, ReadOnly, lock_of, temp_box
 from vidlit.floor.store import CacheMismatch, StoreError, TokenCache, making, write_json, writer
 from vidlit.lab.jobs import Job, JobError, run_jobs
 from vidlit.video.writing import numbered_frame, write_video
@@ -52,6 +53,25 @@ def test_stereo_looks_again_when_it_has_the_place(box, tmp_path, capsys, monkeyp
     monkeypatch.setattr(store, 'locked', late)
     assert faults.CASES['stereo'](box, tmp_path)==2 and 'is there already' in said(capsys)[0]
     assert out.read_bytes()==b"another's"
+
+
+# who was killed at the very end
+
+def left_behind(out):
+    "What a writer leaves that is killed when all of it is written: its lock and a temporary folder; the place of locks"
+    if out.is_file(): return lock_of(out).parent.mkdir()
+    if pid := os.fork(): return os.waitpid(pid, 0)
+    with writer(out), temp_box(out): os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize('name', ['stereo', 'codec', 'depth png16', 'depth chunks', 'refine', 'flow', 'pyramid'])
+def test_what_was_killed_at_its_end_is_tidied_by_the_same_command(box, tmp_path, capsys, name):
+    assert not faults.CASES[name](box, tmp_path)
+    whole = kills.contents(tmp_path)
+    left_behind(tmp_path/{**OUT, 'codec': 'v.mkv'}.get(name, 'out'))
+    assert kills.left_over(tmp_path)
+    faults.CASES[name](box, tmp_path) # done already, or refused since it is there
+    assert not kills.left_over(tmp_path) and not kills.unlike(kills.contents(tmp_path), whole)
 
 
 # what is there already

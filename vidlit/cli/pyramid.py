@@ -52,8 +52,8 @@ def _begin(out, name, asked): # The folder, or why it cannot be gone on with; is
     if note.exists():
         have = read_json(note, {str: object})
         other = [k for k, v in asked.items() if have.get(k) != v]
+        if not {*asked}<={*have}: raise ValueError(f'{out} holds what another command made: name another folder')
         if 'sha256' in other: raise ValueError(f'{out} holds a run of a video with other content: name another folder')
-        if not have.keys()&{*asked}: raise ValueError(f'{out} holds what another command made: name another folder')
         if other: raise ValueError(f'{out} holds another run: {other[0]} is {have.get(other[0])!r} there, '
             f'{asked[other[0]]!r} here; name another folder')
         sweep(out)

@@ -47,8 +47,8 @@ def refine(video:str,      # A video file
 
     Killed? The same command goes on. Holes in the depth stay holes."""
     from vidlit.pipeline.refine import refine_video
-    from vidlit.pipeline.refine_parts import about, default_method, methods
-    if list: return _show({k: about(k)+' (the default)'*(k==default_method) for k in methods()}, as_json)
+    from vidlit.pipeline.refine_parts import about_method, default_method, methods
+    if list: return _show({k: about_method(k)+' (the default)'*(k==default_method) for k in methods()}, as_json)
     _one_of(format=(format, FORMATS), mode=(mode, ('auto', 'stream', 'windows')), dtype=(dtype, (None, *DTYPES)))
     for k,v in dict(depth=depth, out=out).items():
         if v is None: raise ValueError(f"--{k} is missing: the folder of {'depth' if k=='depth' else 'refined depth'}")

@@ -138,6 +138,7 @@ def samples_hash(
     size:int=1<<16 # Bytes of each; a file that is no longer than all of them is read whole
 )->str: # SHA-256, hexadecimal
     "A file by samples of its content over its whole length"
+    if n<2: raise ValueError(f'n must be at least 2, the first piece and the last, not {n}')
     path = Path(path)
     total,h = path.stat().st_size,hashlib.sha256()
     with path.open('rb') as f:

@@ -436,9 +436,9 @@ def costs(names:list=None, # Experiments, 'tour' or 'tour/NAME'; none for what `
     demos,es = split_names(names, all, data is not None or scale!='toy' or seeds is not None or variants)
     rows = [dict(experiment=f'tour/{d.name}', jobs=1, minutes=round(d.seconds/60, 1)) for d in demos]
     for e in [e for e in es if data is None or e.takes_data or names]:
-        n = len(asked_jobs(e, scale, seeds, variants, data))
+        n,plain = (len(asked_jobs(e, scale, seeds, o, data)) for o in (variants, False))
         more = [{**o, **_price(o)} for o in e.cost(scale)] if e.cost else []
-        first = dict(jobs=n, minutes=round(e.minutes[scale]*(seeds or e.seeds), 1)) # as it was registered with
+        first = dict(jobs=n, minutes=round(e.minutes[scale]*(seeds or e.seeds)*n/plain, 1)) # as it was registered with
         rows += [dict(experiment=e.name, **row) for row in [{**first, **(more or [{}])[0]}, *more[1:]]]
     return rows
 

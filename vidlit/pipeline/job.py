@@ -184,7 +184,7 @@ def agree(
 ):
     "A `ChunkError` where what is there is of something else"
     for k,v in new.items():
-        a,b = (o if k=='source' else repr(o) for o in (in_words(old.get(k)), in_words(v)))
+        a,b = (o if k in ('source', 'video') else repr(o) for o in (in_words(old.get(k)), in_words(v)))
         if old.get(k)!=v: raise ChunkError(f"{said} another {k}: {a}, not {b}")
 
 # %% ../../nbs/pipeline/04_job.ipynb #49162f82

@@ -232,7 +232,7 @@ def opening(runs:list, # Metrics, in order
             'recorded': _short(recorded), 'agrees': word}
     counts = {}
     for r in (rows := [row(m) for m in runs]): counts[r['agrees']] = counts.get(r['agrees'], 0)+1
-    said = ', '.join(f'{v} {k}' for k,v in counts.items())
+    said = ', '.join(f'{k} ({v})' for k,v in counts.items())
     return f'<section id="overview"><p>Beside the record: {_esc(said)}.</p>{_table(rows)}</section>'
 
 # %% ../../nbs/lab/03_reproduce.ipynb #d7edf56d

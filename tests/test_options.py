@@ -21,6 +21,7 @@ def commands(group=app, at=()):
 def numeric():
     for path, ps in commands():
         for k,p in ps.items():
+            if getattr(p.annotation.__metadata__[0], 'hidden', False): continue # an older name of another option
             anno = getattr(p.annotation, '__args__', [None])[0]
             kinds = {anno, *getattr(anno, '__args__', ())}
             for kind in (int, float):

@@ -49,7 +49,7 @@ class Within:
 _count,_any,_above,_real = Within(1),Within(0),Within(0, 1e9, True),Within(-1e9, 1e9)
 _side,_part,_angle = Within(1, 1<<16),Within(0, 1),Within(0, 180, True)
 option_types = {k: t for t,ks in {
-    _count: 'seeds workers n frames upto max_len epochs steps bs depth heads every cap max_res fast stride',
+    _count: 'seeds workers n frames max_len epochs steps bs depth heads every cap max_res fast stride',
     _side: 'dim size width height input_size input_max', _part: 'ratio flip valid', _angle: 'fov',
     _above: 'lr ttl deadline minutes seconds fps target_fps anchor baseline converge limit far wait scale status.every',
     _any: 'chunk overlap warm level keys time near first fact reach', _real: 'shift turn tracks.scale',
@@ -65,28 +65,39 @@ def _refuse(command, sig, kw): # The first number outside the ends of its option
         v = kw.get(k)
         if p.annotation not in (int, float) or v is None: continue
         t,default = option_type(command, k),None if p.default is inspect.Parameter.empty else p.default
-        if t.wrong(v, default): raise Refused(f"--{k.replace('_', '-')} must be {t}, not {v:g}")
+        if t.wrong(v, default): raise Refused(f"{_flag(k)} must be {t}, not {v:g}")
 
 # %% ../../nbs/cli/01_app.ipynb #a889c059
-def _typed(name, p, text): # One parameter, annotated for typer
+def _flag(name): return f"--{name.removeprefix('as_').replace('_', '-')}" # As a shell spells it
+
+def _typed(name, p, text, **kw): # One parameter, annotated for typer
     anno = p.annotation
     need = p.default is inspect.Parameter.empty
     if anno is list: anno = Optional[list[str]]
     elif not need and p.default is None: anno = Optional[anno]
-    flag = f"--{name.removeprefix('as_').replace('_', '-')}"
-    kind = typer.Argument(help=text) if need or name=='names' else typer.Option(flag, help=text)
+    kind = typer.Argument(help=text) if need or name=='names' else typer.Option(_flag(name), help=text, **kw)
     return p.replace(annotation=Annotated[anno, kind])
+
+def _renamed(kw, older): # Options given by an older name, under the name of today
+    for old,now in older.items():
+        if (v := kw.pop(old)) is None: continue
+        print(f"vidlit: {_flag(old)} is now {_flag(now)}", file=sys.stderr)
+        if kw[now] is None: kw[now] = v
+    return kw
 
 def command(app:typer.Typer, # Where to add it
     name:str=None,           # Its name; the function's by default
+    **older,                 # Names of options that go on working, and what they are called now: upto='max_len'
 ):                           # A decorator that leaves the function as it is
     "Make a command of a function; its docments are the help"
     def deco(f):
         docs,sig,called = param_docs(f),inspect.signature(f),name or f.__name__.strip('_').replace('_', '-')
         def run(**kw):
+            kw = _renamed(kw, older)
             _refuse(called, sig, kw)
             return f(**kw)
         typed = [_typed(k, p, docs.get(k, '')) for k,p in sig.parameters.items()]
+        typed += [_typed(k, sig.parameters[now].replace(name=k), '', hidden=True) for k,now in older.items()]
         run.__signature__ = sig.replace(parameters=typed, return_annotation=inspect.Signature.empty)
         run.__doc__,run.__name__ = f.__doc__,f.__name__
         app.command(called)(run)
@@ -158,7 +169,10 @@ def _say_version(yes): # --version
     print(f'vidlit {__version__}')
     raise typer.Exit()
 
-app = _app('vidlit: modern video learning to read, reproduce and build on.', add_completion=True)
+app = _app('vidlit: modern video learning to read, reproduce and build on.', add_completion=True,
+    epilog='\b\nBegin with:\n  vidlit info                                    what is installed\n'
+    '  vidlit depth video.mp4 --out depth --preview   try it, with a toy model that ships with vidlit\n'
+    '  vidlit reproduce                               a tour of every section in ten minutes')
 
 @app.callback()
 def _root(
@@ -216,7 +230,11 @@ def models(pattern:str='*', # Only names of this form, such as 'vjepa*'
     published:bool=False,   # Only those with published weights
     as_json:bool=False,     # Print JSON
 ):
-    "Models, their sizes, the weights that load and their licences"
+    """Models, their sizes, the weights that load and their licences
+
+    \b
+    vidlit models --pattern 'vjepa2*'
+    vidlit models --published"""
     from vidlit.lab.models import list_models, model_info
     rows = [model_info(o) for o in list_models(pattern, published or None)]
     if not rows: raise Refused(f'no model is called {pattern!r}')
@@ -230,7 +248,10 @@ def models(pattern:str='*', # Only names of this form, such as 'vjepa*'
 def show_video_info(file:str, # Video
     as_json:bool=False, # Print JSON
 ):
-    "Length, rate, size, rotation, codec, key frames of a video"
+    """Length, rate, size, rotation, codec, key frames of a video
+
+    \b
+    vidlit video info video.mp4"""
     from vidlit.video.reader import video_info
     i = video_info(file)
     _show(i.dict(), as_json)
@@ -286,7 +307,15 @@ def reproduce(names:list=None, # Experiments (see --list), or tour/NAME; none fo
     quiet:bool=False,          # No progress
     as_json:bool=False,        # Print JSON
 ):
-    "Run the tour, or experiments, and write OUT/report.html"
+    """Run the tour, or experiments, and write OUT/report.html
+
+    \b
+    vidlit reproduce                          # a small demonstration of each section: five to ten minutes
+    vidlit reproduce --list
+    vidlit reproduce vjepa planner --dry-run  # how long it would take
+    vidlit reproduce vjepa planner --seeds 3
+
+    Killed? The same command goes on."""
     from vidlit.lab.reproduce import costs, reproduce as run
     if list: return _print_list(as_json)
     if dry_run: return _print_costs(costs(names, scale, all, seeds, variants, data), as_json)

@@ -90,7 +90,12 @@ def split(video:str,     # A video
     extract:bool=False,  # Also cut the pieces out, as videos of their own in JOB/clips (lossless FFV1)
     as_json:bool=False,  # Print JSON
 ):
-    "Write down which frames each piece has; the video is not cut unless asked for"
+    """Write down which frames each piece has; the video is not cut unless asked for
+
+    \b
+    vidlit chunks split long.mp4 job
+    vidlit chunks run job --model depth-anything/Video-Depth-Anything-Small
+    vidlit chunks merge job depth"""
     from vidlit.pipeline.pool import devices_for
     from vidlit.pipeline.run import split_job
     got = split_job(Path(job), video, _number(chunks), overlap, len(devices_for()) if chunks=='auto' else 1)
@@ -153,7 +158,12 @@ def run(job:str,         # Folder made by `vidlit chunks split`
     quiet:bool=False,    # No progress
     as_json:bool=False,  # Print JSON
 ):
-    "Work on the pieces until all are done; give it again after whatever happened"
+    """Work on the pieces until all are done; give it again after whatever happened
+
+    \b
+    vidlit chunks run job --workers 4
+    vidlit chunks run job --detach            # comes back at once; then: vidlit chunks status job --watch
+    vidlit chunks run job --task 0/8          # this machine's share, in a Slurm array its own"""
     from vidlit.pipeline.pool import task_of
     from vidlit.pipeline.run import run_workers
     from vidlit.pipeline.job import open_job
@@ -190,7 +200,11 @@ def merge(job:str,       # Folder of a job that is done
     clean:bool=False,    # Remove the job's windows afterwards
     as_json:bool=False,  # Print JSON
 ):
-    "Make one video of depth of all pieces"
+    """Depth of the whole video, from all pieces
+
+    \b
+    vidlit chunks merge job depth
+    vidlit chunks merge job depth --format npz --clean"""
     _one_of(format=(format, FORMATS))
     from vidlit.pipeline.merge import merge as put
     from vidlit.pipeline.run import as_how
@@ -205,7 +219,11 @@ def status(job:str,      # Folder of a job
     every:float=2.,      # Seconds in between
     as_json:bool=False,  # Print JSON; a line each time with --watch
 ):
-    "How far a job is: frames, rate, time left, workers, failures; reads only"
+    """How far a job is: frames, rate, time left, workers, failures; reads only
+
+    \b
+    vidlit chunks status job --watch
+    vidlit chunks status job --json"""
     import json
     from vidlit.pipeline.worker import status as job_status
     while True:
@@ -221,7 +239,10 @@ def status(job:str,      # Folder of a job
 def forget(job:str,      # Folder of a job
     chunk:int,           # Which piece
 ):
-    "Remove what was done of a piece, so that it is done again"
+    """Remove what was done of a piece, so that it is done again
+
+    \b
+    vidlit chunks forget job 3"""
     from vidlit.pipeline.worker import forget as remove
     remove(job, chunk)
     print(f'chunk {chunk} of {job} is open again')

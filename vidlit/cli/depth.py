@@ -45,8 +45,6 @@ def _alone(**kw): # What does not go with --chunks
     off = [f"--{k.replace('_', '-')}" + ('' if v is True else f' {v}') for k,v in kw.items() if v not in (None, False)]
     if off: raise ValueError(f"--chunks is for whole videos by windows: leave out {', '.join(off)}")
 
-def _said_now(old, new): print(f'vidlit: {old} is now {new}', file=sys.stderr)
-
 def _named(model, encoder, metric, relative): # The model's name, and metres (True), relative (False) or ask it (None)
     if metric and relative: raise ValueError("--metric and --relative contradict each other: give one of them")
     if encoder is None: return model,True if metric else False if relative else None
@@ -101,7 +99,7 @@ def _save(out, names, video, fov, K, poses, every, report): # Further forms of a
     return row
 
 # %% ../../nbs/cli/depth.ipynb #4c724c63
-@command(app)
+@command(app, upto='max_len')
 def depth(video:str,       # A video file
     out:str=None,          # Folder of depth frames; gone on with when it is of the same video, model and settings
     model:str='toy',       # toy (comes with vidlit, for trying), a published name, a folder, or a file of weights
@@ -133,7 +131,6 @@ def depth(video:str,       # A video file
     chunks:str=None,       # In so many pieces by several workers, or auto; the depth is that of one go
     memory:str=None,       # For weights and the work on a window, at most, such as 2GiB; less is slower
     dry_run:bool=False,    # Say what it will take on this machine, and write nothing
-    upto:int=None,         # Older name of --max-len
     quiet:bool=False,      # No progress
     as_json:bool=False,    # Print JSON
 ):
@@ -145,9 +142,6 @@ def depth(video:str,       # A video file
     vidlit depth video.mp4 --out depth --encoder vits --metric --save mm,ply --fov 70
 
     Killed? The same command goes on. What the numbers mean stands in OUT/sequence.json."""
-    if upto is not None:
-        _said_now('--upto', '--max-len')
-        max_len = upto if max_len is None else max_len
     if max_res is not None and input_max is None: print('vidlit: --max-res now bounds the frames that are read, as in '
         'the official program; for what the model sees there is --input-max', file=sys.stderr)
     if out is None and not dry_run: raise ValueError("--out is missing: the folder of depth frames")

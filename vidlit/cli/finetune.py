@@ -39,7 +39,15 @@ def finetune(data:str, # Folder of videos: a folder for each class, train/ and v
     quiet:bool=False,          # No progress
     as_json:bool=False,        # Print JSON
 ):
-    "Train a classifier on a folder of labelled videos"
+    """Train a classifier on a folder of labelled videos
+
+    \b
+    vidlit finetune videos --out run --epochs 20
+    vidlit finetune videos --out tiny --init videomae_tiny --frames 8 --size 32 --epochs 3
+    vidlit finetune ucf101 --init weights.pth --out ucf --sampling strided --augment full
+
+    videos holds a folder of videos for each class; forty are enough to begin. videomae_tiny needs no weights.
+    Killed? The same command goes on. `vidlit predict RUN/best` uses what was best."""
     from vidlit.pretrain.finetune_videos import finetune_videos
     from vidlit.lab.reproduce import pick_device
     quiet = quiet or as_json
@@ -58,7 +66,11 @@ def predict(model:str,  # Folder of `vidlit finetune` (DIR/best), or a name on t
     device:str='auto',  # auto, cpu, cuda or mps
     as_json:bool=False, # Print JSON
 ):
-    "Name what videos show"
+    """Name what videos show
+
+    \b
+    vidlit predict run/best new.mp4
+    vidlit predict run/best clips/*.mp4 --top 1 --json"""
     from vidlit.pretrain.finetune_videos import predict_video
     from vidlit.pretrain.videomae import VideoMAEClassifier
     from vidlit.lab.reproduce import pick_device

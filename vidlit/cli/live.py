@@ -37,7 +37,7 @@ def _compared(video, engine, full, deadline, frames): # The same frames with and
     return {f'full {k}': v for k,v in a.items()}|b|dict(correlation=round(same, 4))
 
 # %% ../../nbs/cli/live.ipynb #b3e9d1e1
-@command(app)
+@command(app, frames='max_len')
 def live(video:str,         # A file, a device such as /dev/video0, or an address such as rtsp://...
     mode:str='key-frames',  # key-frames (maps carried by flow), coarse-fine, or full (the network on every frame)
     every:int=8,            # Frames from one key frame to the next
@@ -45,7 +45,7 @@ def live(video:str,         # A file, a device such as /dev/video0, or an addres
     device:str='auto',      # auto, cpu, cuda
     max_res:int=None,       # Longer side of what the model sees, pixels, at most
     deadline:float=33.3,    # Milliseconds from a frame's arrival to its map
-    frames:int=None,        # Frames to work on, at most
+    max_len:int=None,       # Only so many frames
     input_format:str=None,  # FFmpeg's name of the input: v4l2, avfoundation, lavfi
     compare:bool=False,     # A file: with and without key frames, in virtual time
     quiet:bool=False,       # No progress
@@ -55,20 +55,17 @@ def live(video:str,         # A file, a device such as /dev/video0, or an addres
 
     \b
     vidlit live video.mp4 --compare
-    vidlit live /dev/video0 --input-format v4l2 --frames 300"""
+    vidlit live /dev/video0 --input-format v4l2 --max-len 300"""
     if mode not in ('key-frames', 'coarse-fine', 'full'):
         raise ValueError(f"--mode must be key-frames, coarse-fine or full, not {mode!r}")
-    if every<1: raise ValueError(f"--every must be at least 1, not {every}")
-    if not deadline>0: raise ValueError(f"--deadline must be above 0, not {deadline:g}")
-    if frames is not None and frames<1: raise ValueError(f"--frames must be at least 1, not {frames}")
     from vidlit.pyramid.realtime import LiveVideo, run_live
     source = LiveVideo(video, input_format)
     try:
         from vidlit.depth.models import load_depth_model
         encode = _encoder(load_depth_model(model, device, max_res=max_res))
         engine = _engine(mode, encode, every)
-        if compare: row = _compared(video, engine, _engine('full', encode, 1), deadline/1e3, frames)
-        else: row = run_live(source, engine, deadline/1e3, limit=frames, each=_counter(quiet)).row()
+        if compare: row = _compared(video, engine, _engine('full', encode, 1), deadline/1e3, max_len)
+        else: row = run_live(source, engine, deadline/1e3, limit=max_len, each=_counter(quiet)).row()
     finally: source.close()
     _show(dict(video=video, mode=mode)|row, as_json)
 

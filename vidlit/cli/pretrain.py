@@ -32,7 +32,13 @@ def _method(method, about): # A command of it
         r = pretrain_videos(method, data, out, model, epochs, steps, bs, lr, frames, size, stride, seed, every, workers,
             pick_device(device), progress=not (quiet or as_json))
         _show(r if as_json else {**r, 'bad': [o['file'] for o in r['bad']]}, as_json)
-    pretrain.__doc__ = about
+    then = '\n    vidlit finetune labelled --init pretrained/model --out run' if method=='videomae' else ''
+    pretrain.__doc__ = f"""{about}
+
+    \b
+    vidlit pretrain {method} videos --out pretrained{then}
+
+    Any folder of videos will do, labels are not looked at. Killed? The same command goes on."""
     return pretrain
 
 for name,about in dict(videomae='Masked autoencoder: hidden pixels of tubes', vjepa='V-JEPA: features of hidden blocks',

@@ -157,13 +157,13 @@ def write_flow_preview(
     with VideoReader(video) as r: return write_video(path, pages(r), fps=about['fps'], odd='pad')
 
 # %% ../../nbs/cli/pyramid.ipynb #7d94beda
-@command(app)
+@command(app, upto='max_len')
 def flow(video:str,        # A video file
     out:str=None,          # Folder of flow files; gone on with when it is of the same video and settings
     method:str='lucas_kanade', # lucas_kanade, farneback, block_matching, raft_small or raft_large
     weights:str=None,      # A file in torchvision's layout, for RAFT
     max_res:int=None,      # Longer side, pixels, at most; flow is in these pixels
-    upto:int=None,         # Only so many frames
+    max_len:int=None,      # Only so many frames
     device:str='auto',     # auto, cpu, cuda, cuda:1 or mps
     no_preview:bool=False, # Leave out OUT/preview.mp4
     quiet:bool=False,      # No progress
@@ -177,7 +177,7 @@ def flow(video:str,        # A video file
 
     Killed? The same command goes on."""
     if out is None: raise ValueError("--out is missing: the folder of flow files")
-    for k, v in dict(max_res=max_res, upto=upto).items():
+    for k, v in dict(max_res=max_res, max_len=max_len).items():
         if v is not None and v<(16 if k == 'max_res' else 2):
             raise ValueError(f"--{k.replace('_', '-')} is too small: {v}")
     from vidlit.floor.places import free_place
@@ -186,7 +186,7 @@ def flow(video:str,        # A video file
     free_place(out, video if Path(video).is_file() else None, weights)
     device = pick_device(device) if method.startswith('raft') else 'cpu'
     with writer(out):
-        row = flow_video(video, out, method, weights, max_res, upto, device, _progress('flow', quiet))
+        row = flow_video(video, out, method, weights, max_res, max_len, device, _progress('flow', quiet))
         if not no_preview and (row['made_now'] or not (Path(out)/'preview.mp4').exists()):
             row['preview'] = str(write_flow_preview(video, out))
     _show(row, as_json)

@@ -11,7 +11,7 @@ from .app import DTYPES, FORMATS, _one_of, _show, app, command
 from .depth import _reporter
 
 # %% ../../nbs/cli/refine.ipynb #bb3ab3a5
-@command(app)
+@command(app, upto='max_len')
 def refine(video:str,      # A video file
     depth:str=None,        # Its depth: a folder of vidlit depth, of npz, npy, exr or 16-bit png files, or one npz
     out:str=None,          # Folder of refined depth; gone on with when it is of the same video, depth and settings
@@ -31,7 +31,7 @@ def refine(video:str,      # A video file
     dtype:str=None,        # float32, float16 or uint16, as far as the format has it
     report:bool=False,     # Also write OUT/report.html and report.json: flicker and drift before and after
     preview:bool=False,    # Also write OUT/preview.mp4: the video, depth before, depth after
-    upto:int=None,         # Only so many frames, as after `vidlit depth --max-len`
+    max_len:int=None,      # Only so many frames, as of `vidlit depth --max-len`
     partial:bool=False,    # Take a damaged video as far as it is good
     device:str='auto',     # auto, cpu, cuda, cuda:1 or mps
     list:bool=False,       # Only list the filters
@@ -55,7 +55,7 @@ def refine(video:str,      # A video file
     from vidlit.depth.models import pick
     on = pick(device) if model or method=='model' else 'cpu'
     files = dict(kind=kind, scale=scale, near=near, far=far, fov=fov)
-    row = refine_video(video, depth, out, method, model, mode, conf, fast, anchor, format, dtype, preview, report, upto,
-        partial, on, _reporter(quiet), warm=warm, **files)
+    row = refine_video(video, depth, out, method, model, mode, conf, fast, anchor, format, dtype, preview, report,
+        max_len, partial, on, _reporter(quiet), warm=warm, **files)
     if report: row['report'] = str(Path(out)/'report.html')
     _show(row, as_json)

@@ -10,7 +10,7 @@ from .app import _show, app, command
 from .depth import _reporter
 
 # %% ../../nbs/cli/stereo.ipynb #944eb154
-@command(app)
+@command(app, upto='max_len')
 def stereo(video:str,      # A video file
     depth:str=None,        # Its depth: a folder of vidlit depth or refine, of npz, npy, exr or 16-bit png, or one npz
     out:str=None,          # The stereo video to be: .mp4, .mkv or .mov
@@ -25,7 +25,7 @@ def stereo(video:str,      # A video file
     kind:str=None,         # depth, radius, disparity or relative, where the files do not say it
     scale:float=None,      # Metres of one step, where the files hold integers: 0.001 for millimetres
     crf:float=18.,         # Quality of the video; lower is better and larger
-    upto:int=None,         # Only so many frames, as after `vidlit depth --max-len`
+    max_len:int=None,      # Only so many frames, as of `vidlit depth --max-len`
     partial:bool=False,    # Take a damaged video as far as it is good
     quiet:bool=False,      # No progress
     as_json:bool=False,    # Print JSON
@@ -40,6 +40,6 @@ def stereo(video:str,      # A video file
     for k,v in dict(depth=depth, out=out).items():
         if v is None: raise ValueError(f"--{k} is missing: the {'folder of depth' if k=='depth' else 'stereo video'}")
     from vidlit.pipeline.stereo import stereo_video
-    row = stereo_video(video, depth, out, layout, both, reach, baseline, converge, fov, crf, upto, partial,
+    row = stereo_video(video, depth, out, layout, both, reach, baseline, converge, fov, crf, max_len, partial,
         _reporter(quiet), near, far, kind=kind, scale=scale)
     _show(row, as_json)

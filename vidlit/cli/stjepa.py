@@ -55,7 +55,13 @@ def build(data:str,        # Folder of videos: Something-Something, UCF-101, or 
     quiet:bool=False,      # No progress
     as_json:bool=False,    # Print JSON
 ):
-    "Let a frozen VideoMAE look at every video once and keep its tokens"
+    """Let a frozen VideoMAE look at every video once and keep its tokens
+
+    \b
+    vidlit targets build videos --teacher MCG-NJU/videomae-base --out cache
+    vidlit pretrain stjepa cache --out student
+
+    The second command needs the teacher no more. Killed? The same command goes on."""
     from vidlit.floor.places import free_place
     from vidlit.pretrain.ssv2 import estimate, present
     from vidlit.pretrain.target_cache import ClipSpec
@@ -132,7 +138,14 @@ def stjepa(cache:str,      # Folder made by `vidlit targets build`
     quiet:bool=False,      # No progress
     as_json:bool=False,    # Print JSON
 ):
-    "Train an ST-JEPA student from cached targets; the teacher is not needed"
+    """Train an ST-JEPA student from cached targets; the teacher is not needed
+
+    \b
+    vidlit targets build videos --teacher MCG-NJU/videomae-base --out cache
+    vidlit pretrain stjepa cache --out student --epochs 40
+    vidlit classify videos student
+
+    Killed? The same command goes on."""
     import torch
     from vidlit.floor.places import free_place, sweep_all
     from vidlit.floor.store import writer
@@ -168,7 +181,11 @@ def classify(data:str,  # Folder of videos: UCF-101, Something-Something, or a f
     quiet:bool=False,   # No progress
     as_json:bool=False, # Print JSON, with an answer for every video
 ):
-    "Learn the classes from the training videos of a folder and name its test videos"
+    """Learn the classes from the training videos of a folder and name its test videos
+
+    \b
+    vidlit classify videos student
+    vidlit classify ucf101 student --method linear --json"""
     from vidlit.pretrain.classify import classify_videos
     from vidlit.lab.reproduce import pick_device
     r = classify_videos(data, ckpt, method, pick_device(device), n, _counter(quiet))

@@ -60,7 +60,7 @@ def _camera(K, fov, size, path, relative, depth=None): # float64 [3, 3], or None
     return make_K(fov, h, w).double()
 
 # %% ../../nbs/cli/tracks.ipynb #5b1a92c9
-@command(app, 'tracks')
+@command(app, 'tracks', film='video')
 def tracks_3d(file:str,      # Boxes or points by frame: JSON, MOT .txt, CVAT .xml, or a folder of YOLO labels
     depth:str=None,          # Folder of depth frames of the same video (vidlit depth)
     out:str=None,            # JSON to write; .txt: lines of MOT's 3D form
@@ -78,19 +78,20 @@ def tracks_3d(file:str,      # Boxes or points by frame: JSON, MOT .txt, CVAT .x
     how:str='front',         # front, inner, median, centre or mean of a box
     field:str='position_3d', # Name of the new field
     video:str=None,          # The video, to make sure that the depth is of it
-    film:str=None,           # Older name of --video
     picture:str=None,        # Also draw the tracks from above into this PNG
     as_json:bool=False,      # Print JSON
 ):
-    "Positions in metres for every box or point of a tracking file"
+    """Positions in metres for every box or point of a tracking file
+
+    \b
+    vidlit tracks tracks.json --depth depth --out tracks_3d.json --fov 70 --picture above.png
+    vidlit tracks gt.txt --depth depth --out gt_3d.txt --K 1050,1050,640,360
+    vidlit tracks tracks.json --depth depth --out near.json --relative"""
     from vidlit.floor.places import free_place, replaceable
     from vidlit.floor.store import writer
     from vidlit.pipeline.tracks import enrich_file
     for k,v,what in (('depth', depth, 'the folder of depth frames'), ('out', out, 'the JSON to write')):
         if v is None: raise ValueError(f"--{k} is missing: {what}")
-    if film is not None:
-        print('vidlit: --film is now --video', file=sys.stderr)
-        video = video or film
     if picture:
         replaceable(free_place(picture, file, depth, out, video, file=True, what='picture'), _is_drawn, 'picture')
     hw = _size(size)

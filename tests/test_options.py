@@ -3,12 +3,14 @@ made."""
 import importlib
 import inspect
 import math
+import shlex
+from pathlib import Path
 import pytest
 import typer
 import vidlit.cli.app as A
 from vidlit.cli.app import app, option_type, option_types, run_app
 
-for _o in 'stjepa depth chunks tracks refine stereo splat pyramid live codec'.split():
+for _o in 'finetune pretrain stjepa depth chunks tracks refine stereo splat pyramid live codec'.split():
     importlib.import_module(f'vidlit.cli.{_o}')
 
 
@@ -66,3 +68,25 @@ def test_the_defaults_pass():
         if default is None or isinstance(default, typer.models.ParameterInfo): continue
         assert not option_type(path[-1], k).wrong(default, default), (path, k, default)
         assert A.Within(1).wrong(0) and not A.Within(1).wrong(0, 0)
+
+
+def examples():
+    "Commands that README and the help pages show"
+    for l in (Path(__file__).resolve().parents[1]/'README.md').read_text().splitlines():
+        if l.startswith('vidlit '): yield l
+    todo = [typer.main.get_command(app)]
+    while todo:
+        c = todo.pop()
+        todo += getattr(c, 'commands', {}).values()
+        yield from (l.strip() for l in (c.help or '').splitlines() if l.strip().startswith('vidlit '))
+
+
+def test_there_are_examples(): assert len({*examples()})>60
+
+
+@pytest.mark.parametrize('line', sorted({*examples()}))
+def test_an_example_is_a_command(line):
+    "What we show can be typed: command, options and their types are there"
+    c,args = typer.main.get_command(app),shlex.split(line, comments=True)[1:]
+    while hasattr(c, 'commands') and args: c = c.commands[args.pop(0)]
+    with c.make_context('vidlit', args): pass

@@ -49,12 +49,12 @@ class Within:
 _count,_any,_above,_real = Within(1),Within(0),Within(0, 1e9, True),Within(-1e9, 1e9)
 _side,_part,_angle = Within(1, 1<<16),Within(0, 1),Within(0, 180, True)
 option_types = {k: t for t,ks in {
-    _count: 'seeds workers n frames max_len epochs steps bs depth heads every cap max_res fast stride',
+    _count: 'seeds workers n frames max_len epochs steps bs depth heads every cap max_res fast stride top',
     _side: 'dim size width height input_size input_max', _part: 'ratio flip valid', _angle: 'fov',
     _above: 'lr ttl deadline minutes seconds fps target_fps anchor baseline converge limit far wait scale status.every',
     _any: 'chunk overlap warm level keys time near first fact reach', _real: 'shift turn tracks.scale',
     Within(0, 3): 'degree', Within(0, 63): 'crf', Within(0, 65535): 'port', Within(1, 255): 'step',
-    Within(1, 64): 'levels', Within(0, 2**63-1): 'seed'}.items() for k in ks.split()}
+    Within(1, 64): 'levels', Within(0, 1, True): 'layer_decay', Within(0, 2**63-1): 'seed'}.items() for k in ks.split()}
 
 def option_type(command:str, name:str)->Within: # Of a numeric option
     "What numbers an option takes"

@@ -117,10 +117,8 @@ def toy_results(model:VideoDepth, image:DepthAnything, seed:int=0, n:int=4,
     return out
 
 # %% ../../nbs/studies/toy_weights.ipynb #17a2339c
-_about = (
-    'a small model trained by vidlit on ray-cast worlds for four minutes of one core: relative disparity, so that '
-    'every command runs on a bare machine. '
-    'It knows rooms with balls and boxes. Its maps of real videos are not depth: things that stand out become blobs')
+_about = ('for trying commands: trained on drawn rooms for four minutes of one core. Its maps of real videos are not '
+    'depth; for those take --encoder vits')
 
 def make_toy(
     out:Path, # Folder of the model

@@ -29,7 +29,7 @@ from .video_depth import _Clock, _explain_full_disk, _some, read_video
 from .depth_source import DepthSource
 from .refine_parts import load_op, pack_state, unpack_state
 
-# %% ../../nbs/pipeline/13_refine.ipynb #7e6699bd
+# %% ../../nbs/pipeline/13_refine.ipynb #ee7ca41b
 @dataclass
 class RefineRun:
     "A depth video on its way to a calmer one"
@@ -54,7 +54,7 @@ class RefineRun:
     @property
     def streamed(self): return isinstance(self.run, Stream)
 
-# %% ../../nbs/pipeline/13_refine.ipynb #78e49509
+# %% ../../nbs/pipeline/13_refine.ipynb #ea93e935
 @patch
 def made(self:RefineRun):
     set_ = {k: v for k,v in vars(self.run).items() if k not in ('op', 'lo', 'hi')}
@@ -70,7 +70,7 @@ def sink(self:RefineRun):
     if self.storage=='png16' or self.dtype=='uint16': kw |= dict(lo=self.run.lo, hi=self.run.hi)
     return DepthWriter(self.out, 'depth', self.depth.size, self.video.info.fps, self.storage, self.dtype, **kw)
 
-# %% ../../nbs/pipeline/13_refine.ipynb #0a84f31f
+# %% ../../nbs/pipeline/13_refine.ipynb #02c761ba
 @patch
 def frame(self:RefineRun,
     i, # Number
@@ -88,7 +88,7 @@ def batch(self:RefineRun, i):
     "One frame, as a batch"
     return tuple(None if o is None else o[None] for o in self.frame(i))
 
-# %% ../../nbs/pipeline/13_refine.ipynb #d150137d
+# %% ../../nbs/pipeline/13_refine.ipynb #b9cdd443
 @patch
 def save(self:RefineRun, n, at, state, **more):
     "A point to go on from"
@@ -112,7 +112,7 @@ def load(self:RefineRun, like):
     got = read_weights(inside(self.work, row['file']))
     return row['n'],row['at'],unpack_state(got, row['plan'], like, self.device),row
 
-# %% ../../nbs/pipeline/13_refine.ipynb #c3980f1f
+# %% ../../nbs/pipeline/13_refine.ipynb #08bd81d0
 @patch
 def _stream(self:RefineRun, clock):
     fresh, w, mon = self.run.init_state(1, *self.depth.size), self.sink(), DriftMonitor()
@@ -144,7 +144,7 @@ def told(self:RefineRun, said):
         self.alerts.append(said)
         if self.report: self.report(dict(note=said))
 
-# %% ../../nbs/pipeline/13_refine.ipynb #6ca13168
+# %% ../../nbs/pipeline/13_refine.ipynb #709d8c76
 @patch
 def _windows(self:RefineRun, clock):
     r, w, box, near = self.run, self.sink(), Blender(), {}
@@ -169,7 +169,7 @@ def advance(self:RefineRun):
     clock = _Clock(self, 'refine')
     return self._stream(clock) if self.streamed else self._windows(clock)
 
-# %% ../../nbs/pipeline/13_refine.ipynb #dd8797ce
+# %% ../../nbs/pipeline/13_refine.ipynb #6c09a81e
 @patch
 def finish(self:RefineRun):
     "All frames, and nothing left of the work"
@@ -193,7 +193,7 @@ def finish(self:RefineRun):
 @patch
 def closed(self:RefineRun): return (self.out/'alerts.json').exists()
 
-# %% ../../nbs/pipeline/13_refine.ipynb #b8d2c931
+# %% ../../nbs/pipeline/13_refine.ipynb #49efd26d
 @patch
 def summary(self:RefineRun, preview, measure):
     "Say what came out; report and preview on the way"
@@ -208,7 +208,7 @@ def summary(self:RefineRun, preview, measure):
     if preview: row['preview'] = str(self.preview(r))
     return row
 
-# %% ../../nbs/pipeline/13_refine.ipynb #d0f3d76c
+# %% ../../nbs/pipeline/13_refine.ipynb #a28ebcc9
 class Confidences(DepthSource):
     "Confidence in [0, 1] of each frame: [i] -> [1, h, w], 0 in holes"
     def __init__(self, path, frames):
@@ -220,7 +220,7 @@ class Confidences(DepthSource):
             f"confidence must lie in [0, 1], frame {i} has {c.min().item():.4g}..{c.max().item():.4g}")
         return c
 
-# %% ../../nbs/pipeline/13_refine.ipynb #daf2b3d5
+# %% ../../nbs/pipeline/13_refine.ipynb #0bddd54f
 def _mark_of(op):
     "What identifies an op of the user's"
     if isinstance(op, nn.Module): return fingerprint(op)
@@ -235,7 +235,7 @@ def _how(method, model, mode, fast, tau, depth, device):
     keep = dict(fast=fast, lo=lo/1.1, hi=hi*1.1)
     return Stream(op, tau=tau, **keep) if stream else Windows(op, **keep),name,mark
 
-# %% ../../nbs/pipeline/13_refine.ipynb #a6f9ce0e
+# %% ../../nbs/pipeline/13_refine.ipynb #f66da2bf
 def refine_video(
     video, # Path of a video
     depth, # Folder or file of its depth, see `DepthSource`
@@ -273,7 +273,7 @@ def refine_video(
             run.finish()
             return run.summary(preview, measure)
 
-# %% ../../nbs/pipeline/13_refine.ipynb #a038b627
+# %% ../../nbs/pipeline/13_refine.ipynb #7cfff742
 @patch
 def measured(self:RefineRun, r):
     "Flicker, jumps, scale and drift before and after; report.json and report.html"
@@ -298,7 +298,7 @@ def measured(self:RefineRun, r):
     write_json(path, about)
     return dict(sorted(row.items()))
 
-# %% ../../nbs/pipeline/13_refine.ipynb #011014be
+# %% ../../nbs/pipeline/13_refine.ipynb #717d693d
 def _plain(d): return {k: v if math.isfinite(v) else None for k,v in d.items()}
 
 def _said(a, b):

@@ -31,7 +31,7 @@ def about_method(method:str # One of `methods()`
     known = {'raw': 'the depth as it came', 'bilateral': 'a pixel follows its past unless it has really changed',
         'scale': "each frame's scale brought to a running reference", 'scale-and-shift': 'the same with a shift',
         'scale-bilateral': 'first scale, then bilateral'}
-    return known[method] if method in known else f'moving average, a new frame counts {method.removeprefix("ema-")}'
+    return known[method] if method in known else f'moving average, the past counts {method.removeprefix("ema-")}'
 
 # %% ../../nbs/pipeline/refine_parts.ipynb #ff45061b
 def refiner_folder()->Path:

@@ -330,7 +330,7 @@ class LiveReport:
         n = dict(frames=self.sent, done=len(self.done), dropped=self.dropped, missed=self.missed)
         return n|dict(fps=round(self.fps, 2))|p
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #eaf7c4da
+# %% ../../nbs/pyramid/10_realtime.ipynb #96ba232c
 class Paced:
     "Frames that arrive at a steady rate: a recorded stream played as if it were live"
     def __init__(self,
@@ -352,6 +352,7 @@ class Paced:
         return i,arrived,self.get(self.frames[i])
     def close(self): pass
 
+# %% ../../nbs/pyramid/10_realtime.ipynb #f5921ce9
 def run_live(
     source, # `Paced`, `LiveVideo`, or another with `start`, `take`, `sent`
     engine, # Frame -> features

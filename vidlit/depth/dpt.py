@@ -10,6 +10,7 @@ __all__ = ['dpt_s', 'dpt_b', 'dpt_l', 'official_dpt', 'hf_dpt', 'DPTConfig', 'st
 import math, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from einops import rearrange
+from fastcore.basics import patch
 from torch import nn, Tensor
 from ..video.pixels import normalise
 from ..nn.weights import KeyMap
@@ -79,7 +80,7 @@ def _at(between, place, x):
         raise ValueError(f"the module at {place} must keep the shape {tuple(x.shape)}, it gave {tuple(y.shape)}")
     return y
 
-# %% ../../nbs/depth/04_dpt.ipynb #387741ec
+# %% ../../nbs/depth/04_dpt.ipynb #7cab27f6
 class DPTHead(nn.Module):
     "Tokens of four blocks to one map"
     def __init__(self,
@@ -95,48 +96,56 @@ class DPTHead(nn.Module):
         self.output1 = nn.Conv2d(f, f//2, 3, padding=1)
         self.output2,self.output3 = nn.Conv2d(f//2, cfg.mid, 3, padding=1),nn.Conv2d(cfg.mid, 1, 1)
 
-    def forward(self,
-        toks:list, # Four times `[n, h*w, dim]`, normed, without class token
-        grid:tuple, # (h, w) in tokens
-        between:dict={}, # Place -> module that keeps the shape
-    )->Tensor: # `[n, patch*h, patch*w]`
-        if len(toks)!=4: raise ValueError(f"the head takes the tokens of four blocks, got {len(toks)}")
-        for t in toks:
-            if t.shape[1]!=grid[0]*grid[1]:
-                raise ValueError(f"{t.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}")
-        if wrong := [k for k in between if k not in _places]:
-            raise ValueError(f"no place {wrong[0]!r}: choose from {', '.join(_places)}")
-        return self.to_depth(self.merge(self.reassemble(toks, grid, between), between), grid)
+# %% ../../nbs/depth/04_dpt.ipynb #6fbe7772
+@patch
+def reassemble(self:DPTHead,
+    toks:list, # Four times `[n, h*w, dim]`, shallow to deep
+    grid:tuple, # (h, w) in tokens
+    between:dict={}, # Place -> module, 'layer1' to 'layer4'
+)->list: # Four maps, `[n, out[i], ., .]` at 4, 2, 1, 1/2 times the grid
+    "Tokens as maps at four scales"
+    maps = [rearrange(t, 'n (h w) d -> n d h w', h=grid[0]) for t in toks]
+    return [_at(between, f'layer{i+1}', r(p(x))) for i,(x,p,r) in enumerate(zip(maps, self.projects, self.resizes))]
 
-    def reassemble(self,
-        toks:list, # Four times `[n, h*w, dim]`, shallow to deep
-        grid:tuple, # (h, w) in tokens
-        between:dict={}, # Place -> module, 'layer1' to 'layer4'
-    )->list: # Four maps, `[n, out[i], ., .]` at 4, 2, 1, 1/2 times the grid
-        "Tokens as maps at four scales"
-        maps = [rearrange(t, 'n (h w) d -> n d h w', h=grid[0]) for t in toks]
-        return [_at(between, f'layer{i+1}', r(p(x))) for i,(x,p,r) in enumerate(zip(maps, self.projects, self.resizes))]
+# %% ../../nbs/depth/04_dpt.ipynb #cdc07d76
+@patch
+def merge(self:DPTHead,
+    maps:list, # Of `reassemble`
+    between:dict={}, # Place -> module, 'path4' to 'path1'
+)->Tensor: # `[n, features, 8h, 8w]`
+    "From coarse to fine (eq. 2)"
+    maps,path = [c(x) for c,x in zip(self.narrow, maps)],None
+    for i in (3,2,1,0):
+        size = maps[i-1].shape[-2:] if i else None
+        path = self.fuse[i](maps[i], None, size) if path is None else self.fuse[i](path, maps[i], size)
+        path = _at(between, f'path{i+1}', path)
+    return path
 
-    def merge(self,
-        maps:list, # Of `reassemble`
-        between:dict={}, # Place -> module, 'path4' to 'path1'
-    )->Tensor: # `[n, features, 8h, 8w]`
-        "From coarse to fine (eq. 2)"
-        maps,path = [c(x) for c,x in zip(self.narrow, maps)],None
-        for i in (3,2,1,0):
-            size = maps[i-1].shape[-2:] if i else None
-            path = self.fuse[i](maps[i], None, size) if path is None else self.fuse[i](path, maps[i], size)
-            path = _at(between, f'path{i+1}', path)
-        return path
+# %% ../../nbs/depth/04_dpt.ipynb #e53d9df7
+@patch
+def to_depth(self:DPTHead,
+    path:Tensor, # Of `merge`
+    grid:tuple, # (h, w) in tokens
+)->Tensor: # `[n, patch*h, patch*w]`: metres in (0, max_depth), or at least 0 and without a unit
+    "The last three convolutions, at full size"
+    x = stretch(self.output1(path), [o*self.cfg.patch for o in grid])
+    x = self.output3(F.relu(self.output2(x)))[:,0]
+    return F.relu(x) if self.cfg.max_depth is None else x.sigmoid()*self.cfg.max_depth
 
-    def to_depth(self,
-        path:Tensor, # Of `merge`
-        grid:tuple, # (h, w) in tokens
-    )->Tensor: # `[n, patch*h, patch*w]`: metres in (0, max_depth), or at least 0 and without a unit
-        "The last three convolutions, at full size"
-        x = stretch(self.output1(path), [o*self.cfg.patch for o in grid])
-        x = self.output3(F.relu(self.output2(x)))[:,0]
-        return F.relu(x) if self.cfg.max_depth is None else x.sigmoid()*self.cfg.max_depth
+# %% ../../nbs/depth/04_dpt.ipynb #ee2a7a0c
+@patch
+def forward(self:DPTHead,
+    toks:list, # Four times `[n, h*w, dim]`, normed, without class token
+    grid:tuple, # (h, w) in tokens
+    between:dict={}, # Place -> module that keeps the shape
+)->Tensor: # `[n, patch*h, patch*w]`
+    if len(toks)!=4: raise ValueError(f"the head takes the tokens of four blocks, got {len(toks)}")
+    for t in toks:
+        if t.shape[1]!=grid[0]*grid[1]:
+            raise ValueError(f"{t.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}")
+    if wrong := [k for k in between if k not in _places]:
+        raise ValueError(f"no place {wrong[0]!r}: choose from {', '.join(_places)}")
+    return self.to_depth(self.merge(self.reassemble(toks, grid, between), between), grid)
 
 # %% ../../nbs/depth/04_dpt.ipynb #f61696a2
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['published', 'shorter_side', 'DepthModel', 'wrap', 'as_bytes', 'encoder', 'licence', 'cached', 'toy_folder', 'choices',
-           'per_frame', 'grows_with_depth', 'load_depth_model', 'pick']
+           'per_frame', 'grows_with_depth', 'pick', 'load_depth_model']
 
 # %% ../../nbs/depth/models.ipynb #904883fb
 import copy, math, re, torch
@@ -84,58 +84,7 @@ class DepthModel:
 
 _dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
-# %% ../../nbs/depth/models.ipynb #ef725825
-@patch
-def prep(self:DepthModel,
-    frames, # uint8: a frame `[h, w, 3]`, or a clip of them, list or `[t, h, w, 3]`
-)->Tensor: # `[3, h', w']` for a frame, `[1, t, 3, h', w']` for a clip; normalised, on the model's device
-    "Frames as the model wants them"
-    if isinstance(frames, (list,tuple)): x = torch.stack([torch.as_tensor(f) for f in frames])
-    else: x = torch.as_tensor(frames)
-    one = x.ndim==3
-    if one: x = x[None]
-    if x.ndim!=4 or x.shape[-1]!=3:
-        raise ValueError(f"frames must be uint8 [t, h, w, 3] or [h, w, 3], not {list(x.shape)}")
-    x = shrink(x, self._first).to(self.device)
-    x = to_input(x, self._side_for(x.shape[1:3]), self.patch)
-    return x[0] if one else x[None]
-
-@patch(as_prop=True)
-def _first(self:DepthModel): return None if self.single_image else self.first
-
-@patch
-def _side_for(self:DepthModel, hw): return shorter_side(*hw, self.size, self.patch, self.max_res, self.single_image)
-
-@patch
-def inside(self:DepthModel,
-    hw:tuple, # (height, width) of the frames
-)->tuple: # (h', w')
-    "Size at which frames go in"
-    hw = shrunk_size(*hw, self._first)
-    return lower_bound(*hw, self._side_for(hw), self.patch)
-
-@patch
-def back(self:DepthModel,
-    depth:Tensor, # `[..., h', w']`, of `infer`
-    hw:tuple, # (height, width) of the frames
-)->Tensor: # `[..., *hw]`
-    "Depth at the size of the frames"
-    return to_source(depth.reshape(-1, *depth.shape[-2:]), hw).reshape(*depth.shape[:-2], *hw)
-
-# %% ../../nbs/depth/models.ipynb #89f6af8e
-@patch
-def auto(self:DepthModel):
-    "The precision, as a context"
-    return torch.autocast(self.device.type, dtype=_dtypes[self.precision], enabled=self.precision!='fp32')
-
-@patch
-@torch.no_grad()
-def infer(self:DepthModel,
-    x:Tensor, # `[1, t, 3, h', w']`, of `prep`; t at most the model's slots
-)->Tensor: # float32 `[1, t, h', w']` on the CPU
-    "Depth of a clip, all frames at once"
-    with self.auto(): return self.model(x.transpose(1, 2)).float().cpu()
-
+# %% ../../nbs/depth/models.ipynb #06f6a1d8
 def _in_float32(head, path, grid):
     "The last convolutions in float32, whatever surrounds them"
     with torch.autocast(path.device.type, enabled=False): return type(head).to_depth(head, path.float(), grid)
@@ -160,7 +109,59 @@ def _sizes(model): return f"{sum(p.numel() for p in model.parameters())/1e6:.3g}
 _says = {Kind.relative: 'relative disparity (larger is nearer, of unknown scale and shift)',
     Kind.depth: 'depth in metres'}
 
-# %% ../../nbs/depth/models.ipynb #08ec203f
+# %% ../../nbs/depth/models.ipynb #2bebddf8
+@patch(as_prop=True)
+def _first(self:DepthModel): return None if self.single_image else self.first
+
+@patch
+def _side_for(self:DepthModel, hw): return shorter_side(*hw, self.size, self.patch, self.max_res, self.single_image)
+
+@patch
+def inside(self:DepthModel,
+    hw:tuple, # (height, width) of the frames
+)->tuple: # (h', w')
+    "Size at which frames go in"
+    hw = shrunk_size(*hw, self._first)
+    return lower_bound(*hw, self._side_for(hw), self.patch)
+
+@patch
+def prep(self:DepthModel,
+    frames, # uint8: a frame `[h, w, 3]`, or a clip of them, list or `[t, h, w, 3]`
+)->Tensor: # `[3, h', w']` for a frame, `[1, t, 3, h', w']` for a clip; normalised, on the model's device
+    "Frames as the model wants them"
+    if isinstance(frames, (list,tuple)): x = torch.stack([torch.as_tensor(f) for f in frames])
+    else: x = torch.as_tensor(frames)
+    one = x.ndim==3
+    if one: x = x[None]
+    if x.ndim!=4 or x.shape[-1]!=3:
+        raise ValueError(f"frames must be uint8 [t, h, w, 3] or [h, w, 3], not {list(x.shape)}")
+    x = shrink(x, self._first).to(self.device)
+    x = to_input(x, self._side_for(x.shape[1:3]), self.patch)
+    return x[0] if one else x[None]
+
+# %% ../../nbs/depth/models.ipynb #940650c0
+@patch
+def auto(self:DepthModel):
+    "The precision, as a context"
+    return torch.autocast(self.device.type, dtype=_dtypes[self.precision], enabled=self.precision!='fp32')
+
+@patch
+@torch.no_grad()
+def infer(self:DepthModel,
+    x:Tensor, # `[1, t, 3, h', w']`, of `prep`; t at most the model's slots
+)->Tensor: # float32 `[1, t, h', w']` on the CPU
+    "Depth of a clip, all frames at once"
+    with self.auto(): return self.model(x.transpose(1, 2)).float().cpu()
+
+@patch
+def back(self:DepthModel,
+    depth:Tensor, # `[..., h', w']`, of `infer`
+    hw:tuple, # (height, width) of the frames
+)->Tensor: # `[..., *hw]`
+    "Depth at the size of the frames"
+    return to_source(depth.reshape(-1, *depth.shape[-2:]), hw).reshape(*depth.shape[:-2], *hw)
+
+# %% ../../nbs/depth/models.ipynb #3a8020a5
 def as_bytes(
     text, # Such as '1GiB', '900 MB', '1.5G' or a number
 )->int: # Bytes, at least 1; ValueError names the text
@@ -170,6 +171,7 @@ def as_bytes(
     if n<1: raise ValueError(f"an amount of memory is a number and a unit, such as 1GiB or 900MB, not {text!r}")
     return n
 
+# %% ../../nbs/depth/models.ipynb #48810fb9
 @patch
 def needs(self:DepthModel,
     hw:tuple, # (h', w') inside
@@ -188,6 +190,7 @@ def needs(self:DepthModel,
     answers = (cfg.slots+12)*hw[0]*hw[1]*4 # of this window; of the one before what it fades from and is fitted to
     return weights+answers+cfg.slots*one*short+max(coarse+max(fine, p.pixels*cfg.slots*f*14*4), enc)
 
+# %% ../../nbs/depth/models.ipynb #515e2a15
 @patch
 def pieces(self:DepthModel,
     hw:tuple, # (h', w') inside
@@ -202,7 +205,7 @@ def pieces(self:DepthModel,
     raise ValueError(f"a window of frames of {hw[1]}x{hw[0]} needs about {least:.2f} GiB, more than the "
         f"{self.memory/2**30:.2f} GiB it may have: a smaller max_res, or more memory")
 
-# %% ../../nbs/depth/models.ipynb #121d98f2
+# %% ../../nbs/depth/models.ipynb #50eba91f
 @patch(as_prop=True)
 def net(self:DepthModel)->VideoDepth:
     "The network, its matrices and convolutions in the precision"
@@ -220,6 +223,7 @@ def _shorter(mod, dtype, name=''):
 
 _last = 'output2','output3'
 
+# %% ../../nbs/depth/models.ipynb #30f9638d
 @patch
 @torch.no_grad()
 def encode(self:DepthModel,
@@ -245,11 +249,12 @@ def mix(self:DepthModel,
     hw = [o*self.patch for o in frames[0].grid]
     with self.auto(): return self.net.mix_frames(frames, real, self.pieces(hw))
 
-# %% ../../nbs/depth/models.ipynb #0aeb3c8c
+# %% ../../nbs/depth/models.ipynb #3a004e66
 def _vda():
     def file(metric, size): return f"{metric.lower().replace('-','_')}video_depth_anything_vit{size[0].lower()}.pth"
     return {f'depth-anything/{m}Video-Depth-Anything-{s}': (file(m, s),)
         for m in ('','Metric-') for s in ('Small','Base','Large')}
+
 def _images(): # of transformers, and the official files of the same
     kinds,hf = ('','Metric-Indoor-','Metric-Outdoor-'),('config.json','model.safetensors')
     out = {f'depth-anything/Depth-Anything-V2-{k}{s}-hf': hf for k in kinds for s in ('Small','Base','Large')}
@@ -259,6 +264,7 @@ def _images(): # of transformers, and the official files of the same
 
 published = _vda() | _images() # repository -> files
 
+# %% ../../nbs/depth/models.ipynb #435ea9cb
 def encoder(
     name:str, # vits, vitb or vitl, as the official program says it
     metric:bool=False, # Its metric model?
@@ -295,7 +301,7 @@ def choices()->str:
 
 def _fetch(name): return f"hf download {name} {' '.join(published[name])}"
 
-# %% ../../nbs/depth/models.ipynb #4db3ad1c
+# %% ../../nbs/depth/models.ipynb #4dc22b6d
 def per_frame(
     image:DepthAnything, # An image model
 )->VideoDepth: # Temporal modules that change nothing
@@ -305,6 +311,7 @@ def per_frame(
     return add_time(image, torch.Generator().manual_seed(0), heads=math.gcd(8, *[c//2 for c in widths]),
         groups=math.gcd(32, *widths))
 
+# %% ../../nbs/depth/models.ipynb #ed91d778
 def _only(p):
     "The one file of weights of a folder"
     got = sorted(o for o in p.iterdir() if o.suffix in ('.pth','.pt','.safetensors'))
@@ -342,7 +349,7 @@ def grows_with_depth(
     r = float(((a*b).sum(1)/(a.norm(dim=1)*b.norm(dim=1)).clamp(min=1e-12)).mean())
     return None if not abs(r)>=least else r>0
 
-# %% ../../nbs/depth/models.ipynb #8aa855ec
+# %% ../../nbs/depth/models.ipynb #44dee662
 _ranges = dict(hypersim=20., vkitti=80.) # metres, of the metric image models
 
 _names = (r'depth_anything_v1|depth_anything_vit[sblg]', r'v2') # of the two versions, in names of files
@@ -363,6 +370,7 @@ def _video(p, state, metric, named, **kw):
     if metric: model = VideoDepth.from_official(state, metric=True, **kw)
     return model,f"{'metres' if metric else 'relative'} {how}"
 
+# %% ../../nbs/depth/models.ipynb #0cd8784d
 def _file(p, version=None, metric=None, max_depth=None, **kw):
     "Model and remark for a file of official weights"
     state,name = peel(read_weights(p)),p.name.lower()
@@ -383,7 +391,33 @@ def _file(p, version=None, metric=None, max_depth=None, **kw):
     return per_frame(DepthAnything.from_official(state, version, None if metric is False else top,
         **kw)),f'version {version} {how}; frame by frame, nothing along time'
 
-# %% ../../nbs/depth/models.ipynb #db71f57a
+# %% ../../nbs/depth/models.ipynb #e631a988
+def _long(name):
+    "A published name, of what the official program calls it"
+    m = re.fullmatch('(metric-)?(vit[sbl])', name)
+    return encoder(m[2], bool(m[1])) if m and not Path(name).exists() else name
+
+def _as(model, metric):
+    "The same network, its numbers taken as metres or as disparity"
+    if model.kind.metric==metric: return model
+    top = model.image.cfg.head.max_depth
+    if top is not None: raise ValueError(f"the last layer of this model gives metres up to {top:g}, no disparity")
+    out = VideoDepth(replace(model.cfg, metric=metric), image=model.image)
+    out.time = model.time
+    return out
+
+def pick(device):
+    "A device that is there"
+    have = ['cpu']
+    if torch.backends.mps.is_available(): have.insert(0, 'mps')
+    if torch.cuda.is_available(): have.insert(0, 'cuda')
+    if device=='auto': return have[0]
+    kind,_,i = str(device).partition(':')
+    if kind not in have or i and (not i.isdigit() or kind!='cuda' or int(i)>=torch.cuda.device_count()):
+        raise ValueError(f"device {device!r} is not here; there is {', '.join(have)}")
+    return device
+
+# %% ../../nbs/depth/models.ipynb #b5626b8f
 def load_depth_model(
     name='toy', # 'toy', a published name, vits, vitb or vitl (metric-vits...), a folder or a file
     device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
@@ -413,28 +447,3 @@ def load_depth_model(
     memory = None if memory is None else as_bytes(memory)
     how = dict(precision=precision, max_res=max_res, memory=memory)
     return wrap(model, name, about, device, size, single_image=single, **how)
-
-def _long(name):
-    "A published name, of what the official program calls it"
-    m = re.fullmatch('(metric-)?(vit[sbl])', name)
-    return encoder(m[2], bool(m[1])) if m and not Path(name).exists() else name
-
-def _as(model, metric):
-    "The same network, its numbers taken as metres or as disparity"
-    if model.kind.metric==metric: return model
-    top = model.image.cfg.head.max_depth
-    if top is not None: raise ValueError(f"the last layer of this model gives metres up to {top:g}, no disparity")
-    out = VideoDepth(replace(model.cfg, metric=metric), image=model.image)
-    out.time = model.time
-    return out
-
-def pick(device):
-    "A device that is there"
-    have = ['cpu']
-    if torch.backends.mps.is_available(): have.insert(0, 'mps')
-    if torch.cuda.is_available(): have.insert(0, 'cuda')
-    if device=='auto': return have[0]
-    kind,_,i = str(device).partition(':')
-    if kind not in have or i and (not i.isdigit() or kind!='cuda' or int(i)>=torch.cuda.device_count()):
-        raise ValueError(f"device {device!r} is not here; there is {', '.join(have)}")
-    return device

@@ -152,7 +152,7 @@ def folder_name(e:Experiment, # An experiment
     parts = [e.name, scale if scale!='toy' else '', 'films' if data is not None else '']
     return '-'.join(o for o in parts if o)
 
-# %% ../../nbs/lab/02_experiment.ipynb #a7244ec0
+# %% ../../nbs/lab/02_experiment.ipynb #b63bfdba
 def _spent(jobs, root): # Seconds of all jobs together, those of earlier calls too
     return round(sum(read_json(inside(root, j.key)/'result.json',
         {'seconds':Num(0, 1e12, whole=False), str:object})['seconds'] for j in jobs), 1)
@@ -172,6 +172,7 @@ def asked_jobs(e:Experiment, # What to run
     if n<1: raise ValueError(f"seeds must be at least 1, not {n}")
     return plan(e.jobs(scale, range(n), variants=variants, data=data))
 
+# %% ../../nbs/lab/02_experiment.ipynb #a70ae3c2
 def place(es:list,   # Experiments
     out:Path,        # Folder of all results
     scale:str='toy', # 'toy', 'small' or 'paper'
@@ -190,7 +191,7 @@ def place(es:list,   # Experiments
         return e, root, [Placed(j, root/'jobs', name, i, sec) for j in jobs]
     return [one(i, e) for i,e in enumerate(es)]
 
-# %% ../../nbs/lab/02_experiment.ipynb #178d958e
+# %% ../../nbs/lab/02_experiment.ipynb #d843b901
 def _move_aside(folder, same):
     "Metrics and figures of another question get a folder of their own, `was-STAMP`"
     try: m = read_json(folder/'metrics.json', metrics_form) if (folder/'metrics.json').is_file() else None
@@ -201,6 +202,10 @@ def _move_aside(folder, same):
     files = [inside(folder, f['file']) for f in m.get('figures', [])]
     for f in (*files, folder/'metrics.json'): # which goes last: a killed move is gone on with
         if f.is_file(): os.replace(f, box/f.name)
+
+_asks = 'scale', 'seeds', 'data', 'variants'
+
+def _alike(a, b): return all(a[k]==b[k] for k in _asks if k in a and k in b) # Were they asked the same?
 
 def _finish(e, jobs, results, root, start, **asked):
     "Metrics of an experiment whose jobs are done, written"
@@ -214,10 +219,7 @@ def _finish(e, jobs, results, root, start, **asked):
     _keep(root/'metrics.json', m)
     return m
 
-# %% ../../nbs/lab/02_experiment.ipynb #09dc64ac
-_asks = 'scale', 'seeds', 'data', 'variants'
-def _alike(a, b): return all(a[k]==b[k] for k in _asks if k in a and k in b) # Were they asked the same?
-
+# %% ../../nbs/lab/02_experiment.ipynb #4c716a6c
 def _own(root):
     "Refuse a folder that no run has made; remove what a killed one left half written"
     sweep(root)
@@ -228,6 +230,7 @@ def _bind_data(root, data): # Jobs that are done on a folder of videos are of th
     files = sorted(o for o in Path(data).rglob('*') if o.is_file() and o.name[0]!='.')
     bind_settings(root/'jobs'/'data.json', dict(data=list_id(files)))
 
+# %% ../../nbs/lab/02_experiment.ipynb #ed18f81a
 def run_experiments(es:list, # What to run, in order
     out:Path,                # Folder of all results
     scale:str='toy',         # 'toy', 'small' or 'paper'

@@ -9,6 +9,7 @@ __all__ = ['gpus', 'units', 'experiments', 'listing', 'choose', 'split_names', '
 
 # %% ../../nbs/lab/03_reproduce.ipynb #e5e8cd09
 import base64, html, importlib, json, os, re, time
+from fastcore.basics import patch
 from pathlib import Path
 from .experiment import asked_jobs, folder_name, load_result, place, registered, run_experiments, save_result
 from .jobs import JobError, Placed, plan, read_result, run_placed
@@ -67,7 +68,7 @@ def pick_device(name:str='auto' # 'auto', 'cpu', 'cuda', 'mps'
     if not have[name]: raise ValueError(f"device {name!r} is not available here; there is {there}")
     return name
 
-# %% ../../nbs/lab/03_reproduce.ipynb #36e87e82
+# %% ../../nbs/lab/03_reproduce.ipynb #35e3d6c6
 def n_workers(device:str # 'cpu', 'cuda', 'mps'
 )->int:                  # Processes
     "One process for each core, or for each accelerator"
@@ -103,7 +104,7 @@ pre{padding:.8rem 1rem;overflow-x:auto}
 .v-corrected,.v-undecided{color:var(--open)}nav a{margin-right:1rem}a{color:var(--accent)}
 """
 
-# %% ../../nbs/lab/03_reproduce.ipynb #58d06f37
+# %% ../../nbs/lab/03_reproduce.ipynb #7530cbb9
 def _esc(o): # Text, with `code` and [links](...) kept
     s = html.escape(str(o))
     s = re.sub(r'`([^`]+)`', r'<code>\1</code>', s)
@@ -162,7 +163,7 @@ def interval_svg(paired:list, # Comparisons as `compare` makes them
     return (f'<svg role="img" aria-label="Paired differences with 95 % intervals" viewBox="0 0 {w} {h}" width="100%">'
         f'{axis}{"".join(one(i, p) for i,p in enumerate(have))}</svg>')
 
-# %% ../../nbs/lab/03_reproduce.ipynb #e3d41109
+# %% ../../nbs/lab/03_reproduce.ipynb #55c116de
 def _said(paired): # Comparisons as rows to read
     def between(p): return 'one seed' if p['low'] is None else f"{p['low']:+.3f} to {p['high']:+.3f}"
     return [{'comparison': f"{p['a']} − {p['b']}", p['metric'] or 'difference': f"{p['difference']:+.3f}",
@@ -176,6 +177,7 @@ def _comparisons(paired): # Each measure on its own axis
     body = ''.join(f'<h4>{_esc(k)}</h4>{interval_svg(v)}{_table(_said(v))}' for k,v in by.items())
     return f'<h3>Paired comparisons</h3><p class="meta">{lead}</p>{body}'
 
+# %% ../../nbs/lab/03_reproduce.ipynb #a961c460
 def _meta(m): # How, how long, and on what
     on,many = m['machine'],'s' if m['seeds']!=1 else ''
     minutes = m.get('job_seconds', m['seconds'])/60
@@ -200,7 +202,7 @@ def section(m:dict, # Metrics of an experiment, or of a demonstration
     return (f'<section id="{html.escape(m["experiment"])}"><h2>{_esc(m["title"])}</h2><p class="meta">{_meta(m)}</p>'
         f'<div class="box">{_esc(m["headline"])}</div>{_beside(m)}{notes}{rows}{figs}</section>')
 
-# %% ../../nbs/lab/03_reproduce.ipynb #7f5b4bc2
+# %% ../../nbs/lab/03_reproduce.ipynb #1290d08e
 def beside_record(m:dict, # Metrics of an experiment
     at:Path=None,         # Folder of results; the checkout's records by default
 )->tuple:                 # A word (agrees, differs, nothing recorded) and a sentence
@@ -217,6 +219,7 @@ def beside_record(m:dict, # Metrics of an experiment
     if not out: return 'agrees', said
     return 'differs', said + '; not: ' + ', '.join(f"{a['a']} − {a['b']} ({a['difference']:+.3f})" for a in out[:3])
 
+# %% ../../nbs/lab/03_reproduce.ipynb #07472cfc
 def _short(text, most=260): # Whole parts of a long sentence
     if len(text)<=most: return text
     return text[:most].rpartition('; ')[0] + '; …' if '; ' in text[:most] else text[:most].rpartition(' ')[0] + ' …'
@@ -292,7 +295,7 @@ def write_report(runs:list, # Metrics of experiments and demonstrations, in orde
     with atomic_path(replaceable(out/'report.html', _is_report)) as p: Path(p).write_text(page, encoding='utf-8')
     return out/'report.html'
 
-# %% ../../nbs/lab/03_reproduce.ipynb #b446ed95
+# %% ../../nbs/lab/03_reproduce.ipynb #983f4243
 class Bars:
     "Progress over weighted jobs; `report` is what `run_jobs` calls"
     def __init__(self, jobs, done, quiet=False, console=None):
@@ -316,23 +319,26 @@ class Bars:
     def __exit__(self, *a):
         if self.bar: self.bar.stop()
 
-    def left(self): # Seconds left, from the work done since the start
-        did = self.value()-self.begun
-        return (sum(self.w.values())-self.value())/did*(time.time()-self.start) if did>0 else None
+# %% ../../nbs/lab/03_reproduce.ipynb #bb7aebee
+@patch
+def left(self:Bars): # Seconds left, from the work done since the start
+    did = self.value()-self.begun
+    return (sum(self.w.values())-self.value())/did*(time.time()-self.start) if did>0 else None
 
-    def report(self, key, frac, text=''): # A job said how far it is
-        ended = frac>=1 and self.frac.get(key, 0)<1
-        self.frac[key] = max(frac, self.frac.get(key, 0))
-        self.text[key] = text
-        left = f'{s/60:.1f} min left' if (s := self.left()) is not None else ''
-        if self.bar:
-            busy = '  '.join(f'{k} {self.text[k]}'.strip() for k,f in self.frac.items() if f<1 and k in self.text)
-            self.bar.update(self.task, completed=self.value(), description=(busy or key)[:70], left=left)
-        if ended and not self.quiet and not (self.bar and len(self.w)>60):
-            share = 100*self.value()/sum(self.w.values())
-            self.console.print(f'  {share:3.0f} %  {key}  {text}  {left}'.rstrip(), highlight=False)
+@patch
+def report(self:Bars, key, frac, text=''): # A job said how far it is
+    ended = frac>=1 and self.frac.get(key, 0)<1
+    self.frac[key] = max(frac, self.frac.get(key, 0))
+    self.text[key] = text
+    left = f'{s/60:.1f} min left' if (s := self.left()) is not None else ''
+    if self.bar:
+        busy = '  '.join(f'{k} {self.text[k]}'.strip() for k,f in self.frac.items() if f<1 and k in self.text)
+        self.bar.update(self.task, completed=self.value(), description=(busy or key)[:70], left=left)
+    if ended and not self.quiet and not (self.bar and len(self.w)>60):
+        share = 100*self.value()/sum(self.w.values())
+        self.console.print(f'  {share:3.0f} %  {key}  {text}  {left}'.rstrip(), highlight=False)
 
-# %% ../../nbs/lab/03_reproduce.ipynb #affb98bf
+# %% ../../nbs/lab/03_reproduce.ipynb #b2c5d99e
 def _keep_going(run, failed): # Run it; what failed is told at the end
     try: run()
     except JobError as e: failed.append(e)
@@ -344,6 +350,7 @@ def _raise(failed): # All failures as one
     e.failed = {k: v for o in failed for k,v in o.failed.items()}
     raise e
 
+# %% ../../nbs/lab/03_reproduce.ipynb #244c2c75
 def run_demos(demos:list, # `Demo`s
     out:Path,             # Folder of all results
     workers:object=1,     # Processes, or where else; see `run_placed`
@@ -359,6 +366,24 @@ def run_demos(demos:list, # `Demo`s
         each(demo_metrics(by_key[k], r, f'tour/{k}', seconds))
     with Bars(placed, [p.key for p in placed if read_result(p.job, p.root) is not None], quiet) as b:
         run_placed(placed, workers, device, b.report, one)
+
+# %% ../../nbs/lab/03_reproduce.ipynb #917041fd
+def _where(device, workers, ray): # Device and workers: of this machine, or of a cluster
+    if ray is not None:
+        from vidlit.lab.ray import ray_workers
+        return 'cpu', ray_workers(ray, device)
+    device = pick_device(device)
+    return device, workers or n_workers(device)
+
+def _command(names, scale, seeds, variants, all, data):
+    "What to type to get the same"
+    said = ['vidlit reproduce', *(names or [])]
+    if scale!='toy': said.append(f'--scale {scale}')
+    if seeds is not None: said.append(f'--seeds {seeds}')
+    if variants: said.append('--variants')
+    if all: said.append('--all')
+    if data is not None: said.append('--data FOLDER')
+    return ' '.join(said)
 
 # %% ../../nbs/lab/03_reproduce.ipynb #280ad659
 def reproduce(names:list=None, # Experiments, 'tour' or 'tour/NAME'; none for the tour
@@ -398,24 +423,6 @@ def reproduce(names:list=None, # Experiments, 'tour' or 'tour/NAME'; none for th
     if es: _keep_going(experiments_too, failed)
     _raise(failed)
     return [runs[n] for n in order]
-
-# %% ../../nbs/lab/03_reproduce.ipynb #e0e3db16
-def _where(device, workers, ray): # Device and workers: of this machine, or of a cluster
-    if ray is not None:
-        from vidlit.lab.ray import ray_workers
-        return 'cpu', ray_workers(ray, device)
-    device = pick_device(device)
-    return device, workers or n_workers(device)
-
-def _command(names, scale, seeds, variants, all, data):
-    "What to type to get the same"
-    said = ['vidlit reproduce', *(names or [])]
-    if scale!='toy': said.append(f'--scale {scale}')
-    if seeds is not None: said.append(f'--seeds {seeds}')
-    if variants: said.append('--variants')
-    if all: said.append('--all')
-    if data is not None: said.append('--data FOLDER')
-    return ' '.join(said)
 
 # %% ../../nbs/lab/03_reproduce.ipynb #2a10986f
 gpus = {'H100': 400, 'A100': 150, 'RTX 4090': 80} # TFLOP/s that trainings of transformers reach in bfloat16, about

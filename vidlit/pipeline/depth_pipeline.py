@@ -24,7 +24,7 @@ from ..video.reader import VideoReader
 from ..video.view import VideoView
 from ..worlds.camera import make_K
 
-# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #ef74c4d8
+# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #0246185e
 @dataclass(frozen=True, eq=False)
 class FrameModel:
     "A model of another package, frame by frame, with the doors of a `DepthModel`"
@@ -38,34 +38,53 @@ class FrameModel:
     kind,file_kind,units,metric,single_image,max_res = Kind.depth,'depth','m',True,True,None
     model = SimpleNamespace(single_image=True)
 
-    def inside(self, hw): return tuple(hw)
-    def prep(self, frames):
-        if isinstance(frames, (list,tuple)): frames = torch.stack([torch.as_tensor(f) for f in frames])
-        x = torch.as_tensor(frames)
-        y = x.movedim(-1, -3).float()/255
-        return y if x.ndim==3 else y[None]
+# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #2a06d008
+@patch
+def inside(self:FrameModel, hw): return tuple(hw)
 
-    def infer(self,
-        x:Tensor, # `[1, t, 3, h, w]`, of `prep`
-    )->Tensor: # float32 `[1, t, h, w]`; 0 where it sees nothing
-        K = None if self.fov is None else make_K(self.fov, *x.shape[-2:])
-        d = self.teacher(x[0], K).depth[:,0].float().cpu()
-        return torch.where(d.isfinite() & (d>0), d, 0.)[None]
+@patch
+def prep(self:FrameModel, frames):
+    if isinstance(frames, (list,tuple)): frames = torch.stack([torch.as_tensor(f) for f in frames])
+    x = torch.as_tensor(frames)
+    y = x.movedim(-1, -3).float()/255
+    return y if x.ndim==3 else y[None]
 
-    def encode(self, frames):
-        if not isinstance(frames, (list,tuple)): return self.encode([frames])[0]
-        return [self.infer(self.prep([f]))[0,0] for f in frames]
+@patch
+def infer(self:FrameModel,
+    x:Tensor, # `[1, t, 3, h, w]`, of `prep`
+)->Tensor: # float32 `[1, t, h, w]`; 0 where it sees nothing
+    K = None if self.fov is None else make_K(self.fov, *x.shape[-2:])
+    d = self.teacher(x[0], K).depth[:,0].float().cpu()
+    return torch.where(d.isfinite() & (d>0), d, 0.)[None]
 
-    def mix(self, frames, real=None): return frames[0,:real]
-    def back(self, depth, hw): return depth
+@patch
+def encode(self:FrameModel, frames):
+    if not isinstance(frames, (list,tuple)): return self.encode([frames])[0]
+    return [self.infer(self.prep([f]))[0,0] for f in frames]
 
-# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #2abf9f4e
+@patch
+def mix(self:FrameModel, frames, real=None): return frames[0,:real]
+
+@patch
+def back(self:FrameModel, depth, hw): return depth
+
+# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #a9b03d6a
 def _package(name, module, cls, pip):
     import importlib
     try: return getattr(importlib.import_module(module), cls).from_pretrained(name)
     except ImportError as e:
         raise ValueError(f"{name} needs its own package, which is not here: pip install {pip}") from e
 
+def _check_others(name, precision, fov, nested, da3, kw):
+    "Refuse what a model of another package cannot do"
+    if precision!='fp32': raise ValueError(f"{name} runs as its package decides: leave out --precision {precision}")
+    if off := [k for k,v in kw.items() if v is not None]: raise ValueError(
+        f"{name} is prepared by its package: leave out {', '.join('--'+o.replace('_', '-') for o in off)}")
+    if da3 and not nested and 'metric' not in name.lower(): raise ValueError(
+        f"{name} gives no metres: choose depth-anything/DA3METRIC-LARGE or depth-anything/DA3NESTED-GIANT-LARGE")
+    if da3 and not nested and fov is None: raise ValueError(f"{name} gives metres only with a focal length: say --fov")
+
+# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #d2eb4761
 def load_model(
     name='toy', # What `load_depth_model` takes, 'Ruicheng/moge-2-...' or 'depth-anything/DA3...'
     device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
@@ -77,13 +96,7 @@ def load_model(
     name = str(name)
     moge,da3 = name.lower().startswith('ruicheng/moge-2'),name.lower().startswith('depth-anything/da3')
     if not (moge or da3) or Path(name).exists(): return load_depth_model(name, device, precision, **kw)
-    if precision!='fp32': raise ValueError(f"{name} runs as its package decides: leave out --precision {precision}")
-    if off := [k for k,v in kw.items() if v is not None]: raise ValueError(
-        f"{name} is prepared by its package: leave out {', '.join('--'+o.replace('_', '-') for o in off)}")
-    nested = 'nested' in name.lower()
-    if da3 and not nested and 'metric' not in name.lower(): raise ValueError(
-        f"{name} gives no metres: choose depth-anything/DA3METRIC-LARGE or depth-anything/DA3NESTED-GIANT-LARGE")
-    if da3 and not nested and fov is None: raise ValueError(f"{name} gives metres only with a focal length: say --fov")
+    _check_others(name, precision, fov, nested := 'nested' in name.lower(), da3, kw)
     if moge: net = _package(name, 'moge.model.v2', 'MoGeModel', 'git+https://github.com/microsoft/MoGe.git')
     else: net = _package(name, 'depth_anything_3.api', 'DepthAnything3', 'depth-anything-3')
     net = net.to(pick(device)).eval()
@@ -192,7 +205,32 @@ def _list(self:DepthPipeline, videos, out, kw):
         f"out must be a list of {len(videos)} folders, one for each video, got {out!r}")
     return [self(v, o, **kw) for v,o in zip(videos, out)]
 
-# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #b787d4df
+# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #b992e6c4
+def _mb(n): return f'{n/1e9:.1f} GB' if n>=1e9 else f'{n/1e6:.0f} MB'
+
+def _clock(s): return f'{s/3600:.1f} hours' if s>5400 else f'{s/60:.0f} minutes' if s>90 else f'{s:.0f} seconds'
+
+def _rss(peak=False):
+    "Bytes of this process in memory"
+    import resource
+    try: text = Path('/proc/self/status').read_text()
+    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss # bytes on a Mac
+    key = 'VmHWM' if peak else 'VmRSS'
+    return 1024*int(next(o for o in text.splitlines() if o.startswith(key)).split()[1])
+
+# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #d4de1d5d
+def _bytes_a_frame(d, size, storage):
+    "Bytes on disk of a frame of depth, from a few that are written and removed"
+    import tempfile
+    from vidlit.video.depth_frames import DepthWriter
+    with tempfile.TemporaryDirectory() as t:
+        lo,hi = d.min().item(),d.max().item()
+        kw = dict(lo=lo, hi=hi+1e-6) if storage=='png16' else {}
+        a = DepthWriter(Path(t)/'d', 'disparity', size, 25, storage, units='relative', frames=len(d), **kw)
+        a.extend(d)
+        return sum(o.stat().st_size for o in Path(t).rglob('*') if o.is_file())/len(d)
+
+# %% ../../nbs/pipeline/17_depth_pipeline.ipynb #79f4f008
 def estimate(
     video, # `VideoReader` or `VideoView`, open
     m, # A model
@@ -202,8 +240,7 @@ def estimate(
     saves:tuple=(), # Further forms, see `export.forms`
 )->dict: # What to expect, for people; seconds, bytes in `_seconds`, `_bytes`, `_memory`
     "Time, disk and memory of a run, from four frames on this machine"
-    import shutil, tempfile, time
-    from vidlit.video.depth_frames import DepthWriter
+    import shutil, time
     n,hw,k = len(video),(video.height, video.width),min(4, len(video))
     began = time.perf_counter()
     frames = [video[i] for i in np.linspace(0, n-1, k).astype(int)]
@@ -217,13 +254,7 @@ def estimate(
     alone = getattr(m, 'single_image', False)
     factor = 1. if alone or mode=='stream' else max(1., 32/22 if n>32 else 32/n)
     seconds = n*(read+each*factor)
-    with tempfile.TemporaryDirectory() as t:
-        z = d if native else m.back(d, hw)
-        lo,hi = z.min().item(),z.max().item()
-        kw = dict(lo=lo, hi=hi+1e-6) if storage=='png16' else {}
-        a = DepthWriter(Path(t)/'d', 'disparity', size, 25, storage, units='relative', frames=k, **kw)
-        a.extend(z)
-        used = sum(o.stat().st_size for o in Path(t).rglob('*') if o.is_file())/k
+    used = _bytes_a_frame(d if native else m.back(d, hw), size, storage)
     more = dict(npz=2.5, mm=1., exr=3., log=.2, ffv1=.8) # of a PNG, seen on drawn scenes and videos
     disk = n*used*(1+sum(more.get(o, 1.) for o in saves))
     memory = _rss()+grown*(1 if alone or mode=='stream' else 32)
@@ -231,14 +262,3 @@ def estimate(
     return {'frames': n, 'size': f'{size[1]}x{size[0]}', 'inside': 'x'.join(map(str, d.shape[:-3:-1])),
         'time about': _clock(seconds), 'disk about': _mb(disk), 'disk free here': _mb(free), 'memory at most about':
         _mb(memory), '_seconds': seconds, '_bytes': disk, '_memory': memory}
-
-def _mb(n): return f'{n/1e9:.1f} GB' if n>=1e9 else f'{n/1e6:.0f} MB'
-def _clock(s): return f'{s/3600:.1f} hours' if s>5400 else f'{s/60:.0f} minutes' if s>90 else f'{s:.0f} seconds'
-
-def _rss(peak=False):
-    "Bytes of this process in memory"
-    import resource
-    try: text = Path('/proc/self/status').read_text()
-    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss # bytes on a Mac
-    key = 'VmHWM' if peak else 'VmRSS'
-    return 1024*int(next(o for o in text.splitlines() if o.startswith(key)).split()[1])

@@ -46,7 +46,7 @@ def _read(p):
     a = read_npy(p) if p.suffix.lower()=='.npy' else _load(p, _suffixes[p.suffix.lower()])
     return a.squeeze()
 
-# %% ../../nbs/pipeline/depth_source.ipynb #6dc44ba5
+# %% ../../nbs/pipeline/depth_source.ipynb #ff197c6c
 def _shown(p):
     "What identifies a file of depth: name, size, and its ends"
     n = p.stat().st_size
@@ -69,27 +69,37 @@ class DepthFiles:
         if self.all is not None and self.all.ndim!=3:
             raise DepthError(path, f"an array of all frames is [t, h, w], not {list(self.all.shape)}")
         self.size = tuple(self.raw(0).shape)
-    def __len__(self): return len(self.files) if self.all is None else len(self.all)
-    def raw(self, i):
-        p = self.files[i if self.all is None else 0]
-        try: a = _read(p) if self.all is None else self.all[i]
-        except ImportError: raise
-        except Exception as e: raise DepthError(p, f"cannot be read ({type(e).__name__}: {e})") from e
-        if a.ndim!=2: raise DepthError(p, f"a frame of depth is [h, w], not {list(a.shape)}")
-        if a.dtype==np.uint8: raise DepthError(p, 'a picture of 8 bits, which is a preview and no depth')
-        if a.dtype.kind in 'iu' and not self.scale: raise DepthError(p,
-            f"holds integers ({a.dtype}): --scale says how much one step is, 0.001 for millimetres")
-        return a
-    def __getitem__(self, i):
-        a = self.raw(range(len(self))[i])
-        if a.shape!=self.size: raise DepthError(self.path, f"frame {i} is {list(a.shape)}, the first {list(self.size)}")
-        d = torch.from_numpy(np.array(a, dtype=np.float32))[None]
-        return d if a.dtype.kind not in 'iu' else torch.where(d>0, d*self.scale, math.nan)
-    def ident(self):
-        ends = dict.fromkeys([self.files[0], self.files[-1]])
-        text = ''.join(f'{p.name} {p.stat().st_size} ' for p in self.files)+''.join(map(_shown, ends))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+# %% ../../nbs/pipeline/depth_source.ipynb #53a39eed
+@patch
+def __len__(self:DepthFiles): return len(self.files) if self.all is None else len(self.all)
+
+@patch
+def raw(self:DepthFiles, i):
+    p = self.files[i if self.all is None else 0]
+    try: a = _read(p) if self.all is None else self.all[i]
+    except ImportError: raise
+    except Exception as e: raise DepthError(p, f"cannot be read ({type(e).__name__}: {e})") from e
+    if a.ndim!=2: raise DepthError(p, f"a frame of depth is [h, w], not {list(a.shape)}")
+    if a.dtype==np.uint8: raise DepthError(p, 'a picture of 8 bits, which is a preview and no depth')
+    if a.dtype.kind in 'iu' and not self.scale: raise DepthError(p,
+        f"holds integers ({a.dtype}): --scale says how much one step is, 0.001 for millimetres")
+    return a
+
+@patch
+def __getitem__(self:DepthFiles, i):
+    a = self.raw(range(len(self))[i])
+    if a.shape!=self.size: raise DepthError(self.path, f"frame {i} is {list(a.shape)}, the first {list(self.size)}")
+    d = torch.from_numpy(np.array(a, dtype=np.float32))[None]
+    return d if a.dtype.kind not in 'iu' else torch.where(d>0, d*self.scale, math.nan)
+
+@patch
+def ident(self:DepthFiles):
+    ends = dict.fromkeys([self.files[0], self.files[-1]])
+    text = ''.join(f'{p.name} {p.stat().st_size} ' for p in self.files)+''.join(map(_shown, ends))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+# %% ../../nbs/pipeline/depth_source.ipynb #c6eac361
 def load_depths(
     path, # Folder of vidlit's, file npz or npy, folder of frames
     scale:float=None, # Value of one step, for files of integers without a `sequence.json`
@@ -99,7 +109,7 @@ def load_depths(
     if not Path(path).exists(): raise DepthError(path, 'there is no such folder or file')
     return DepthReader(path, source=video) if (Path(path)/'sequence.json').exists() else DepthFiles(path, scale)
 
-# %% ../../nbs/pipeline/depth_source.ipynb #f4413796
+# %% ../../nbs/pipeline/depth_source.ipynb #b08ce322
 def camera(
     hw:tuple, # (h, w) of the video
     fov:float=None, # Degrees across the width
@@ -115,6 +125,7 @@ def camera(
         if K.shape!=(3, 3) or K[0, 0]<=0 or K[1, 1]<=0: raise DepthError(f, 'K must be 3x3 with positive focal lengths')
         return resize_K(K, row.get('size', hw), hw)
 
+# %% ../../nbs/pipeline/depth_source.ipynb #b22d180a
 class DepthSource:
     "Planar depth of a video: [i] -> float32 [1, h, w] metres, nan in holes"
     def __init__(self,
@@ -143,7 +154,10 @@ class DepthSource:
         self.near,self.far,self.ends = near,far,None
         if self.kind is Kind.relative: self._settle()
 
-# %% ../../nbs/pipeline/depth_source.ipynb #1f40390e
+# %% ../../nbs/pipeline/depth_source.ipynb #6d6af13f
+@patch
+def __len__(self:DepthSource): return len(self.frames_of)
+
 @patch
 def _check(self:DepthSource, hw, frames):
     "Another length, another shape, nothing in it"
@@ -157,6 +171,7 @@ def _check(self:DepthSource, hw, frames):
     if not any(seen(self.frames_of[int(i)]).any() for i in some):
         raise DepthError(self.path, 'no depth anywhere: all values are NaN, infinite or not positive')
 
+# %% ../../nbs/pipeline/depth_source.ipynb #e4866f03
 @patch
 def _settle(self:DepthSource):
     "From relative disparity to metres, once for the video"
@@ -166,9 +181,6 @@ def _settle(self:DepthSource):
     lo,hi = colour_range(self.frames_of)
     k = (1/self.near-1/self.far)/(hi-lo)
     self.ends = k,1/self.far-k*lo
-
-@patch
-def __len__(self:DepthSource): return len(self.frames_of)
 
 @patch
 def __getitem__(self:DepthSource, i):

@@ -150,7 +150,7 @@ def _spawn(code, args, log, threads, **env):
         return subprocess.Popen([sys.executable, '-P', '-c', code, args], stdin=subprocess.DEVNULL, stdout=f,
             stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
-# %% ../../nbs/pipeline/08_pool.ipynb #2079a3d3
+# %% ../../nbs/pipeline/08_pool.ipynb #919e4295
 class WorkerPool:
     "Worker processes of this machine, for one job"
     def __init__(self,
@@ -166,15 +166,23 @@ class WorkerPool:
         self.procs,self.errors = {},[] # processes by worker; last lines of those that ended with an error
         self.deaths,self.in_a_row,self.done = 0,0,self._windows() # killed: all, and since a window was done; windows
 
-    def _windows(self):
-        job = open_job(self.path)
-        return sum(len(job.work(c).done) for c in self._mine(job))
-    def _mine(self, job):
-        return range(len(job.chunks)) if self.task is None else range(self.task[0], len(job.chunks), self.task[1])
-    def left(self): # Chunks that are not done
-        job = open_job(self.path)
-        return [c for c in self._mine(job) if job.work(c).missing]
-    def log(self, i): return self.path/'logs'/f'worker_{i}.log'
+# %% ../../nbs/pipeline/08_pool.ipynb #126f6d30
+@patch
+def _windows(self:WorkerPool):
+    job = open_job(self.path)
+    return sum(len(job.work(c).done) for c in self._mine(job))
+
+@patch
+def _mine(self:WorkerPool, job):
+    return range(len(job.chunks)) if self.task is None else range(self.task[0], len(job.chunks), self.task[1])
+
+@patch
+def left(self:WorkerPool): # Chunks that are not done
+    job = open_job(self.path)
+    return [c for c in self._mine(job) if job.work(c).missing]
+
+@patch
+def log(self:WorkerPool, i): return self.path/'logs'/f'worker_{i}.log'
 
 # %% ../../nbs/pipeline/08_pool.ipynb #3b3e9ea1
 @patch

@@ -16,7 +16,7 @@ from .pool import trusted, work_on
 from .worker import status
 from .job import ChunkError, open_job
 
-# %% ../../nbs/pipeline/10_ray.ipynb #e25f4305
+# %% ../../nbs/pipeline/10_ray.ipynb #2df0dad9
 def leave_word(path)->str: # path: folder of a job
     "Put a fresh word into the job's folder"
     word = os.urandom(8).hex()
@@ -51,7 +51,7 @@ def ray_worker(
     # Ray shows a task its own card alone
     return work_on(path, 'cuda:0' if gpu else 'cpu', None if gpu else threads, ttl=ttl, model=model)
 
-# %% ../../nbs/pipeline/10_ray.ipynb #86893601
+# %% ../../nbs/pipeline/10_ray.ipynb #5164f4c7
 def _ray():
     if importlib.util.find_spec('ray') is None:
         raise ImportError(f"several machines need Ray: {get_extra('ray')}")
@@ -67,6 +67,7 @@ def _join(ray, address):
         raise ChunkError(f"no Ray cluster at {address!r}: start one with `ray start --head` ({said})") from e
     return True
 
+# %% ../../nbs/pipeline/10_ray.ipynb #e243d0e6
 def shape_of(
     resources:dict, # Of the cluster, as Ray counts them
     device:str='auto', # 'auto', 'cpu' or 'cuda'
@@ -80,7 +81,20 @@ def shape_of(
         raise ChunkError(f"the Ray cluster has no {'GPU' if gpu else 'core'} for work: {resources}")
     return max(1, min(workers or n, chunks)),gpu
 
-# %% ../../nbs/pipeline/10_ray.ipynb #56f28767
+# %% ../../nbs/pipeline/10_ray.ipynb #d4f823aa
+def _await(ray, refs, path, report, every):
+    "Wait for tasks; what those that failed have said"
+    said = []
+    while refs:
+        done,refs = ray.wait(refs, timeout=every)
+        for o in done:
+            try: ray.get(o)
+            except ray.exceptions.RayError as e:
+                said.append(' '.join(str(getattr(e, 'cause', None) or e).split())[:500])
+        if report: report(status(path))
+    return said
+
+# %% ../../nbs/pipeline/10_ray.ipynb #6e61166f
 def run_on_ray(
     path, # Folder of a job that has a plan, on a disk that all machines share
     address:str='auto', # Of the cluster; 'auto': the one that this machine is part of
@@ -107,15 +121,3 @@ def run_on_ray(
         raise ChunkError(f"{path}: {len(left)} of {len(job.chunks)} chunks are not done, the rest is kept. {why}. "
             "Put that right and give the same command again: it goes on where it was")
     return status(path)
-
-def _await(ray, refs, path, report, every):
-    "Wait for tasks; what those that failed have said"
-    said = []
-    while refs:
-        done,refs = ray.wait(refs, timeout=every)
-        for o in done:
-            try: ray.get(o)
-            except ray.exceptions.RayError as e:
-                said.append(' '.join(str(getattr(e, 'cause', None) or e).split())[:500])
-        if report: report(status(path))
-    return said

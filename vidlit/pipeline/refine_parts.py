@@ -12,7 +12,7 @@ from pathlib import Path
 from ..floor.fingerprint import fingerprint
 from ..floor.reading import StoreError
 
-# %% ../../nbs/pipeline/refine_parts.ipynb #f5257fd8
+# %% ../../nbs/pipeline/refine_parts.ipynb #2b1e82ee
 default_method = 'bilateral'
 
 def slug(name):
@@ -24,14 +24,16 @@ def methods()->dict: # Name on the command line -> op
     from vidlit.refiner.baselines import controls
     return {slug(k): f for k,f in controls.items()}
 
+# %% ../../nbs/pipeline/refine_parts.ipynb #5835c8ac
 def about_method(method:str # One of `methods()`
 )->str:
     "A method in a line"
     known = {'raw': 'the depth as it came', 'bilateral': 'a pixel follows its past unless it has really changed',
         'scale': "each frame's scale brought to a running reference", 'scale-and-shift': 'the same with a shift',
         'scale-bilateral': 'first scale, then bilateral'}
-    return known[method] if method in known else f'moving average, a new frame counts {method.removeprefix("ema-")}'
+    return known[method] if method in known else f'moving average, the past counts {method.removeprefix("ema-")}'
 
+# %% ../../nbs/pipeline/refine_parts.ipynb #ff45061b
 def refiner_folder()->Path:
     "Where the weights of the small refiner are, in a checkout or a wheel"
     import vidlit
@@ -59,7 +61,7 @@ def load_op(
     if method not in have: raise ValueError(f"no method {method!r}: choose {', '.join(have)}, or model")
     return have[method],method,method
 
-# %% ../../nbs/pipeline/refine_parts.ipynb #3afe490b
+# %% ../../nbs/pipeline/refine_parts.ipynb #0552a7e2
 def pack_state(
     state, # Dicts, tuples, lists, numbers, texts, None, tensors; named tuples and dataclasses of them
 )->tuple: # Name -> tensor, and what JSON can hold
@@ -78,6 +80,7 @@ def pack_state(
     plan = walk(state)
     return tensors,plan
 
+# %% ../../nbs/pipeline/refine_parts.ipynb #8a2cdb75
 def _classes(o):
     "Classes in a state, by name"
     if isinstance(o, dict): return {k: v for x in o.values() for k,v in _classes(x).items()}

@@ -10,7 +10,7 @@ import math, re
 from pathlib import Path
 from ..floor.reading import FileError, read_bytes
 
-# %% ../../nbs/pipeline/track_files.ipynb #4211603e
+# %% ../../nbs/pipeline/track_files.ipynb #b89cc008
 class TrackError(FileError): "A tracking file that cannot be used; the message names the place in it"
 
 def _text(path):
@@ -29,6 +29,7 @@ def _rows(path, split=None):
         words = [o.strip() for o in line.split(split)]
         if line.strip() and line[0]!='#': yield words,f'{path}, line {n}'
 
+# %% ../../nbs/pipeline/track_files.ipynb #0ffc5653
 def read_mot(
     path, # .txt or .csv with commas
 )->dict: # As JSON would have it
@@ -43,7 +44,7 @@ def read_mot(
         out.append(row | (dict(score=v[6]) if len(v)>6 else {}))
     return dict(form='MOT', boxes='xywh', first_frame=1, tracks=out)
 
-# %% ../../nbs/pipeline/track_files.ipynb #2d9f47e1
+# %% ../../nbs/pipeline/track_files.ipynb #c063e7da
 def read_yolo(
     folder, # Of label files, NAME_12.txt for frame 12
     size:tuple, # (height, width) of the frames, pixels
@@ -65,6 +66,7 @@ def read_yolo(
     first = min((int(m[1]) for m in numbers.values() if m), default=1)
     return dict(form='YOLO', boxes='cxcywh', first_frame=min(first, 1), width=w, height=h, tracks=out)
 
+# %% ../../nbs/pipeline/track_files.ipynb #ceb0d11c
 def read_cvat(
     path, # .xml, 'CVAT for video 1.1'
 )->dict: # As JSON would have it; boxes that are marked as outside have no place
@@ -85,7 +87,7 @@ def read_cvat(
     if not out: raise TrackError(f"{path}: no track with a box was found (export as 'CVAT for video 1.1')")
     return dict(form='CVAT', boxes='xyxy', first_frame=0, tracks=out)
 
-# %% ../../nbs/pipeline/track_files.ipynb #9f072d18
+# %% ../../nbs/pipeline/track_files.ipynb #befe0087
 def is_text(path)->bool: # A folder of labels, or .txt, .csv, .xml
     "Is it one of the forms of this page?"
     return Path(path).is_dir() or Path(path).suffix.lower() in ('.txt','.csv','.xml')
@@ -102,6 +104,7 @@ def read_text(
     if size is None: raise TrackError(f"{path}: shares of a frame need its size")
     return read_yolo(p, size)
 
+# %% ../../nbs/pipeline/track_files.ipynb #4a782ba1
 def to_mot(
     entries:list, # (frame from 0, track, (x1, y1, x2, y2), (x, y, z) in metres or None)
 )->str:

@@ -131,6 +131,26 @@ def sink(self:DepthRun, more, **kw):
     kw |= dict(units=self.m.units, source=self.source, made=self.made(more))
     return DepthWriter(self.out, self.m.file_kind, self.size, self.video.info.fps, self.storage, self.dtype, **kw)
 
+# %% ../../nbs/pipeline/03_video_depth.ipynb #7d06892e
+class _Clock:
+    "Tells how far a stage is, how fast, and how long it will take"
+    def __init__(self, run, stage): self.run,self.stage = run,stage
+    def begin(self, n): self.first,self.at = n,time.perf_counter()
+    def __call__(self, n):
+        if self.run.report is None: return
+        rate = (n-self.first)/max(1e-9, time.perf_counter()-self.at)
+        left = (self.run.stop-n)/rate if rate else None
+        self.run.report(dict(stage=self.stage, done=n, frames=self.run.stop, rate=rate, left=left))
+
+@patch
+def keep(self:DepthRun, n, depth, more):
+    "Put a part on disk"
+    if not self.integers: return put_frames(self.sink(more), enumerate(depth, n))
+    more['lo'],more['hi'] = bounds(depth, self.m.file_kind, more['lo'], more['hi'])
+    _replace(self.work/f'part_{n:07d}.npy', lambda f: np.save(f, depth.numpy()))
+
+_ours = r'part_\d{7,}\.npy',r'state_\d{7,}\.safetensors',r'(point|run)\.json' # what we put into the folder of work
+
 # %% ../../nbs/pipeline/03_video_depth.ipynb #0f6a83fa
 def _note(self, more, used, n):
     "Count what had to be done again in float32, and say it"
@@ -164,24 +184,6 @@ def advance(self:DepthRun
         clock(p.n)
     return more
 
-# %% ../../nbs/pipeline/03_video_depth.ipynb #749afc18
-class _Clock:
-    "Tells how far a stage is, how fast, and how long it will take"
-    def __init__(self, run, stage): self.run,self.stage = run,stage
-    def begin(self, n): self.first,self.at = n,time.perf_counter()
-    def __call__(self, n):
-        if self.run.report is None: return
-        rate = (n-self.first)/max(1e-9, time.perf_counter()-self.at)
-        left = (self.run.stop-n)/rate if rate else None
-        self.run.report(dict(stage=self.stage, done=n, frames=self.run.stop, rate=rate, left=left))
-
-@patch
-def keep(self:DepthRun, n, depth, more):
-    "Put a part on disk"
-    if not self.integers: return put_frames(self.sink(more), enumerate(depth, n))
-    more['lo'],more['hi'] = bounds(depth, self.m.file_kind, more['lo'], more['hi'])
-    _replace(self.work/f'part_{n:07d}.npy', lambda f: np.save(f, depth.numpy()))
-
 # %% ../../nbs/pipeline/03_video_depth.ipynb #a6911c69
 @patch
 def finish(self:DepthRun, more):
@@ -211,7 +213,7 @@ def close(self:DepthRun, w, more):
     w.close() # from here on the video is done, whatever is left of the folder of work
     clear(self.work, *_ours)
 
-# %% ../../nbs/pipeline/03_video_depth.ipynb #b0951ccb
+# %% ../../nbs/pipeline/03_video_depth.ipynb #6041e32f
 @patch
 def lost(self:DepthRun)->list: # Frame numbers
     "Frames that should be there, and are not"
@@ -228,6 +230,7 @@ def all_there(self:DepthRun):
 
 def _some(gone, n): return f"{len(gone)} of {n} frames (the first is {gone[0]}) {'were' if len(gone)>1 else 'was'}"
 
+# %% ../../nbs/pipeline/03_video_depth.ipynb #fd5166f7
 @patch
 def reopen(self:DepthRun, gone):
     "Take the last note of a finished folder back, and begin anew for the frames that are lost"
@@ -238,7 +241,52 @@ def reopen(self:DepthRun, gone):
     write_json(self.work/'run.json', self.asked)
     _write_meta(self.out, replace(meta, frames=self.stop if self.integers else None, made=made))
 
-# %% ../../nbs/pipeline/03_video_depth.ipynb #1467bbb3
+# %% ../../nbs/pipeline/03_video_depth.ipynb #fa470da6
+def _tidy(out, done):
+    "Remove what a killed run left half written; whoever holds the folder may"
+    if done: clear(out/'.work', *_ours)
+    for f in (out/'frames.zarr').rglob('*.partial'):
+        if re.fullmatch(r'.+\.[0-9a-f]{32}\.partial', f.name): f.unlink(missing_ok=True) # as zarr names them
+    sweep(out)
+
+@contextmanager
+def _explain_full_disk(run):
+    "A full disk, said clearly"
+    def kept():
+        p = run.work/'point.json'
+        n = run.stop if run.closed() else read_json(p, {'n':Num(0), str:object})['n'] if p.exists() else 0
+        return f"{n} of {run.stop} frames are kept"
+    with room_for(run.out, kept): yield
+
+# %% ../../nbs/pipeline/03_video_depth.ipynb #412df45e
+@patch
+def summary(self:DepthRun, preview, seconds):
+    "Say what came out; the preview on the way"
+    r = DepthReader(self.out)
+    meta,made = r.meta,r.meta.made
+    h,w = made['inside']
+    row = dict(out=str(self.out), frames=len(r), size=f'{meta.width}x{meta.height}', fps=str(meta.fps),
+        kind=meta.kind, units=meta.units, model=made['about'], fingerprint=made['fingerprint'],
+        mode=made['mode'], precision=made['precision'], inside=f'{w}x{h}', rate=made['rate'])
+    if made['precision']!=made['asked'] or made['fp32_again']:
+        row['note'] = (f"asked for {made['asked']}, which gave values that are not finite: "
+            f"made in {made['precision']}, {made['fp32_again']} further parts in fp32")
+    if self.cut: row['scenes'] = len(made['scenes'])
+    lo,hi = colour_range(r, frames=64 if preview else 16)
+    row['1st to 99th percentile'] = f'{lo:.4g} to {hi:.4g}'
+    if self.integers: row['integer steps between them'] = round((hi-lo)/meta.scale)
+    if preview: row['preview'] = str(self.preview(r, (lo, hi)))
+    return {**row, 'seconds': round(seconds, 1)}
+
+@patch
+def preview(self:DepthRun, depth, bounds=None):
+    "The preview, once"
+    path,clock = self.out/'preview.mp4',_Clock(self, 'preview')
+    clock.begin(0)
+    return path if path.exists() else write_preview(path, self.video, depth, report=clock,
+        bounds=bounds)
+
+# %% ../../nbs/pipeline/03_video_depth.ipynb #c714ca13
 def video_depth(
     video, # Path of a video, or a `VideoView` of one
     out, # Folder; made, or gone on with when it is of the same video, model and settings
@@ -268,49 +316,3 @@ def video_depth(
         if done and (gone := run.lost()): done = run.reopen(gone)
         if not done: run.finish(run.advance())
         return run.summary(preview, time.perf_counter()-began)
-
-_ours = r'part_\d{7,}\.npy',r'state_\d{7,}\.safetensors',r'(point|run)\.json' # what we put into the folder of work
-
-def _tidy(out, done):
-    "Remove what a killed run left half written; whoever holds the folder may"
-    if done: clear(out/'.work', *_ours)
-    for f in (out/'frames.zarr').rglob('*.partial'):
-        if re.fullmatch(r'.+\.[0-9a-f]{32}\.partial', f.name): f.unlink(missing_ok=True) # as zarr names them
-    sweep(out)
-
-@contextmanager
-def _explain_full_disk(run):
-    "A full disk, said clearly"
-    def kept():
-        p = run.work/'point.json'
-        n = run.stop if run.closed() else read_json(p, {'n':Num(0), str:object})['n'] if p.exists() else 0
-        return f"{n} of {run.stop} frames are kept"
-    with room_for(run.out, kept): yield
-
-# %% ../../nbs/pipeline/03_video_depth.ipynb #7a9b8f1f
-@patch
-def summary(self:DepthRun, preview, seconds):
-    "Say what came out; the preview on the way"
-    r = DepthReader(self.out)
-    meta,made = r.meta,r.meta.made
-    h,w = made['inside']
-    row = dict(out=str(self.out), frames=len(r), size=f'{meta.width}x{meta.height}', fps=str(meta.fps),
-        kind=meta.kind, units=meta.units, model=made['about'], fingerprint=made['fingerprint'],
-        mode=made['mode'], precision=made['precision'], inside=f'{w}x{h}', rate=made['rate'])
-    if made['precision']!=made['asked'] or made['fp32_again']:
-        row['note'] = (f"asked for {made['asked']}, which gave values that are not finite: "
-            f"made in {made['precision']}, {made['fp32_again']} further parts in fp32")
-    if self.cut: row['scenes'] = len(made['scenes'])
-    lo,hi = colour_range(r, frames=64 if preview else 16)
-    row['1st to 99th percentile'] = f'{lo:.4g} to {hi:.4g}'
-    if self.integers: row['integer steps between them'] = round((hi-lo)/meta.scale)
-    if preview: row['preview'] = str(self.preview(r, (lo, hi)))
-    return {**row, 'seconds': round(seconds, 1)}
-
-@patch
-def preview(self:DepthRun, depth, bounds=None):
-    "The preview, once"
-    path,clock = self.out/'preview.mp4',_Clock(self, 'preview')
-    clock.begin(0)
-    return path if path.exists() else write_preview(path, self.video, depth, report=clock,
-        bounds=bounds)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds_of_attention', 'timesformer_b', 'timesformer_hr', 'timesformer_l', 'official', 'hf_names', 'TimeSformerConfig',
-           'divided_ref', 'along_time', 'DividedBlock', 'TimeSformer', 'resize_nearest', 'comparisons', 'to_hf_config',
+           'DividedBlock', 'divided_ref', 'along_time', 'resize_nearest', 'TimeSformer', 'comparisons', 'to_hf_config',
            'from_hf_config']
 
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #e3fc41f7
@@ -40,6 +40,19 @@ timesformer_b = TimeSformerConfig()
 timesformer_hr = replace(timesformer_b, grid=Grid(16,28,28)) # 16 frames of 448 pixels
 timesformer_l = replace(timesformer_b, grid=Grid(96,14,14)) # 96 frames of 224 pixels
 
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #73d6fd50
+class DividedBlock(Block):
+    "A block that attends along time, then within each frame (eq. 1)"
+    def __init__(self, cfg, drop_path=0., attn=Attention,
+        space_first:bool=False, # The document's order
+    ):
+        super().__init__(cfg, drop_path, attn)
+        self.space_first = space_first
+        self.norm_t,self.attn_t = nn.LayerNorm(cfg.dim, cfg.eps),attn(cfg.dim, cfg.heads, cfg.qkv_bias)
+        self.fc_t = nn.Linear(cfg.dim, cfg.dim)
+        nn.init.zeros_(self.fc_t.weight)
+        nn.init.zeros_(self.fc_t.bias)
+
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #f1a0deaa
 def divided_ref(
     blk, # A `DividedBlock`
@@ -56,7 +69,7 @@ def divided_ref(
     tok = torch.cat((cls + y[:,:,0].mean(1, keepdim=True), x + rearrange(y[:,:,1:], 'b t s d -> b (t s) d')), 1)
     return tok + blk.mlp(blk.norm2(tok))
 
-# %% ../../nbs/pyramid/06_divided_attention.ipynb #e80cb359
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #22b18ea4
 def along_time(
     qkv:Tensor, # `[b, t*s, 3*d]`, time-major
     t:int, # Frames
@@ -66,51 +79,52 @@ def along_time(
     b,n,_ = qkv.shape
     return qkv.view(b, t, n//t, 3, heads, -1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)
 
-class DividedBlock(Block):
-    "A block that attends along time, then within each frame (eq. 1)"
-    def __init__(self, cfg, drop_path=0., attn=Attention,
-        space_first:bool=False, # The document's order
-    ):
-        super().__init__(cfg, drop_path, attn)
-        self.space_first = space_first
-        self.norm_t,self.attn_t = nn.LayerNorm(cfg.dim, cfg.eps),attn(cfg.dim, cfg.heads, cfg.qkv_bias)
-        self.fc_t = nn.Linear(cfg.dim, cfg.dim)
-        nn.init.zeros_(self.fc_t.weight)
-        nn.init.zeros_(self.fc_t.bias)
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #64a058c9
+@patch
+def time(self:DividedBlock, x, t, factor=None):
+    "What attention along time adds to the patches `[b, t*s, d]`"
+    attn,fc = self.attn_t,self.fc_t
+    q,k,v = along_time(F.linear(self.norm_t(x), attn.qkv.weight, attn.qkv.bias), t, attn.heads)
+    y = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(x),-1))
+    y = y.permute(0, 3, 1, 2, 4).reshape(x.shape)
+    if factor is not None: return fc(attn.proj(y)*factor) # which samples skip: between the two matrices
+    return F.linear(y, fc.weight@attn.proj.weight, F.linear(attn.proj.bias, fc.weight, fc.bias))
 
-    def time(self, x, t, factor=None):
-        "What attention along time adds to the patches `[b, t*s, d]`"
-        attn,fc = self.attn_t,self.fc_t
-        q,k,v = along_time(F.linear(self.norm_t(x), attn.qkv.weight, attn.qkv.bias), t, attn.heads)
-        y = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(x),-1))
-        y = y.permute(0, 3, 1, 2, 4).reshape(x.shape)
-        if factor is not None: return fc(attn.proj(y)*factor) # which samples skip: between the two matrices
-        return F.linear(y, fc.weight@attn.proj.weight, F.linear(attn.proj.bias, fc.weight, fc.bias))
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #19caca8c
+@patch
+def space(self:DividedBlock, cls, x, t, factor=None):
+    "What attention within the frames adds to class token `[b, 1, d]` and patches `[b, t*s, d]`"
+    (b,n,d),s = x.shape,x.shape[1]//t
+    tok = torch.cat((cls[:,None].expand(-1, t, -1, -1), x.view(b, t, s, d)), 2).flatten(0, 1)
+    y = self.attn(self.norm1(tok)).unflatten(0, (b,t))
+    if factor is not None: y = y*factor[...,None]
+    one,rest = y.split((1,s), 2)
+    return one.mean(1),rest.reshape(b, n, d)
 
-    def forward(self,
-        tok:Tensor, # `[b, 1+t*s, d]`, the class token first
-        t:int, # Frames
-        paths:tuple=(None,)*3, # Factors `[b, 1, 1]` of time, space and MLP from drop path, or None
-    )->Tensor: # As `tok`
-        cls,x = tok.split((1, tok.shape[1]-1), 1)
-        if not self.space_first: x = x + self.time(x, t, paths[0])
-        c,y = self.space(cls, x, t, paths[1])
-        x = x+y
-        if self.space_first: x = x + self.time(x, t, paths[0])
-        tok = torch.cat((cls+c, x), 1)
-        y = self.mlp(self.norm2(tok))
-        return tok + (y if paths[2] is None else y*paths[2])
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #0ad8da37
+@patch
+def forward(self:DividedBlock,
+    tok:Tensor, # `[b, 1+t*s, d]`, the class token first
+    t:int, # Frames
+    paths:tuple=(None,)*3, # Factors `[b, 1, 1]` of time, space and MLP from drop path, or None
+)->Tensor: # As `tok`
+    cls,x = tok.split((1, tok.shape[1]-1), 1)
+    if not self.space_first: x = x + self.time(x, t, paths[0])
+    c,y = self.space(cls, x, t, paths[1])
+    x = x+y
+    if self.space_first: x = x + self.time(x, t, paths[0])
+    tok = torch.cat((cls+c, x), 1)
+    y = self.mlp(self.norm2(tok))
+    return tok + (y if paths[2] is None else y*paths[2])
 
-    def space(self, cls, x, t, factor=None):
-        "What attention within the frames adds to class token `[b, 1, d]` and patches `[b, t*s, d]`"
-        (b,n,d),s = x.shape,x.shape[1]//t
-        tok = torch.cat((cls[:,None].expand(-1, t, -1, -1), x.view(b, t, s, d)), 2).flatten(0, 1)
-        y = self.attn(self.norm1(tok)).unflatten(0, (b,t))
-        if factor is not None: y = y*factor[...,None]
-        one,rest = y.split((1,s), 2)
-        return one.mean(1),rest.reshape(b, n, d)
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #fef60dc0
+def resize_nearest(table, old, new):
+    "A table `[1, n, d]` of positions for another size, by the nearest entry"
+    if tuple(old)==tuple(new): return table
+    x = F.interpolate(table.mT.unflatten(2, tuple(old)), size=tuple(new), mode='nearest')
+    return x.flatten(2).mT
 
-# %% ../../nbs/pyramid/06_divided_attention.ipynb #ebafdd92
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #2ee932ee
 class TimeSformer(nn.Module):
     "A video transformer with divided, joint or spatial attention"
     def __init__(self,
@@ -132,45 +146,44 @@ class TimeSformer(nn.Module):
         for b in self.blocks: # silent along time
             if cfg.attention=='divided': nn.init.zeros_(b.fc_t.weight)
 
-    def embed(self, clip):
-        "Tokens `[b, 1+t*h*w, d]` with positions; for space-only attention `[b*t, 1+h*w, d]`"
-        b,grid = len(clip),grid_of(clip, self.cfg.enc.patch)
-        x = self.patch_embed(clip).unflatten(1, (grid.t,-1))
-        x = x + resize_nearest(self.pos_embed[:,1:], self.cfg.grid[1:], grid[1:])[:,None]
-        cls = self.cls_token + self.pos_embed[:,:1]
-        if self.time_embed is None: x = x.flatten(0, 1)
-        else: x = (x + resize_nearest(self.time_embed, self.cfg.grid[:1], grid[:1])[:,:,None]).flatten(1, 2)
-        return torch.cat((cls.expand(len(x), -1, -1), x), 1),grid
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #66bff9d0
+@patch
+def embed(self:TimeSformer, clip):
+    "Tokens `[b, 1+t*h*w, d]` with positions; for space-only attention `[b*t, 1+h*w, d]`"
+    b,grid = len(clip),grid_of(clip, self.cfg.enc.patch)
+    x = self.patch_embed(clip).unflatten(1, (grid.t,-1))
+    x = x + resize_nearest(self.pos_embed[:,1:], self.cfg.grid[1:], grid[1:])[:,None]
+    cls = self.cls_token + self.pos_embed[:,:1]
+    if self.time_embed is None: x = x.flatten(0, 1)
+    else: x = (x + resize_nearest(self.time_embed, self.cfg.grid[:1], grid[:1])[:,:,None]).flatten(1, 2)
+    return torch.cat((cls.expand(len(x), -1, -1), x), 1),grid
 
-    def forward(self,
-        clip:Tensor, # `[b, 3, t, h, w]`, normalised; sides multiples of the patch
-        gen:torch.Generator=None, # Randomness of drop path; the global generator when missing
-    )->Tensor: # `[b, classes]`, or `[b, d]` without a head
-        if self.cfg.attention!='space': return self.head(self.tokens(clip, gen)[:,0])
-        tok = self.tokens(clip, gen, norm=False)[:,0].unflatten(0, (len(clip),-1))
-        return self.head(self.norm(tok.mean(1))) # the frames' mean, then the norm
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #5626f207
+@patch
+def tokens(self:TimeSformer,
+    clip:Tensor, # `[b, 3, t, h, w]`, normalised
+    gen:torch.Generator=None, # Randomness of drop path
+    norm:bool=True, # Through the last norm?
+)->Tensor: # `[b, 1+t*h*w, d]`, class token first; space only: `[b*t, 1+h*w, d]`
+    "What the blocks make of a clip"
+    tok,grid = self.embed(clip)
+    for blk in self.blocks:
+        if self.cfg.attention!='divided': tok = blk(tok, paths=blk.draw(tok, gen))
+        elif blk.training and blk.drop_path:
+            keep = [blk.draw(tok, gen)[0] for _ in range(3)]
+            tok = blk(tok, grid.t, keep)
+        else: tok = blk(tok, grid.t)
+    return self.norm(tok) if norm else tok
 
-    def tokens(self,
-        clip:Tensor, # `[b, 3, t, h, w]`, normalised
-        gen:torch.Generator=None, # Randomness of drop path
-        norm:bool=True, # Through the last norm?
-    )->Tensor: # `[b, 1+t*h*w, d]`, class token first; space only: `[b*t, 1+h*w, d]`
-        "What the blocks make of a clip"
-        tok,grid = self.embed(clip)
-        for blk in self.blocks:
-            if self.cfg.attention!='divided': tok = blk(tok, paths=blk.draw(tok, gen))
-            elif blk.training and blk.drop_path:
-                keep = [blk.draw(tok, gen)[0] for _ in range(3)]
-                tok = blk(tok, grid.t, keep)
-            else: tok = blk(tok, grid.t)
-        return self.norm(tok) if norm else tok
-
-# %% ../../nbs/pyramid/06_divided_attention.ipynb #e96a1bb1
-def resize_nearest(table, old, new):
-    "A table `[1, n, d]` of positions for another size, by the nearest entry"
-    if tuple(old)==tuple(new): return table
-    x = F.interpolate(table.mT.unflatten(2, tuple(old)), size=tuple(new), mode='nearest')
-    return x.flatten(2).mT
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #6c172026
+@patch
+def forward(self:TimeSformer,
+    clip:Tensor, # `[b, 3, t, h, w]`, normalised; sides multiples of the patch
+    gen:torch.Generator=None, # Randomness of drop path; the global generator when missing
+)->Tensor: # `[b, classes]`, or `[b, d]` without a head
+    if self.cfg.attention!='space': return self.head(self.tokens(clip, gen)[:,0])
+    tok = self.tokens(clip, gen, norm=False)[:,0].unflatten(0, (len(clip),-1))
+    return self.head(self.norm(tok.mean(1))) # the frames' mean, then the norm
 
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #b941f460
 def comparisons(
@@ -202,7 +215,7 @@ _body = KeyMap([Rule('patch_embed.proj.weight', _conv+'weight', _flat.load, _fla
     ('blocks.{i}.mlp.fc1.{p}', _l+'intermediate.dense.{p}'), ('blocks.{i}.mlp.fc2.{p}', _l+'output.dense.{p}')])
 hf_names = _body.under('', 'timesformer.') + KeyMap([('head.{p}', 'classifier.{p}')])
 
-# %% ../../nbs/pyramid/06_divided_attention.ipynb #417dac23
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #43236713
 _hf_kind = dict(divided='divided_space_time', joint='joint_space_time', space='space_only')
 
 def _square(grid, patch):
@@ -223,6 +236,7 @@ def to_hf_config(cfg:TimeSformerConfig)->dict:
     return res | dict(architectures=['TimesformerForVideoClassification'],
         id2label={str(i): o for i,o in enumerate(names)}, label2id={o: i for i,o in enumerate(names)})
 
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #140cecdf
 def from_hf_config(c:dict, classes:int)->TimeSformerConfig:
     "Sizes from transformers' config.json; what it leaves out has transformers' default"
     get = lambda k, d: c.get(k, d)
@@ -235,7 +249,7 @@ def from_hf_config(c:dict, classes:int)->TimeSformerConfig:
     kind = {v: k for k,v in _hf_kind.items()}[get('attention_type', 'divided_space_time')]
     return TimeSformerConfig(enc, Grid(get('num_frames', 8), side//p, side//p), kind, classes)
 
-# %% ../../nbs/pyramid/06_divided_attention.ipynb #0cee99fd
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #2bfc2468
 @patch(cls_method=True)
 def from_pretrained(cls:TimeSformer,
     name, # Folder, or 'owner/name' on the Hub, in transformers' layout
@@ -257,6 +271,7 @@ def save_pretrained(self:TimeSformer,
     keys = hf_names if self.cfg.classes else _body
     return save_hub(keys.to_theirs(self.state_dict()), path, to_hf_config(self.cfg))
 
+# %% ../../nbs/pyramid/06_divided_attention.ipynb #ad78ff13
 @patch(cls_method=True)
 def from_official(cls:TimeSformer,
     path, # A file of the authors (read without executing anything), or its state
@@ -269,7 +284,6 @@ def from_official(cls:TimeSformer,
     model = cls(replace(cfg, grid=grid, classes=0 if head is None else len(head)))
     load_strict(model, state, official)
     return model.eval()
-
 
 @patch
 def to_official(self:TimeSformer,

@@ -46,7 +46,7 @@ raft_small = RaftConfig(enc=(32, 32, 64, 96, 128), bottleneck=True, context=64, 
 raft_toy = RaftConfig(enc=(16, 16, 24, 32, 32), strides=(2, 1, 2, 1), context=24, context_norm='none', hidden=24,
     levels=3, radius=3, corr=(48,), flow=(24, 16), motion=32, gru=((3, 3),), head=32)
 
-# %% ../../nbs/pyramid/raft.ipynb #3318f998
+# %% ../../nbs/pyramid/raft.ipynb #a5913c3a
 def _norm(kind, c): return {'instance': nn.InstanceNorm2d, 'batch': nn.BatchNorm2d}[kind](c)
 
 def _conv(c_in, c_out, k=3, stride=1, norm='none', relu=True):
@@ -57,7 +57,6 @@ def _conv(c_in, c_out, k=3, stride=1, norm='none', relu=True):
     if relu: parts.append(nn.ReLU())
     return nn.Sequential(*parts)
 
-# %% ../../nbs/pyramid/raft.ipynb #a1e59df1
 class ResidualBlock(nn.Module):
     "Two convolutions, or three with a narrow middle, and a shortcut"
     def __init__(self, c_in, c_out, norm, stride=1, bottleneck=False):
@@ -73,6 +72,7 @@ class ResidualBlock(nn.Module):
         y = self.convnormrelu3(self.convnormrelu2(self.convnormrelu1(x)))
         return F.relu(self.downsample(x)+y)
 
+# %% ../../nbs/pyramid/raft.ipynb #0ca9d8d9
 class Encoder(nn.Module):
     "Features of an image at 1/factor of its size"
     def __init__(self, enc, strides, norm, bottleneck):
@@ -141,7 +141,7 @@ class OnDemand(AllPairs):
             for off in window(self.radius, xy): out.append((fa*read_at(v, xy/2**l+off)).sum(1)/fa.shape[1]**.5)
         return torch.stack(out, 1)
 
-# %% ../../nbs/pyramid/raft.ipynb #f4a6e7bf
+# %% ../../nbs/pyramid/raft.ipynb #76a89a3f
 class ConvGRU(nn.Module):
     "A gated recurrent unit whose matrices are convolutions (eq. 2)"
     def __init__(self, dim, hidden, kernel):
@@ -154,6 +154,7 @@ class ConvGRU(nn.Module):
         z,r = self.convz(hx).sigmoid(),self.convr(hx).sigmoid()
         return (1-z)*h+z*self.convq(torch.cat([r*h, x], 1)).tanh()
 
+# %% ../../nbs/pyramid/raft.ipynb #103bdcff
 class MotionEncoder(nn.Module):
     "What was looked up, and the flow so far, in a few channels; the flow itself is the last two"
     def __init__(self, dim, cfg):
@@ -167,7 +168,7 @@ class MotionEncoder(nn.Module):
         x = [self.convcorr2(self.convcorr1(seen)), self.convflow2(self.convflow1(flow))]
         return torch.cat([self.conv(torch.cat(x, 1)), flow], 1)
 
-# %% ../../nbs/pyramid/raft.ipynb #29ea845f
+# %% ../../nbs/pyramid/raft.ipynb #08277ac9
 class FlowHead(nn.Module):
     "Hidden state to a step of the flow"
     def __init__(self, hidden, mid):
@@ -190,7 +191,7 @@ class UpdateBlock(nn.Module):
         for unit in self.recurrent_block.values(): hid = unit(hid, x)
         return hid,self.flow_head(hid)
 
-# %% ../../nbs/pyramid/raft.ipynb #2e725682
+# %% ../../nbs/pyramid/raft.ipynb #5fd0159c
 class MaskPredictor(nn.Module):
     "Hidden state to nine weights for each fine pixel"
     def __init__(self, hidden, mid, factor):
@@ -229,7 +230,7 @@ class RAFT(nn.Module):
         self.mask_predictor = MaskPredictor(cfg.hidden, cfg.head, cfg.factor) if cfg.mask else None
         init_raft(self, gen)
 
-# %% ../../nbs/pyramid/raft.ipynb #5c871146
+# %% ../../nbs/pyramid/raft.ipynb #dc1e2d3f
 def check_frames(a, b, factor):
     "Refuse what is no pair of frames"
     if a.shape != b.shape: raise ValueError(f"frames {list(a.shape)} and {list(b.shape)} differ")
@@ -246,16 +247,6 @@ def init_raft(model, gen=None):
         elif p.ndim == 1 and name.endswith('.0.bias') or 'conv' in name and name.endswith('.bias'): p.zero_()
     return model
 
-@torch.no_grad()
-def predict_flow(
-    model:nn.Module, # `RAFT` or `PyramidRAFT`; as it is, see `.eval()`
-    a:Tensor, # [n, 3, h, w] in [0, 1]
-    b:Tensor, # The same shape
-    iters:int=12, # Steps
-)->Tensor: # [n, 2, h, w], pixels
-    "Flow from `a` to `b`"
-    return model(a, b, iters=iters, last=True)[-1]
-
 # %% ../../nbs/pyramid/raft.ipynb #2baaa0b3
 @patch
 def encode(self:RAFT, a, b):
@@ -271,7 +262,7 @@ def upsample(self:RAFT, flow, hid, size):
     mask = None if self.mask_predictor is None else self.mask_predictor(hid)
     return upsample_flow(flow, self.cfg.factor, mask)[...,:size[0],:size[1]]
 
-# %% ../../nbs/pyramid/raft.ipynb #32955d4a
+# %% ../../nbs/pyramid/raft.ipynb #67157f20
 @patch
 def forward(self:RAFT,
     a:Tensor, # [n, 3, h, w] in [0, 1]
@@ -289,6 +280,16 @@ def forward(self:RAFT,
         xy = xy+step
         if not last or i == iters-1: out.append(self.upsample(xy-zero, hid, a.shape[-2:]))
     return out
+
+@torch.no_grad()
+def predict_flow(
+    model:nn.Module, # `RAFT` or `PyramidRAFT`; as it is, see `.eval()`
+    a:Tensor, # [n, 3, h, w] in [0, 1]
+    b:Tensor, # The same shape
+    iters:int=12, # Steps
+)->Tensor: # [n, 2, h, w], pixels
+    "Flow from `a` to `b`"
+    return model(a, b, iters=iters, last=True)[-1]
 
 # %% ../../nbs/pyramid/raft.ipynb #62f50e9d
 class Warped(nn.Module):
@@ -346,7 +347,7 @@ def forward(self:PyramidRAFT, a, b, iters=12, last=False):
             out.append(self.upsample(whole, F.interpolate(h, size), a.shape[-2:]))
     return out
 
-# %% ../../nbs/pyramid/raft.ipynb #122b19ca
+# %% ../../nbs/pyramid/raft.ipynb #99747e49
 def flow_pairs(
     seeds, # One for each world
     cfg:WorldConfig=WorldConfig(t=4, h=64, w=64, camera='any', n_obj=3), # Of the clips; each gives t-1 pairs
@@ -358,6 +359,7 @@ def flow_pairs(
     seen = ~w.occ.flatten(0, 1) & in_view(flow)
     return TensorDataset(pairs, torch.cat([flow, seen.to(flow)], 1))
 
+# %% ../../nbs/pyramid/raft.ipynb #bed49c9d
 def flow_loss(
     flows:list, # A flow [n, 2, h, w] after each step
     targ:Tensor, # [n, 3, h, w], see `flow_pairs`

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..worlds.warp import backward_warp
 from .flow import lk_refine, lucas_kanade
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #ffa130ec
+# %% ../../nbs/pyramid/10_realtime.ipynb #aeb98df7
 @dataclass
 class Motion:
     "How motion is estimated between small images: fast and good enough to carry features"
@@ -33,6 +33,7 @@ class Motion:
         kw = dict(iters=self.iters, sigma=self.sigma)
         return lucas_kanade(a, b, self.levels, **kw) if start is None else lk_refine(a, b, start, **kw)
 
+# %% ../../nbs/pyramid/10_realtime.ipynb #dcedebeb
 def carry(
     feat:Tensor, # `[1, d, h', w']` of another frame
     flow:Tensor, # `[1, 2, h, w]` to that frame, in pixels of its own size
@@ -44,7 +45,7 @@ def carry(
         flow = F.interpolate(flow, (h, w), mode='bilinear')*scale
     return backward_warp(feat, flow)
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #5816378c
+# %% ../../nbs/pyramid/10_realtime.ipynb #cc459112
 class EveryFrame:
     "Full inference: the encoder on every frame"
     def __init__(self, encode): self.encode,self.did = encode,'key'
@@ -65,24 +66,26 @@ class KeyFrames:
 
     def reset(self): self.age,self.did = None,''
 
-    def __call__(self, x):
-        if self.motion is None: small = flow = None
-        else: small = self.motion.small(x)
-        late = self.age is None or self.age>=self.every-1
-        if not late and self.motion is not None:
-            flow = self.motion.flow(small, self.small, self.flow)
-            if self.worst is not None: late = (backward_warp(self.small, flow)-small).abs().mean()>self.worst
-        self.did = 'key' if late else 'carry'
-        if late:
-            self.feat,self.small,self.age = self.encode(x),small,0
-            if small is not None: self.flow = small.new_zeros(1, 2, *small.shape[-2:])
-            return self.feat
-        self.age += 1
-        if flow is None: return self.feat
-        self.flow = flow
-        return carry(self.feat, flow)
+# %% ../../nbs/pyramid/10_realtime.ipynb #2c2020c1
+@patch
+def __call__(self:KeyFrames, x):
+    if self.motion is None: small = flow = None
+    else: small = self.motion.small(x)
+    late = self.age is None or self.age>=self.every-1
+    if not late and self.motion is not None:
+        flow = self.motion.flow(small, self.small, self.flow)
+        if self.worst is not None: late = (backward_warp(self.small, flow)-small).abs().mean()>self.worst
+    self.did = 'key' if late else 'carry'
+    if late:
+        self.feat,self.small,self.age = self.encode(x),small,0
+        if small is not None: self.flow = small.new_zeros(1, 2, *small.shape[-2:])
+        return self.feat
+    self.age += 1
+    if flow is None: return self.feat
+    self.flow = flow
+    return carry(self.feat, flow)
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #de46e63a
+# %% ../../nbs/pyramid/10_realtime.ipynb #57b3fbaa
 class TokenMemory:
     "A vision transformer that answers for some of its cells, and keeps the keys and values of the others (eq. 2)"
     def __init__(self,
@@ -91,40 +94,44 @@ class TokenMemory:
         norm, # Applied at the end
     ): self.embed,self.blocks,self.norm = embed,blocks,norm
 
-    @torch.inference_mode()
-    def __call__(self,
-        x:Tensor, # `[1, 3, h, w]`
-        idx:Tensor=None, # Int `[m]`, cells to answer for; None: all, and everything is kept anew
-    )->Tensor: # `[1, d, h', w']` for all, `[1, d, m]` for some
-        tok,self.grid = self.embed(x)
-        self.extra = tok.shape[1]-self.grid[0]*self.grid[1]
-        if idx is None: self.kept,at = [None]*len(self.blocks),None
-        else: at = torch.cat((torch.arange(self.extra, device=idx.device), idx+self.extra))
-        if at is not None: tok = tok[:,at]
-        for i,blk in enumerate(self.blocks):
-            q,k,v = blk.attn.project(blk.norm1(tok))
-            if at is None: self.kept[i] = k,v
-            else:
-                for old,new in zip(self.kept[i], (k, v)): old[:,:,at] = new
-                k,v = self.kept[i]
-            z = F.scaled_dot_product_attention(q, k, v, scale=blk.attn.factor)
-            tok = self._add(tok, blk.attn.proj(z.transpose(1, 2).flatten(2)), blk.gamma_1)
-            tok = self._add(tok, blk.mlp(blk.norm2(tok)), blk.gamma_2)
-        out = self.norm(tok)[:,self.extra:].mT
-        return out.unflatten(-1, self.grid) if at is None else out
-
     def _add(self, tok, more, gamma): return tok+(more if gamma is None else gamma*more)
 
-    @torch.inference_mode()
-    def carry(self, flow): # Move what is kept, `[1, 2, h, w]` to the frame it is from
-        flat = torch.cat([o[:,:,self.extra:] for kv in self.kept for o in kv], 1) # [1, heads of all, n, d]
-        m,n,d = flat.shape[1:]
-        maps = flat.transpose(2, 3).reshape(1, m*d, *self.grid)
-        heads = [o.shape[1] for kv in self.kept for o in kv]
-        moved = carry(maps, flow).view(1, m, d, n).transpose(2, 3).split(heads, 1)
-        for j,o in enumerate(o for kv in self.kept for o in kv): o[:,:,self.extra:] = moved[j]
+# %% ../../nbs/pyramid/10_realtime.ipynb #50766dd9
+@patch
+@torch.inference_mode()
+def __call__(self:TokenMemory,
+    x:Tensor, # `[1, 3, h, w]`
+    idx:Tensor=None, # Int `[m]`, cells to answer for; None: all, and everything is kept anew
+)->Tensor: # `[1, d, h', w']` for all, `[1, d, m]` for some
+    tok,self.grid = self.embed(x)
+    self.extra = tok.shape[1]-self.grid[0]*self.grid[1]
+    if idx is None: self.kept,at = [None]*len(self.blocks),None
+    else: at = torch.cat((torch.arange(self.extra, device=idx.device), idx+self.extra))
+    if at is not None: tok = tok[:,at]
+    for i,blk in enumerate(self.blocks):
+        q,k,v = blk.attn.project(blk.norm1(tok))
+        if at is None: self.kept[i] = k,v
+        else:
+            for old,new in zip(self.kept[i], (k, v)): old[:,:,at] = new
+            k,v = self.kept[i]
+        z = F.scaled_dot_product_attention(q, k, v, scale=blk.attn.factor)
+        tok = self._add(tok, blk.attn.proj(z.transpose(1, 2).flatten(2)), blk.gamma_1)
+        tok = self._add(tok, blk.mlp(blk.norm2(tok)), blk.gamma_2)
+    out = self.norm(tok)[:,self.extra:].mT
+    return out.unflatten(-1, self.grid) if at is None else out
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #a12ffdd9
+# %% ../../nbs/pyramid/10_realtime.ipynb #f1f430bc
+@patch
+@torch.inference_mode()
+def carry(self:TokenMemory, flow): # Move what is kept, `[1, 2, h, w]` to the frame it is from
+    flat = torch.cat([o[:,:,self.extra:] for kv in self.kept for o in kv], 1) # [1, heads of all, n, d]
+    m,n,d = flat.shape[1:]
+    maps = flat.transpose(2, 3).reshape(1, m*d, *self.grid)
+    heads = [o.shape[1] for kv in self.kept for o in kv]
+    moved = carry(maps, flow).view(1, m, d, n).transpose(2, 3).split(heads, 1)
+    for j,o in enumerate(o for kv in self.kept for o in kv): o[:,:,self.extra:] = moved[j]
+
+# %% ../../nbs/pyramid/10_realtime.ipynb #fde37c08
 class Regions:
     "A few tiles of every frame through the encoder, the rest carried by flow"
     def __init__(self,
@@ -146,24 +153,7 @@ class Regions:
 
     def reset(self): self.feat,self.flow,self.n,self.turn,self.did = None,None,0,0,''
 
-    def __call__(self, x):
-        small = self.motion.small(x)
-        if self.feat is None:
-            self.feat,self.did = self.encode(x).clone(),'key'
-            self.wrong = small.new_zeros(self.tiles**2)
-        else:
-            self.flow = flow = self.motion.flow(small, self.small, self.flow) # it moves on much as before
-            self.feat = carry(self.feat, flow)
-            error = (backward_warp(self.small, flow)-small).abs()
-            self.wrong += F.adaptive_avg_pool2d(error, self.tiles).flatten()+1e-4 # age decides between equals
-            chosen = self._choose()
-            self._visit(x, chosen, flow)
-            self.wrong[chosen] = 0
-            self.did = f'{len(chosen)} tiles'
-        self.small,self.n = small,self.n+1
-        return self.feat
-
-# %% ../../nbs/pyramid/10_realtime.ipynb #43703aab
+# %% ../../nbs/pyramid/10_realtime.ipynb #d80d774c
 @patch
 def _choose(self:Regions): # Numbers of the tiles to encode
     n = len(self.wrong)
@@ -175,6 +165,7 @@ def _choose(self:Regions): # Numbers of the tiles to encode
     rate = torch.where(rank>.8, 1, torch.where(rank>.5, 2, 4))
     return [k for k in range(n) if self.n%int(rate[k])==0]
 
+# %% ../../nbs/pyramid/10_realtime.ipynb #28cf80ec
 @patch
 def _box(self:Regions, k): # Cells of a tile: top, bottom, left, right
     (gh,gw),n,(r,c) = self.feat.shape[-2:],self.tiles,divmod(k, self.tiles)
@@ -195,7 +186,26 @@ def _visit(self:Regions, x, chosen, flow): # Encode tiles into the map
         f = self.encode(x[...,top*p:min(gh, b+m)*p,left*p:min(gw, d+m)*p])
         self.feat[...,a:b,c:d] = f[...,a-top:b-top,c-left:d-left]
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #ad2d46ea
+# %% ../../nbs/pyramid/10_realtime.ipynb #74d9f06c
+@patch
+def __call__(self:Regions, x):
+    small = self.motion.small(x)
+    if self.feat is None:
+        self.feat,self.did = self.encode(x).clone(),'key'
+        self.wrong = small.new_zeros(self.tiles**2)
+    else:
+        self.flow = flow = self.motion.flow(small, self.small, self.flow) # it moves on much as before
+        self.feat = carry(self.feat, flow)
+        error = (backward_warp(self.small, flow)-small).abs()
+        self.wrong += F.adaptive_avg_pool2d(error, self.tiles).flatten()+1e-4 # age decides between equals
+        chosen = self._choose()
+        self._visit(x, chosen, flow)
+        self.wrong[chosen] = 0
+        self.did = f'{len(chosen)} tiles'
+    self.small,self.n = small,self.n+1
+    return self.feat
+
+# %% ../../nbs/pyramid/10_realtime.ipynb #c498d05a
 class CoarseFine:
     "A coarse level on every frame, a fine one on key frames, each on its device (eq. 3)"
     def __init__(self,
@@ -213,33 +223,39 @@ class CoarseFine:
 
     def reset(self): self.n,self.key,self.job,self.did = 0,None,None,''
 
-    def _on(self, which, net, x): # Run a level where it lives, its result where the frame is
-        d = self.devices[which]
-        return net(x if d is None else x.to(d, non_blocking=True)).to(x.device)
+# %% ../../nbs/pyramid/10_realtime.ipynb #156daaf2
+@patch
+def _on(self:CoarseFine, which, net, x): # Run a level where it lives, its result where the frame is
+    d = self.devices[which]
+    return net(x if d is None else x.to(d, non_blocking=True)).to(x.device)
 
-    def _difference(self, x, c): # What the fine level knows more
-        f = self._on(1, self.fine, x)
-        return f-F.interpolate(c, f.shape[-2:], mode='bilinear')
+@patch
+def _difference(self:CoarseFine, x, c): # What the fine level knows more
+    f = self._on(1, self.fine, x)
+    return f-F.interpolate(c, f.shape[-2:], mode='bilinear')
 
-    def __call__(self, x):
-        small = self.motion.small(x)
-        c = self._on(0, self.coarse, F.avg_pool2d(x, 2))
-        self.did = 'coarse'
-        if self.n%self.every==0 and self.job is None:
-            self.did = 'key'
-            if self.wait or self.key is None: self.key,self.flow = (self._difference(x, c),small),None
-            else: self.job = self.pool.submit(self._difference, x, c),small
-        elif self.job is not None and self.job[0].done():
-            self.key,self.job,self.flow = (self.job[0].result(),self.job[1]),None,None
-        self.n += 1
-        diff,at = self.key
-        if at is not small:
-            self.flow = self.motion.flow(small, at, self.flow)
-            diff = carry(diff, self.flow)
-        return F.interpolate(c, diff.shape[-2:], mode='bilinear')+diff
+@patch
+def close(self:CoarseFine):
+    if self.pool: self.pool.shutdown()
 
-    def close(self):
-        if self.pool: self.pool.shutdown()
+# %% ../../nbs/pyramid/10_realtime.ipynb #2ec23707
+@patch
+def __call__(self:CoarseFine, x):
+    small = self.motion.small(x)
+    c = self._on(0, self.coarse, F.avg_pool2d(x, 2))
+    self.did = 'coarse'
+    if self.n%self.every==0 and self.job is None:
+        self.did = 'key'
+        if self.wait or self.key is None: self.key,self.flow = (self._difference(x, c),small),None
+        else: self.job = self.pool.submit(self._difference, x, c),small
+    elif self.job is not None and self.job[0].done():
+        self.key,self.job,self.flow = (self.job[0].result(),self.job[1]),None,None
+    self.n += 1
+    diff,at = self.key
+    if at is not small:
+        self.flow = self.motion.flow(small, at, self.flow)
+        diff = carry(diff, self.flow)
+    return F.interpolate(c, diff.shape[-2:], mode='bilinear')+diff
 
 # %% ../../nbs/pyramid/10_realtime.ipynb #c71645be
 class Window:
@@ -314,7 +330,7 @@ class LiveReport:
         n = dict(frames=self.sent, done=len(self.done), dropped=self.dropped, missed=self.missed)
         return n|dict(fps=round(self.fps, 2))|p
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #eaf7c4da
+# %% ../../nbs/pyramid/10_realtime.ipynb #96ba232c
 class Paced:
     "Frames that arrive at a steady rate: a recorded stream played as if it were live"
     def __init__(self,
@@ -336,6 +352,7 @@ class Paced:
         return i,arrived,self.get(self.frames[i])
     def close(self): pass
 
+# %% ../../nbs/pyramid/10_realtime.ipynb #f5921ce9
 def run_live(
     source, # `Paced`, `LiveVideo`, or another with `start`, `take`, `sent`
     engine, # Frame -> features

@@ -151,7 +151,7 @@ def read_h5(
             return d[()].astype(np.float32 if d.dtype.itemsize<=4 else np.float64)
     except (OSError, RuntimeError, KeyError) as e: raise DatasetError(f"{path}: cannot be read ({e})") from e
 
-# %% ../../nbs/refiner/datasets.ipynb #f5110365
+# %% ../../nbs/refiner/datasets.ipynb #1bfea07c
 def _rows(path): # A csv of a data set, within limits
     try: text = read_bytes(path).decode('utf-8', 'replace')
     except OSError as e: raise DatasetError(f"{path}: cannot be read ({e.strerror})") from e
@@ -172,6 +172,7 @@ def _scene_camera(path, scene): # 3x3 of a scene, and its picture (h, w)
     if row is None: raise DatasetError(f"{path}: has no scene {scene}")
     return np.array([_number(row[head.index(k)], path, k) for k in keys[1:]]).reshape(3, 3)
 
+# %% ../../nbs/refiner/datasets.ipynb #6db309d5
 def tonemapped(
     colour:Tensor, # [h, w, 3], linear, any scale
 )->Tensor: # [3, h, w] in [0, 1]
@@ -182,7 +183,7 @@ def tonemapped(
     k = .8**2.2/now if now>1e-4 else 0.
     return (k*c).pow(1/2.2).clamp(max=1).movedim(-1, 0)
 
-# %% ../../nbs/refiner/datasets.ipynb #0fc1e481
+# %% ../../nbs/refiner/datasets.ipynb #08224933
 class Hypersim(RGBDVideo):
     "One camera path of a Hypersim scene"
     def __init__(self,
@@ -204,21 +205,24 @@ class Hypersim(RGBDVideo):
         if max(self.numbers)>=len(self.at) or len(self.turn)!=len(self.at): raise DatasetError(
             f"{detail}: {len(self.turn)} orientations, {len(self.at)} positions, and frame {max(self.numbers)}")
 
-    def K(self, h, w): return make_K(60., h, w) if self.M is None else hypersim_K(self.M, h, w).float()
+# %% ../../nbs/refiner/datasets.ipynb #3bbabe5e
+@patch
+def K(self:Hypersim, h, w): return make_K(60., h, w) if self.M is None else hypersim_K(self.M, h, w).float()
 
-    def pose(self, n): # Of frame number n
-        out = torch.eye(4)
-        out[:3, :3] = torch.from_numpy(self.turn[n]).float()*torch.tensor([1., -1, -1])
-        out[:3, 3] = torch.from_numpy(self.at[n]*self.unit).float()
-        return out
+@patch
+def pose(self:Hypersim, n): # Of frame number n
+    out = torch.eye(4)
+    out[:3, :3] = torch.from_numpy(self.turn[n]).float()*torch.tensor([1., -1, -1])
+    out[:3, 3] = torch.from_numpy(self.at[n]*self.unit).float()
+    return out
 
-    def read(self, i):
-        n = self.numbers[i]
-        far = torch.from_numpy(read_h5(f'{self.shots}_geometry_hdf5/frame.{n:04d}.depth_meters.hdf5', 'h w'))[None]
-        K = self.K(*far.shape[-2:])
-        return self.colours(n), radius_to_z(far, K), K, self.pose(n)
+@patch
+def read(self:Hypersim, i):
+    n = self.numbers[i]
+    far = torch.from_numpy(read_h5(f'{self.shots}_geometry_hdf5/frame.{n:04d}.depth_meters.hdf5', 'h w'))[None]
+    K = self.K(*far.shape[-2:])
+    return self.colours(n), radius_to_z(far, K), K, self.pose(n)
 
-# %% ../../nbs/refiner/datasets.ipynb #8f2152fa
 @patch
 def colours(self:Hypersim, n): # Of frame number n
     "Out of the linear image where it was downloaded, else the preview"
@@ -249,7 +253,7 @@ def associate(
         left.add(i), right.add(j), out.append((i, j))
     return sorted(out)
 
-# %% ../../nbs/refiner/datasets.ipynb #7882e7df
+# %% ../../nbs/refiner/datasets.ipynb #98a0584c
 _kinects = dict(freiburg1=(517.3, 516.5, 318.6, 255.3), freiburg2=(520.9, 521., 325.1, 249.7),
     freiburg3=(535.4, 539.2, 320.1, 247.6), ros=(525., 525., 319.5, 239.5)) # fx fy cx cy, first pixel at (0, 0)
 
@@ -262,6 +266,7 @@ def tum_K(
     fx, fy, cx, cy = found
     return torch.tensor([[fx, 0, cx+.5], [0, fy, cy+.5], [0, 0, 1]])
 
+# %% ../../nbs/refiner/datasets.ipynb #ab410bab
 def _table(path, width): # Rows of a TUM text file: a stamp and what follows
     try: lines = read_bytes(path).decode('utf-8', 'replace').splitlines()
     except OSError as e: raise DatasetError(f"{path}: cannot be read ({e.strerror})") from e
@@ -271,7 +276,7 @@ def _table(path, width): # Rows of a TUM text file: a stamp and what follows
     if not rows: raise DatasetError(f"{path}: no lines")
     return sorted(((_number(r[0], path, 'a stamp'), r[1:width]) for r in rows), key=lambda r: r[0])
 
-# %% ../../nbs/refiner/datasets.ipynb #f03bf725
+# %% ../../nbs/refiner/datasets.ipynb #a6d2ba14
 class TumRGBD(RGBDVideo):
     "A sequence of the TUM RGB-D benchmark"
     def __init__(self,
@@ -294,20 +299,24 @@ class TumRGBD(RGBDVideo):
         if not rows: raise DatasetError(f"{self.path}: no stamps of colour, depth and pose within {most} s")
         self.rows, self.times, self.numbers = rows, [r[0] for r in rows], range(len(rows))
 
-    def follows(self, i): return self.times[i]-self.times[i-1]<self.gap
+# %% ../../nbs/refiner/datasets.ipynb #06929c16
+@patch
+def follows(self:TumRGBD, i): return self.times[i]-self.times[i-1]<self.gap
 
-    def pose(self, words):
-        x = torch.tensor([_number(o, self.path/'groundtruth.txt', 'a pose') for o in words], dtype=torch.float64)
-        if x[3:].norm()<1e-6: raise DatasetError(f"{self.path/'groundtruth.txt'}: a rotation of length 0")
-        out = torch.eye(4, dtype=torch.float64)
-        out[:3, :3], out[:3, 3] = quat_to_mat(x[[6, 3, 4, 5]]), x[:3] # stored as x y z w
-        return out.float()
+@patch
+def pose(self:TumRGBD, words):
+    x = torch.tensor([_number(o, self.path/'groundtruth.txt', 'a pose') for o in words], dtype=torch.float64)
+    if x[3:].norm()<1e-6: raise DatasetError(f"{self.path/'groundtruth.txt'}: a rotation of length 0")
+    out = torch.eye(4, dtype=torch.float64)
+    out[:3, :3], out[:3, 3] = quat_to_mat(x[[6, 3, 4, 5]]), x[:3] # stored as x y z w
+    return out.float()
 
-    def read(self, i):
-        _,rgb,depth,words = self.rows[i]
-        try: rgb, depth = inside(self.path, rgb), inside(self.path, depth)
-        except StoreError as e: raise DatasetError(str(e)) from e
-        return _picture(rgb), _depth16(depth, self.scale), self.camera, None if words is None else self.pose(words)
+@patch
+def read(self:TumRGBD, i):
+    _,rgb,depth,words = self.rows[i]
+    try: rgb, depth = inside(self.path, rgb), inside(self.path, depth)
+    except StoreError as e: raise DatasetError(str(e)) from e
+    return _picture(rgb), _depth16(depth, self.scale), self.camera, None if words is None else self.pose(words)
 
 def _depth16(path, scale): # [1, h, w] metres, 0 in holes
     if not path.is_file(): raise DatasetError(f"{path}: no such file")

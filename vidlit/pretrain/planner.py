@@ -223,6 +223,7 @@ class Planner:
         keep:int=256, # Frames whose tokens are remembered
         seed:int=0, # Of the generator used when none is given
     ):
+        if keep < 1: raise ValueError(f"keep {keep}: the tokens of at least one frame are remembered")
         self.model,self.space,self.search,self.energy,self.move = model,space,search,energy,move
         self.window,self.along,self.chunk,self.keep,self.seed = window,along,chunk,keep,seed
         self.seen,self.encoded = OrderedDict(),0

@@ -58,6 +58,10 @@ class Steps(Callback):
 # %% ../../nbs/train/02_callbacks.ipynb #73d4d846
 class Stepped(Callback):
     "A callback that looks at the clock: `clock.done` steps of `clock.total`"
+    def __call__(self, event_name):
+        if event_name=='before_fit': self.clock # one that comes after the first step would not count it
+        return super().__call__(event_name)
+
     @property
     def clock(self):
         found = [o for o in self.learn.cbs if isinstance(o, Steps)]

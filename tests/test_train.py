@@ -162,6 +162,16 @@ def test_a_second_fit_starts_anew_and_plain_fits_work():
     assert seen==[(0, 2), (1, 2)]
 
 
+def test_a_plain_fit_counts_its_first_step():
+    "The clock is there before the first step, whichever callback asks for it"
+    learn = learner(h := History())
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(1)
+        assert [o['step'] for o in h.rows]==[0, 1, 2, 3, 4]
+        learn.fit(1)
+    assert [o['step'] for o in h.rows][5:]==[0, 1, 2, 3, 4]
+
+
 def test_one_loader_is_enough_for_steps():
     learn = learner(h := History())
     learn.dls = DataLoaders(DataLoader(data(), 4))

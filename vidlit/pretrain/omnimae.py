@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['omnimae_b', 'omnimae_l', 'omnimae_h', 'presets', 'omni_target', 'OmniMAEConfig', 'pos_rows', 'AsClip', 'OmniEmbed',
-           'Trunk', 'OmniDecoder', 'OmniMAE', 'OmniMAEClassifier', 'omni_pretrainer', 'KindHistory', 'omni_sizes']
+           'Trunk', 'OmniDecoder', 'OmniMAE', 'OmniMAEClassifier', 'KindHistory', 'omni_pretrainer', 'omni_sizes']
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #4d76336b
 import torch, torch.nn.functional as F
@@ -138,60 +138,57 @@ class OmniMAE(nn.Module):
         nn.init.xavier_uniform_(self.trunk.patch_embed.proj[1].weight.data.flatten(1), generator=gen)
         nn.init.trunc_normal_(self.head.weight, std=.02, generator=gen)
 
-    def forward(self,
-        x:Tensor, # `[b, 3, h, w]` or `[b, 3, t, h, w]`, ImageNet-normalised
-        mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
-    )->MAEOut: # Predictions, targets, loss
-        grid = grid_of(as_clip(x, self.cfg.enc.patch[0]), self.cfg.enc.patch)
-        if mask.shape != (len(x), grid.n):
-            raise ValueError(f"mask {list(mask.shape)} does not fit {len(x)} inputs of {grid.n} tokens {tuple(grid)}")
-        return self.forward_split(x, *split_mask(mask))
+# %% ../../nbs/pretrain/06_omnimae.ipynb #0ced7778
+@patch
+def decode(self:OmniMAE, tok, grid, keep, hidden):
+    "From visible tokens to hidden pixels `[b, n_hidden, pixels]` (eq. 1)"
+    gone = self.trunk.mask_token.to(tok).expand(len(tok), hidden.shape[1], -1)
+    return self.head(self.trunk.decoder(torch.cat((tok, gone), 1), torch.cat((keep, hidden), 1), grid,
+        last=hidden.shape[1]))
 
-    def forward_split(self,
-        x:Tensor, # Images or videos, ImageNet-normalised
-        keep:Tensor, # int64 `[b, n_keep]`, what the encoder sees
-        hidden:Tensor, # int64 `[b, n_hidden]`, what is predicted
-    )->MAEOut: # Predictions, targets, loss
-        "One pass, given which tokens are visible and which are predicted"
-        clip,size = as_clip(x, self.cfg.enc.patch[0]),self.cfg.enc.patch
-        pred = self.decode(self.trunk(clip, keep), grid_of(clip, size), keep, hidden).float()
-        with torch.no_grad(): targ = self.target(clip, hidden, size)[0].float()
-        return MAEOut(pred, targ, F.mse_loss(pred, targ))
+# %% ../../nbs/pretrain/06_omnimae.ipynb #716d946f
+@patch
+def forward_split(self:OmniMAE,
+    x:Tensor, # Images or videos, ImageNet-normalised
+    keep:Tensor, # int64 `[b, n_keep]`, what the encoder sees
+    hidden:Tensor, # int64 `[b, n_hidden]`, what is predicted
+)->MAEOut: # Predictions, targets, loss
+    "One pass, given which tokens are visible and which are predicted"
+    clip,size = as_clip(x, self.cfg.enc.patch[0]),self.cfg.enc.patch
+    pred = self.decode(self.trunk(clip, keep), grid_of(clip, size), keep, hidden).float()
+    with torch.no_grad(): targ = self.target(clip, hidden, size)[0].float()
+    return MAEOut(pred, targ, F.mse_loss(pred, targ))
 
-    def decode(self, tok, grid, keep, hidden):
-        "From visible tokens to hidden pixels `[b, n_hidden, pixels]` (eq. 1)"
-        gone = self.trunk.mask_token.to(tok).expand(len(tok), hidden.shape[1], -1)
-        return self.head(self.trunk.decoder(torch.cat((tok, gone), 1), torch.cat((keep, hidden), 1), grid,
-            last=hidden.shape[1]))
+@patch
+def forward(self:OmniMAE,
+    x:Tensor, # `[b, 3, h, w]` or `[b, 3, t, h, w]`, ImageNet-normalised
+    mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
+)->MAEOut: # Predictions, targets, loss
+    "One pass, given a mask"
+    grid = grid_of(as_clip(x, self.cfg.enc.patch[0]), self.cfg.enc.patch)
+    if mask.shape != (len(x), grid.n):
+        raise ValueError(f"mask {list(mask.shape)} does not fit {len(x)} inputs of {grid.n} tokens {tuple(grid)}")
+    return self.forward_split(x, *split_mask(mask))
 
-    def features(self,
-        x:Tensor, # Images or videos, ImageNet-normalised
-    )->Tensor: # `[b, n, dim]`, all tokens after the final norm
-        "Encoder tokens of everything"
-        return self.trunk(x)
+# %% ../../nbs/pretrain/06_omnimae.ipynb #6464f9ef
+@patch
+def predict_all(self:OmniMAE,
+    x:Tensor, # Images or videos, ImageNet-normalised
+    mask:Tensor, # bool `[b, n]`
+)->Tensor: # `[b, n, pixels]`, visible tokens too
+    "Every token's pixels, as the official network gives them"
+    clip,(keep,hidden) = as_clip(x, self.cfg.enc.patch[0]),split_mask(mask)
+    grid = grid_of(clip, self.cfg.enc.patch)
+    tok = put(self.trunk(clip, keep), keep, grid.n, self.trunk.mask_token)
+    return self.head(self.trunk.decoder(tok, torch.arange(grid.n, device=tok.device).expand(len(tok), -1), grid))
 
-    def predict_all(self,
-        x:Tensor, # Images or videos, ImageNet-normalised
-        mask:Tensor, # bool `[b, n]`
-    )->Tensor: # `[b, n, pixels]`, visible tokens too
-        "Every token's pixels, as the official network gives them"
-        clip,(keep,hidden) = as_clip(x, self.cfg.enc.patch[0]),split_mask(mask)
-        grid = grid_of(clip, self.cfg.enc.patch)
-        tok = put(self.trunk(clip, keep), keep, grid.n, self.trunk.mask_token)
-        return self.head(self.trunk.decoder(tok, torch.arange(grid.n, device=tok.device).expand(len(tok), -1), grid))
-
-    @torch.no_grad()
-    def reconstruct(self,
-        x:Tensor, # Images or videos, ImageNet-normalised
-        mask:Tensor, # bool `[b, n]`
-    )->Tensor: # As `x`, in [0, 1]: visible pixels as they are, hidden ones predicted
-        "The input with its hidden patches predicted by the model"
-        (keep,hidden),size,clip = split_mask(mask),self.cfg.enc.patch,as_clip(x, self.cfg.enc.patch[0])
-        mean,std = self.target(clip, hidden, size)[1:]
-        pixels = denorm_patches(self.forward_split(clip, keep, hidden).pred, mean, std)
-        made = unpatchify(put(pixels, hidden, mask.shape[1], patchify(denormalise(clip), size)), grid_of(clip, size),
-            size).clamp(0, 1)
-        return made.mean(2) if modality(x)=='image' else made
+# %% ../../nbs/pretrain/06_omnimae.ipynb #e9f4ae0c
+@patch
+def features(self:OmniMAE,
+    x:Tensor, # Images or videos, ImageNet-normalised
+)->Tensor: # `[b, n, dim]`, all tokens after the final norm
+    "Encoder tokens of everything"
+    return self.trunk(x)
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #eec604b9
 class OmniMAEClassifier(nn.Module):
@@ -229,7 +226,34 @@ def classifier(self:OmniMAE,
         v in self.trunk.state_dict().items() if k.split('.')[0] not in ('decoder','mask_token')})
     return res
 
+# %% ../../nbs/pretrain/06_omnimae.ipynb #cdba75cf
+@patch
+@torch.no_grad()
+def reconstruct(self:OmniMAE,
+    x:Tensor, # Images or videos, ImageNet-normalised
+    mask:Tensor, # bool `[b, n]`
+)->Tensor: # As `x`, in [0, 1]: visible pixels as they are, hidden ones predicted
+    "The input with its hidden patches predicted by the model"
+    (keep,hidden),size,clip = split_mask(mask),self.cfg.enc.patch,as_clip(x, self.cfg.enc.patch[0])
+    mean,std = self.target(clip, hidden, size)[1:]
+    pixels = denorm_patches(self.forward_split(clip, keep, hidden).pred, mean, std)
+    made = unpatchify(put(pixels, hidden, mask.shape[1], patchify(denormalise(clip), size)), grid_of(clip, size),
+        size).clamp(0, 1)
+    return made.mean(2) if modality(x)=='image' else made
+
 # %% ../../nbs/pretrain/06_omnimae.ipynb #fe580060
+class KindHistory(History):
+    "`History` that knows which rows are images and which are videos"
+    def after_step(self):
+        super().after_step()
+        self.rows[-1]['kind'] = modality(self.learn.xb[0])
+
+    def of(self, kind):
+        "Steps and losses of one kind"
+        rows = [o for o in self.rows if o['kind']==kind]
+        return [o['step'] for o in rows], [o['loss'] for o in rows]
+
+# %% ../../nbs/pretrain/06_omnimae.ipynb #dec90dc6
 def omni_pretrainer(
     dls, # fastai DataLoaders of images and videos, ImageNet-normalised, a batch of one kind
     model, # Called as `model(x, mask)`
@@ -246,18 +270,6 @@ def omni_pretrainer(
     opt = adamw(model, lr=lr, wd=wd, betas=(.9,.95), groups=groups)
     return Learner(dls, model, loss_func=ModelLoss(), opt_func=opt, lr=lr,
         cbs=[OmniMasks(gen, model.cfg.enc.patch, ratio), sched, KindHistory(), *cbs])
-
-# %% ../../nbs/pretrain/06_omnimae.ipynb #b55bfd84
-class KindHistory(History):
-    "`History` that knows which rows are images and which are videos"
-    def after_step(self):
-        super().after_step()
-        self.rows[-1]['kind'] = modality(self.learn.xb[0])
-
-    def of(self, kind):
-        "Steps and losses of one kind"
-        rows = [o for o in self.rows if o['kind']==kind]
-        return [o['step'] for o in rows], [o['loss'] for o in rows]
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #4af06991
 def omni_sizes(
@@ -281,6 +293,15 @@ def omni_sizes(
         raise WeightsError(
             f"a table of {n} positions is not of {frames} frames whose height is {ratio:g} times the width")
     return OmniMAEConfig(enc, dec, (frames, h*size[1], round(h/ratio)*size[2]))
+
+# %% ../../nbs/pretrain/06_omnimae.ipynb #3e179997
+@patch
+def to_official(self:OmniMAE,
+)->dict: # State dict as the released files hold it
+    "The way back"
+    return {k: v.detach().cpu().clone() for k,v in self.state_dict().items()}
+
+OmniMAEClassifier.to_official = OmniMAE.to_official
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #ff50fc22
 @patch(cls_method=True)
@@ -311,15 +332,6 @@ def from_official(cls:OmniMAEClassifier,
     load_strict(res, state)
     return res
 
-# %% ../../nbs/pretrain/06_omnimae.ipynb #1928f2e3
-@patch
-def to_official(self:OmniMAE,
-)->dict: # State dict as the released files hold it
-    "The way back"
-    return {k: v.detach().cpu().clone() for k,v in self.state_dict().items()}
-
-OmniMAEClassifier.to_official = OmniMAE.to_official
-
 # %% ../../nbs/pretrain/06_omnimae.ipynb #9df6627f
 @patch
 def save_pretrained(self:OmniMAE,
@@ -331,6 +343,7 @@ def save_pretrained(self:OmniMAE,
 
 OmniMAEClassifier.save_pretrained = OmniMAE.save_pretrained
 
+# %% ../../nbs/pretrain/06_omnimae.ipynb #e83816de
 def _read(name, classifier):
     c,state = read_hub(name)
     if c.get('model_type')!='omnimae' or ('n_classes' in c)!=classifier:
@@ -341,7 +354,6 @@ def _read(name, classifier):
         enc,dec = (ViTConfig(**{**c[k], 'patch': tuple(c[k]['patch'])}) for k in ('enc','dec'))
         return OmniMAEConfig(enc, dec, tuple(c['size'])), state, c.get('n_classes')
 
-# %% ../../nbs/pretrain/06_omnimae.ipynb #e83816de
 @patch(cls_method=True)
 def from_pretrained(cls:OmniMAE,
     name, # Folder, or repository on the Hub

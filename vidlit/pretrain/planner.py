@@ -87,6 +87,7 @@ def fit(self:ActionSpace,
     if self.close_from is not None: a[..., self.close_from:, self.gripper] = 1.
     return a
 
+# %% ../../nbs/pretrain/11_planner.ipynb #27574412
 @patch
 def finish(self:ActionSpace,
     actions:Tensor, # `[..., h, da]`, what a search found
@@ -105,6 +106,7 @@ class Found(namedtuple('Found', 'actions best path rollouts')):
     @property
     def action(self): return self.actions[:, 0]  # `[b, da]`: the one that is done before planning again
 
+# %% ../../nbs/pretrain/11_planner.ipynb #2633122a
 def _noise(shape, rounds, gen, noise, like):
     "A function from the round to standard normal numbers `shape` in the type and place of `like`"
     if noise is None:
@@ -134,30 +136,34 @@ class CEM:
         if not 2 <= self.elites <= self.samples:
             raise ValueError(f"elites {self.elites} must lie between 2 and the {self.samples} samples")
 
-    def momenta(self, space, like): # Of mean and deviation, number by number
-        is_grip = torch.arange(len(space.scale), device=like.device) == (-1 if space.gripper is None else space.gripper)
-        return (torch.where(is_grip, g, m).to(like) for g,m in ((self.grip_mean_momentum, self.mean_momentum),
-            (self.grip_std_momentum, self.std_momentum)))
+# %% ../../nbs/pretrain/11_planner.ipynb #d27ac544
+@patch
+def momenta(self:CEM, space, like): # Of mean and deviation, number by number
+    is_grip = torch.arange(len(space.scale), device=like.device) == (-1 if space.gripper is None else space.gripper)
+    return (torch.where(is_grip, g, m).to(like) for g,m in ((self.grip_mean_momentum, self.mean_momentum),
+        (self.grip_std_momentum, self.std_momentum)))
 
-    @torch.no_grad()
-    def __call__(self, energy, space, b, gen=None, noise=None, like=torch.zeros(())):
-        scale = like.new_tensor(space.scale)
-        mean,std = torch.zeros(b, self.horizon, len(scale)).to(like),scale.expand(b, self.horizon, -1)
-        for k,v in space.held.items(): mean[..., k] = v  # what is given is where the search begins, too
-        draw,(alpha, beta) = _noise((b, self.samples, *mean.shape[1:]), self.iters, gen, noise,
-            like),self.momenta(space, like)
-        best,path = [],[]
-        for i in range(self.iters):
-            a = space.fit(mean[:, None]+std[:, None]*draw(i))
-            low,idx = energy(a).topk(self.elites, 1, largest=False)
-            elite = _pick(a, idx)
-            mean,std = alpha*mean+(1-alpha)*elite.mean(1), beta*std+(1-beta)*elite.std(1)
-            best.append(low[:, 0])
-            path.append(mean)
-        return Found(space.finish(mean), torch.stack(best, 1).cummin(1).values, torch.stack(path, 1),
-            self.samples*self.iters)
+# %% ../../nbs/pretrain/11_planner.ipynb #126b2447
+@patch
+@torch.no_grad()
+def __call__(self:CEM, energy, space, b, gen=None, noise=None, like=torch.zeros(())):
+    scale = like.new_tensor(space.scale)
+    mean,std = torch.zeros(b, self.horizon, len(scale)).to(like),scale.expand(b, self.horizon, -1)
+    for k,v in space.held.items(): mean[..., k] = v  # what is given is where the search begins, too
+    draw,(alpha, beta) = _noise((b, self.samples, *mean.shape[1:]), self.iters, gen, noise,
+        like),self.momenta(space, like)
+    best,path = [],[]
+    for i in range(self.iters):
+        a = space.fit(mean[:, None]+std[:, None]*draw(i))
+        low,idx = energy(a).topk(self.elites, 1, largest=False)
+        elite = _pick(a, idx)
+        mean,std = alpha*mean+(1-alpha)*elite.mean(1), beta*std+(1-beta)*elite.std(1)
+        best.append(low[:, 0])
+        path.append(mean)
+    return Found(space.finish(mean), torch.stack(best, 1).cummin(1).values, torch.stack(path, 1),
+        self.samples*self.iters)
 
-# %% ../../nbs/pretrain/11_planner.ipynb #8fec2597
+# %% ../../nbs/pretrain/11_planner.ipynb #223c723d
 cem_defaults = CEM(samples=100, iters=100, horizon=1, mean_momentum=.25, std_momentum=.95)
 
 # %% ../../nbs/pretrain/11_planner.ipynb #803a4cc5
@@ -203,11 +209,6 @@ class Descent:
         return Found(space.finish(path[-1][:, 0]), torch.cat(best, 1), torch.cat(path, 1), self.starts*self.iters)
 
 # %% ../../nbs/pretrain/11_planner.ipynb #009a3e6e
-def _key(frame): # Of one frame [3, h, w], by content
-    f = frame.detach().contiguous().cpu()
-    return hashlib.sha1(f.numpy().tobytes()).digest(),tuple(f.shape),frame.dtype,frame.device
-
-# %% ../../nbs/pretrain/11_planner.ipynb #d3a1189f
 class Planner:
     "Plans towards a goal image with a world model"
     def __init__(self,
@@ -222,69 +223,82 @@ class Planner:
         keep:int=256, # Frames whose tokens are remembered
         seed:int=0, # Of the generator used when none is given
     ):
+        if keep < 1: raise ValueError(f"keep {keep}: the tokens of at least one frame are remembered")
         self.model,self.space,self.search,self.energy,self.move = model,space,search,energy,move
         self.window,self.along,self.chunk,self.keep,self.seed = window,along,chunk,keep,seed
         self.seen,self.encoded = OrderedDict(),0
 
-    def plan(self,
-        obs:Obs, # What is and was
-        goal:Tensor, # `[b, 3, h, w]`: images of how it should be
-        gen:torch.Generator=None, # Draws the candidates; default: a new one with the planner's seed
-        noise:Tensor=None, # Standard normal numbers in place of it
-    )->Found: # `.action` is what to do now
-        "The actions that lead nearest to the goal"
-        energy = self.scorer(obs, goal)
-        if gen is None and noise is None: gen = torch.Generator().manual_seed(self.seed)
-        like = next(reversed(self.seen.values()))
-        return self.search(energy, self.space, len(goal), gen, noise, like.new_zeros(()))
+# %% ../../nbs/pretrain/11_planner.ipynb #d3a1189f
+def _key(frame): # Of one frame [3, h, w], by content
+    f = frame.detach().contiguous().cpu()
+    return hashlib.sha1(f.numpy().tobytes()).digest(),tuple(f.shape),frame.dtype,frame.device
 
-    def scorer(self,
-        obs:Obs, # What is and was
-        goal:Tensor, # `[b, 3, h, w]`, or `[b, 3, 1, h, w]`
-    ): # A function of actions `[b, s, h, da]` that returns energies `[b, s]`
-        "The energy of plans, from here to there"
-        tok,goal = self.encode(obs.frames),self.encode(goal if goal.ndim == 5 else goal[:, :, None])[:, -1]
-        b,t = tok.shape[:2]
-        if len(goal) != b: raise ValueError(f"{b} observations and {len(goal)} goals")
-        if obs.states.shape[:2] != (b, t):
-            raise ValueError(f"states must be [{b}, {t}, ds], got {list(obs.states.shape)}")
-        def energy(actions):
-            s,h,da = actions.shape[1:]
-            past = actions.new_zeros(b, 0, da) if obs.actions is None else obs.actions
-            if past.shape != (b, t-1, da):
-                raise ValueError(f"past actions must be [{b}, {t-1}, {da}], got {list(past.shape)}")
-            i = torch.arange(b, device=actions.device).repeat_interleave(s).split(self.chunk)
-            parts = zip(i, actions.flatten(0, 1).split(self.chunk))
-            cam = (lambda j: None) if obs.extrinsics is None else obs.extrinsics.__getitem__
-            return torch.cat([self.judge(imagine(self.model, tok[j], obs.states[j], past[j], a, self.move, self.window,
-                cam(j)), goal[j]) for j,a in parts]).view(b, s)
-        return energy
+@patch
+@torch.no_grad()
+def encode(self:Planner,
+    frames:Tensor, # `[b, 3, t, h, w]`
+)->Tensor: # `[b, t, n, d]`
+    "Tokens of frames; what was seen lately is not encoded again"
+    flat = frames.transpose(1, 2).flatten(0, 1)
+    keys = [_key(f) for f in flat]
+    have = {k: self.seen[k] for k in keys if k in self.seen}
+    new = {k: f for k,f in zip(keys, flat) if k not in have}
+    if new:
+        for k,z in zip(new, self.model.encode(torch.stack(list(new.values()))[:, :, None])[:, 0]): have[k] = z
+        self.encoded += len(new)
+    for k in keys:
+        self.seen[k] = have[k]
+        self.seen.move_to_end(k)
+    while len(self.seen) > self.keep: self.seen.popitem(last=False)
+    return torch.stack([have[k] for k in keys]).unflatten(0, (len(frames), -1))
 
-    def judge(self,
-        tok:Tensor, # `[b, h, n, d]`, imagined
-        goal:Tensor, # `[b, n, d]`
-    )->Tensor: # `[b]`
-        "Energy of what was imagined (eq. 3)"
-        e = self.energy(tok, goal[:, None])
-        return e[:, -1] if e.shape[1] == 1 or not self.along else e[:, -1]+self.along*e[:, :-1].mean(1)
+# %% ../../nbs/pretrain/11_planner.ipynb #a26ffc34
+@patch
+def judge(self:Planner,
+    tok:Tensor, # `[b, h, n, d]`, imagined
+    goal:Tensor, # `[b, n, d]`
+)->Tensor: # `[b]`
+    "Energy of what was imagined (eq. 3)"
+    e = self.energy(tok, goal[:, None])
+    return e[:, -1] if e.shape[1] == 1 or not self.along else e[:, -1]+self.along*e[:, :-1].mean(1)
 
-    @torch.no_grad()
-    def encode(self,
-        frames:Tensor, # `[b, 3, t, h, w]`
-    )->Tensor: # `[b, t, n, d]`
-        "Tokens of frames; what was seen lately is not encoded again"
-        flat = frames.transpose(1, 2).flatten(0, 1)
-        keys = [_key(f) for f in flat]
-        have = {k: self.seen[k] for k in keys if k in self.seen}
-        new = {k: f for k,f in zip(keys, flat) if k not in have}
-        if new:
-            for k,z in zip(new, self.model.encode(torch.stack(list(new.values()))[:, :, None])[:, 0]): have[k] = z
-            self.encoded += len(new)
-        for k in keys:
-            self.seen[k] = have[k]
-            self.seen.move_to_end(k)
-        while len(self.seen) > self.keep: self.seen.popitem(last=False)
-        return torch.stack([have[k] for k in keys]).unflatten(0, (len(frames), -1))
+# %% ../../nbs/pretrain/11_planner.ipynb #dbdef11a
+@patch
+def scorer(self:Planner,
+    obs:Obs, # What is and was
+    goal:Tensor, # `[b, 3, h, w]`, or `[b, 3, 1, h, w]`
+): # A function of actions `[b, s, h, da]` that returns energies `[b, s]`
+    "The energy of plans, from here to there"
+    tok,goal = self.encode(obs.frames),self.encode(goal if goal.ndim == 5 else goal[:, :, None])[:, -1]
+    b,t = tok.shape[:2]
+    if len(goal) != b: raise ValueError(f"{b} observations and {len(goal)} goals")
+    if obs.states.shape[:2] != (b, t):
+        raise ValueError(f"states must be [{b}, {t}, ds], got {list(obs.states.shape)}")
+    def energy(actions):
+        s,h,da = actions.shape[1:]
+        past = actions.new_zeros(b, 0, da) if obs.actions is None else obs.actions
+        if past.shape != (b, t-1, da):
+            raise ValueError(f"past actions must be [{b}, {t-1}, {da}], got {list(past.shape)}")
+        i = torch.arange(b, device=actions.device).repeat_interleave(s).split(self.chunk)
+        parts = zip(i, actions.flatten(0, 1).split(self.chunk))
+        cam = (lambda j: None) if obs.extrinsics is None else obs.extrinsics.__getitem__
+        return torch.cat([self.judge(imagine(self.model, tok[j], obs.states[j], past[j], a, self.move, self.window,
+            cam(j)), goal[j]) for j,a in parts]).view(b, s)
+    return energy
+
+# %% ../../nbs/pretrain/11_planner.ipynb #dbaf66d4
+@patch
+def plan(self:Planner,
+    obs:Obs, # What is and was
+    goal:Tensor, # `[b, 3, h, w]`: images of how it should be
+    gen:torch.Generator=None, # Draws the candidates; default: a new one with the planner's seed
+    noise:Tensor=None, # Standard normal numbers in place of it
+)->Found: # `.action` is what to do now
+    "The actions that lead nearest to the goal"
+    energy = self.scorer(obs, goal)
+    if gen is None and noise is None: gen = torch.Generator().manual_seed(self.seed)
+    like = next(reversed(self.seen.values()))
+    return self.search(energy, self.space, len(goal), gen, noise, like.new_zeros(()))
 
 # %% ../../nbs/pretrain/11_planner.ipynb #d908d11d
 def arm_planner(
@@ -330,6 +344,7 @@ def lowest(
     r = torch.arange(len(energy), device=energy.device)
     return torch.stack((x[r, i//energy.shape[2]], y[r, i%energy.shape[2]]), 1)
 
+# %% ../../nbs/pretrain/11_planner.ipynb #95f7c13a
 def show_landscapes(
     energy:Tensor, # `[b, n, m]`
     x:Tensor, # `[b, n]`, first number of the action

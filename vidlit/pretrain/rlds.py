@@ -26,6 +26,7 @@ def masked_crc(
     c = value(bytes(data))
     return ((c>>15 | c<<17)+0xa282ead8) & 0xffffffff
 
+# %% ../../nbs/pretrain/rlds.ipynb #e8f51a7a
 def record_places(
     path, # A TFRecord file
 )->list: # (first byte, bytes) of each record; `TrajectoryError` where a length is damaged or the file is cut
@@ -44,6 +45,7 @@ def record_places(
             at += 16+n
     return out
 
+# %% ../../nbs/pretrain/rlds.ipynb #9fe629f9
 def read_record(
     path, # A TFRecord file
     first:int, # Where the record begins
@@ -121,7 +123,6 @@ def _columns(node, at=''): # name -> (kind, shape) of a tree of features.json
         dims = node.get(kind, {}).get('shape', {}).get('dimensions', ()) if kind!='other' else ()
         yield at,(kind, tuple(int(d) for d in dims))
 
-# %% ../../nbs/pretrain/rlds.ipynb #61fb100a
 def rlds_info(
     root, # Folder with dataset_info.json, such as droid_100/1.0.0
 )->dict: # 'name'; 'splits': name -> episodes of each shard; 'columns': those of a step -> (kind, shape)
@@ -181,19 +182,21 @@ class RLDSSet(torch.utils.data.Dataset):
     def __getitem__(self, i): return self.get(range(len(self))[i], self.epochs(i))
     def set_epoch(self, epoch=None): self.epochs.set(epoch)
 
-    def episode(self, i:int)->dict: # Column -> list of encoded images, or numbers
-        "All of episode `i`, as it is on disk"
-        k = bisect_right(self.ends, i)
-        name = f"{self.info['name']}-{self.split}.tfrecord-{k:05d}-of-{len(self.shards):05d}"
-        path,j = inside(self.root, name),i-(self.ends[k]-self.shards[k])
-        if not path.is_file(): raise TrajectoryError(path, None, 'no such file')
-        if k not in self.places:
-            self.places[k] = record_places(path)
-            if len(self.places[k])!=self.shards[k]: raise TrajectoryError(path, None,
-                f'holds {len(self.places[k])} episodes, dataset_info.json says {self.shards[k]}')
-        data = read_record(path, *self.places[k][j])
-        try: return read_example(data)
-        except ValueError as e: raise TrajectoryError(path, f'episode {j}', f'is no tf.train.Example: {e}') from e
+# %% ../../nbs/pretrain/rlds.ipynb #377dae14
+@patch
+def episode(self:RLDSSet, i:int)->dict: # Column -> list of encoded images, or numbers
+    "All of episode `i`, as it is on disk"
+    k = bisect_right(self.ends, i)
+    name = f"{self.info['name']}-{self.split}.tfrecord-{k:05d}-of-{len(self.shards):05d}"
+    path,j = inside(self.root, name),i-(self.ends[k]-self.shards[k])
+    if not path.is_file(): raise TrajectoryError(path, None, 'no such file')
+    if k not in self.places:
+        self.places[k] = record_places(path)
+        if len(self.places[k])!=self.shards[k]: raise TrajectoryError(path, None,
+            f'holds {len(self.places[k])} episodes, dataset_info.json says {self.shards[k]}')
+    data = read_record(path, *self.places[k][j])
+    try: return read_example(data)
+    except ValueError as e: raise TrajectoryError(path, f'episode {j}', f'is no tf.train.Example: {e}') from e
 
 # %% ../../nbs/pretrain/rlds.ipynb #660cee96
 _most = 1<<26 # Pixels of an image

@@ -24,7 +24,6 @@ def _videos_in(root, first): # The folder that holds a video: the root itself, o
 def _templates(file): # Names of the classes, as a training split has them
     return sorted({re.sub(r'[\[\]]', '', o['template']) for o in read_json(file, ssv2_form) if 'template' in o})
 
-# %% ../../nbs/pretrain/ssv2.ipynb #2678d38a
 def ssv2(
     root, # Folder of the split files
     split:str='train', # 'train', 'validation' or 'test'
@@ -59,14 +58,6 @@ def ucf101(
     return list_ucf(root/'ucfTrainTestlist', folder, split, train)
 
 # %% ../../nbs/pretrain/ssv2.ipynb #0490efec
-def _fourth(videos, train): # Every fourth video of each class for the test
-    seen,keep = {},[]
-    for i,y in enumerate(videos.labels):
-        k = seen[y] = seen.get(y, -1)+1
-        if (k%4==3)!=train: keep.append(i)
-    if not keep: raise ValueError("no class has four videos: nothing to test on")
-    return VideoList([videos.paths[i] for i in keep], [videos.labels[i] for i in keep], videos.vocab)
-
 def layout(root # Folder
 )->str:         # 'ssv2', 'ucf101' or 'folder'
     "What kind of data set a folder holds"
@@ -75,7 +66,15 @@ def layout(root # Folder
     if (root/'ucfTrainTestlist').is_dir(): return 'ucf101'
     return 'ssv2' if _json_of(root, 'train') else 'folder'
 
-# %% ../../nbs/pretrain/ssv2.ipynb #57ff8a9a
+# %% ../../nbs/pretrain/ssv2.ipynb #fc9a5b53
+def _fourth(videos, train): # Every fourth video of each class for the test
+    seen,keep = {},[]
+    for i,y in enumerate(videos.labels):
+        k = seen[y] = seen.get(y, -1)+1
+        if (k%4==3)!=train: keep.append(i)
+    if not keep: raise ValueError("no class has four videos: nothing to test on")
+    return VideoList([videos.paths[i] for i in keep], [videos.labels[i] for i in keep], videos.vocab)
+
 def own_split(
     root, # Folder
     split:str # 'train' or 'test'
@@ -87,6 +86,7 @@ def own_split(
     if split=='train': return 'train'
     return next((k for k in ('test', 'valid') if k in there), None)
 
+# %% ../../nbs/pretrain/ssv2.ipynb #57ff8a9a
 def find_videos(
     root, # Folder of any of the three kinds
     split:str='train', # 'train', 'test' (Something-Something: validation), or 'all' of a plain folder
@@ -104,6 +104,7 @@ def find_videos(
     ext = next((p.suffix for p in root.rglob('*') if p.stem==first and p.suffix!='.json'), '.webm')
     return ssv2(root, 'validation' if split=='test' else 'train', ext)
 
+# %% ../../nbs/pretrain/ssv2.ipynb #52ef2da1
 def present(
     videos:VideoList, # Videos of a list
 )->tuple: # those whose files are there; a list of those whose files are not
@@ -125,6 +126,7 @@ def teacher_size(
         raise ValueError(f"{str(name)!r} is no checkpoint here and names none of the sizes {', '.join(sizes)}")
     return got[0]
 
+# %% ../../nbs/pretrain/ssv2.ipynb #7d134831
 def cache_bytes(
     videos:int, # Videos
     spec:ClipSpec=ClipSpec(), # How clips are cut
@@ -143,6 +145,7 @@ def clip_flops(
     p = cfg.patch[0]*cfg.patch[1]*cfg.patch[2]
     return cfg.depth*block_flops(cfg, n) + 2*n*3*p*cfg.dim
 
+# %% ../../nbs/pretrain/ssv2.ipynb #9f4b06ab
 @torch.no_grad()
 def matmul_rate(
     device='cpu', # Where

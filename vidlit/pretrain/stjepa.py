@@ -35,7 +35,6 @@ class STJEPAConfig:
         if self.late and not 0<self.fact<self.vit.depth:
             raise ValueError(f"late mask tokens need blocks of both kinds, not {self.fact} of {self.vit.depth}")
 
-# %% ../../nbs/pretrain/12_stjepa.ipynb #a1216323
 stjepa_s = STJEPAConfig() # 26.8 M parameters
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #c72dec16
@@ -59,43 +58,13 @@ class STJEPA(nn.Module):
 
     def no_weight_decay(self): return ('mask_token',)
 
-    def forward(self,
-        clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
-        mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
-    )->Tensor: # `[b, k, out]`, one for each hidden token, ascending
-        "What the teacher would say of the hidden tokens"
-        grid = grid_of(clip, self.cfg.vit.patch)
-        if mask.shape != (len(clip), grid.n):
-            raise ValueError(f"mask {list(mask.shape)} does not fit {len(clip)} clips of {grid.n} tokens {tuple(grid)}")
-        keep,hidden = split_mask(mask)
-        k = hidden.shape[1]
-        tok = run_blocks(self.blocks[self.cfg.fact:], self._seen(clip, keep, grid, mask), last=k)[:,-k:]
-        return self.head(self.norm(tok))
-
-    def embed(self, clip, keep, grid):
-        "All tokens of the grid, the mask token where nothing may be seen (eq. 1)"
-        tok = self.patch_embed(clip, keep)
-        tok = put(tok, keep, grid.n, self.mask_token.to(tok.dtype))
-        return tok + self.pos(grid, self.cfg.vit.dim).to(tok)
-
-    def _seen(self, clip, keep, grid, mask):
-        "Tokens after the factorised blocks, the hidden ones last"
-        pos = self.pos(grid, self.cfg.vit.dim).to(clip)
-        n,hidden = keep.shape[1],split_mask(mask, grid.n-keep.shape[1])[1]
-        if self.cfg.late: tok,shape = self.patch_embed(clip, keep)+pos[keep],tube_grid(mask, grid)
-        else: tok,shape = self.embed(clip, keep, grid),grid
-        for blk in self.blocks[:self.cfg.fact]: tok = blk(tok, shape)
-        if self.cfg.late: return torch.cat((tok, self.mask_token.to(tok)+pos[hidden].to(tok)), 1)
-        return take(tok, torch.cat((keep, hidden), 1))
-
-    def features(self,
-        clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
-    )->Tensor: # `[b, n, dim]`
-        "Tokens of the whole clip after the final norm, nothing hidden"
-        grid,tok = grid_of(clip, self.cfg.vit.patch),self.patch_embed(clip)
-        tok = tok+self.pos(grid, self.cfg.vit.dim).to(tok)
-        for blk in self.blocks[:self.cfg.fact]: tok = blk(tok, grid)
-        return self.norm(run_blocks(self.blocks[self.cfg.fact:], tok))
+# %% ../../nbs/pretrain/12_stjepa.ipynb #da44302c
+@patch
+def embed(self:STJEPA, clip, keep, grid):
+    "All tokens of the grid, the mask token where nothing may be seen (eq. 1)"
+    tok = self.patch_embed(clip, keep)
+    tok = put(tok, keep, grid.n, self.mask_token.to(tok.dtype))
+    return tok + self.pos(grid, self.cfg.vit.dim).to(tok)
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #376df979
 def tube_grid(
@@ -107,6 +76,44 @@ def tube_grid(
     if not torch.equal(slots, slots[:,:1].expand_as(slots)):
         raise ValueError("late mask tokens need tubes: this mask hides other cells in other slots")
     return Grid(grid.t, 1, int((~slots[0,0]).sum()))
+
+# %% ../../nbs/pretrain/12_stjepa.ipynb #8e5d4bb1
+@patch
+def _seen(self:STJEPA, clip, keep, grid, mask):
+    "Tokens after the factorised blocks, the hidden ones last"
+    pos = self.pos(grid, self.cfg.vit.dim).to(clip)
+    n,hidden = keep.shape[1],split_mask(mask, grid.n-keep.shape[1])[1]
+    if self.cfg.late: tok,shape = self.patch_embed(clip, keep)+pos[keep],tube_grid(mask, grid)
+    else: tok,shape = self.embed(clip, keep, grid),grid
+    for blk in self.blocks[:self.cfg.fact]: tok = blk(tok, shape)
+    if self.cfg.late: return torch.cat((tok, self.mask_token.to(tok)+pos[hidden].to(tok)), 1)
+    return take(tok, torch.cat((keep, hidden), 1))
+
+# %% ../../nbs/pretrain/12_stjepa.ipynb #098222ee
+@patch
+def forward(self:STJEPA,
+    clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
+    mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
+)->Tensor: # `[b, k, out]`, one for each hidden token, ascending
+    "What the teacher would say of the hidden tokens"
+    grid = grid_of(clip, self.cfg.vit.patch)
+    if mask.shape != (len(clip), grid.n):
+        raise ValueError(f"mask {list(mask.shape)} does not fit {len(clip)} clips of {grid.n} tokens {tuple(grid)}")
+    keep,hidden = split_mask(mask)
+    k = hidden.shape[1]
+    tok = run_blocks(self.blocks[self.cfg.fact:], self._seen(clip, keep, grid, mask), last=k)[:,-k:]
+    return self.head(self.norm(tok))
+
+# %% ../../nbs/pretrain/12_stjepa.ipynb #6c347c07
+@patch
+def features(self:STJEPA,
+    clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
+)->Tensor: # `[b, n, dim]`
+    "Tokens of the whole clip after the final norm, nothing hidden"
+    grid,tok = grid_of(clip, self.cfg.vit.patch),self.patch_embed(clip)
+    tok = tok+self.pos(grid, self.cfg.vit.dim).to(tok)
+    for blk in self.blocks[:self.cfg.fact]: tok = blk(tok, grid)
+    return self.norm(run_blocks(self.blocks[self.cfg.fact:], tok))
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #e6734767
 def cosine_loss(

@@ -43,6 +43,7 @@ def official_sizes(
     return VJEPA2Config(vit_sizes(enc, '', heads), replace(vit_sizes(pred, 'predictor_', pred_heads or max(1, d//32)),
         patch=(2,16,16)), tokens, **kw)
 
+# %% ../../nbs/pretrain/vjepa2_weights.ipynb #bc2c1f70
 def official_parts(
     ckpt, # A `.pt` file, or what it holds
     drop_pos:bool=False, # Leave out tables of positions?
@@ -296,6 +297,7 @@ class AttentiveClassifier(nn.Module):
 
     def forward(self, tok): return self.linear(self.pooler(tok))
 
+# %% ../../nbs/pretrain/vjepa2_weights.ipynb #9026320d
 class Probed(nn.Module):
     "An encoder that does not learn, and a probe on its tokens"
     def __init__(self,

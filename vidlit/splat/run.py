@@ -8,6 +8,7 @@ __all__ = ['looked_at', 'parts_of', 'Recipe', 'Minutes', 'train_scene', 'Opened'
 # %% ../../nbs/splat/run.ipynb #10650e97
 import json, shutil, torch, warnings
 from dataclasses import asdict, dataclass, replace
+from fastcore.basics import patch
 from pathlib import Path
 from torch import Tensor
 from ..floor.fingerprint import fingerprint
@@ -37,6 +38,7 @@ def looked_at(
     else: p = torch.linalg.solve(A, b)
     return p.float(),float((o-p).norm(dim=1).median())
 
+# %% ../../nbs/splat/run.ipynb #e4162f81
 def parts_of(
     folder, # A scene in any format that `read_scene` knows
 )->tuple: # Scene to train on; scene kept away, or None
@@ -79,14 +81,17 @@ class Recipe:
         if self.rates not in ('quick', 'released'):
             raise ValueError(f"rates must be quick or released, not {self.rates!r}")
 
-    def training(self, scene=None): # `SplatConfig` for a scene
-        n,at = self.steps or 10**6,self.coarse_at
-        if at=='auto': at = 'middle' if scene is not None and most_at_once(scene)>=4 else 'all'
-        cut = dict(coarse_at=at, coarse=max(1, round(self.coarse*n)), fine=max(1, n-round(self.coarse*n)))
-        if self.rates=='released': return SplatConfig(densify=DensifyConfig(cap=self.cap), **cut)
-        grow = DensifyConfig(cap=self.cap, start=200, stop=3000, reset_every=0)
-        rates = dict(means=(3e-4, 1e-5), mlp=(1e-3, 1e-4), planes=(4e-3, 4e-4))
-        return SplatConfig(degree_every=400, densify=grow, **rates, **cut)
+# %% ../../nbs/splat/run.ipynb #c83e7283
+@patch
+def training(self:Recipe, scene=None)->SplatConfig:
+    "How a scene is trained, in the terms of `splat.training`"
+    n,at = self.steps or 10**6,self.coarse_at
+    if at=='auto': at = 'middle' if scene is not None and most_at_once(scene)>=4 else 'all'
+    cut = dict(coarse_at=at, coarse=max(1, round(self.coarse*n)), fine=max(1, n-round(self.coarse*n)))
+    if self.rates=='released': return SplatConfig(densify=DensifyConfig(cap=self.cap), **cut)
+    grow = DensifyConfig(cap=self.cap, start=200, stop=3000, reset_every=0)
+    rates = dict(means=(3e-4, 1e-5), mlp=(1e-3, 1e-4), planes=(4e-3, 4e-4))
+    return SplatConfig(degree_every=400, densify=grow, **rates, **cut)
 
 # %% ../../nbs/splat/run.ipynb #e5f30aab
 class Minutes(CpuBudget):
@@ -99,6 +104,7 @@ class Minutes(CpuBudget):
     def state_dict(self): return dict(spent=self.spent)
     def load_state_dict(self, s): self.before = s['spent']
 
+# %% ../../nbs/splat/run.ipynb #30de0ec1
 def _recipe_of(out, recipe, mark): # The recipe in the folder must be this one
     path,new = out/'splat.json',dict(recipe=asdict(recipe), scene=mark)
     if not path.is_file(): return new
@@ -127,6 +133,33 @@ def _stage(model, scene, recipe, name, moving, state, tag, report, share): # One
         warnings.filterwarnings('ignore', message='You are shadowing') # fastai's, of names that are meant so
         fit(splat_learner(model, scene, cfg, recipe.seed, cbs), steps=steps)
 
+# %% ../../nbs/splat/run.ipynb #ea594b07
+def _first_camera(scene): # What opens the folder again
+    up = -scene.pose[:, :3, 1].double().mean(0)
+    lo,hi = (scene.points.amin(0).tolist(), scene.points.amax(0).tolist()) if scene.lo is None else (scene.lo, scene.hi)
+    camera = dict(K=scene.K[0].tolist(), size=list(scene.images.shape[1:3]), pose=scene.pose[0].tolist())
+    some = scene.pose[::max(1, len(scene.pose)//8)].tolist()
+    return camera|dict(up=(up/up.norm()).tolist(), path=some, background=list(scene.background), lo=list(lo),
+        hi=list(hi), moments=len(scene.times.unique()))
+
+def _finish(model, scene, held, out, keys, seconds): # Measures and the page
+    info = json.loads((out/'splat.json').read_text())
+    row = dict(gaussians=len(model.gaussians), train_psnr=evaluate_splat(model, scene)['psnr'])
+    if held is not None: row |= {f'held_{k}': v for k,v in evaluate_splat(model, held).items()}
+    row = {k: round(v, 3) if isinstance(v, float) else v for k,v in row.items()}
+    write_json(out/'report.json', row)
+    k = keys or max(2, min(40, info['moments']))
+    with torch.no_grad(): ks = _keys(model, k, seconds)
+    page = write_page(out/'scene.html', ks, torch.tensor(info['K']), info['size'], torch.tensor(info['pose']),
+        info['background'], info['up'], title=out.resolve().name)
+    shutil.rmtree(out/'state', ignore_errors=True)
+    return row|dict(page=str(page), MB=round(page.stat().st_size/1e6, 2))
+
+def _keys(model, k, seconds): # A trained scene, whose time runs from 0 to 1, in seconds
+    if model.deform is None and type(model.gaussians) is Gaussians: return key_scene(model.gaussians, [0.])
+    return key_scene(lambda t: model.moment(t/seconds), torch.linspace(0, seconds, k, dtype=torch.float64))
+
+# %% ../../nbs/splat/run.ipynb #557a2cd1
 def train_scene(
     folder, # A scene in any format that `read_scene` knows; or (scene, held-out scene)
     out, # Folder to make, or to go on with
@@ -158,32 +191,6 @@ def _train(scene, held, out, mark, recipe, keys, seconds, report): # By whoever 
     model.moving,model.renders,model.degree = True,[],model.gaussians.sh_degree
     return _finish(model, scene, held, out, keys, seconds)
 
-# %% ../../nbs/splat/run.ipynb #c0d7821e
-def _first_camera(scene): # What opens the folder again
-    up = -scene.pose[:, :3, 1].double().mean(0)
-    lo,hi = (scene.points.amin(0).tolist(), scene.points.amax(0).tolist()) if scene.lo is None else (scene.lo, scene.hi)
-    camera = dict(K=scene.K[0].tolist(), size=list(scene.images.shape[1:3]), pose=scene.pose[0].tolist())
-    some = scene.pose[::max(1, len(scene.pose)//8)].tolist()
-    return camera|dict(up=(up/up.norm()).tolist(), path=some, background=list(scene.background), lo=list(lo),
-        hi=list(hi), moments=len(scene.times.unique()))
-
-def _finish(model, scene, held, out, keys, seconds): # Measures and the page
-    info = json.loads((out/'splat.json').read_text())
-    row = dict(gaussians=len(model.gaussians), train_psnr=evaluate_splat(model, scene)['psnr'])
-    if held is not None: row |= {f'held_{k}': v for k,v in evaluate_splat(model, held).items()}
-    row = {k: round(v, 3) if isinstance(v, float) else v for k,v in row.items()}
-    write_json(out/'report.json', row)
-    k = keys or max(2, min(40, info['moments']))
-    with torch.no_grad(): ks = _keys(model, k, seconds)
-    page = write_page(out/'scene.html', ks, torch.tensor(info['K']), info['size'], torch.tensor(info['pose']),
-        info['background'], info['up'], title=out.resolve().name)
-    shutil.rmtree(out/'state', ignore_errors=True)
-    return row|dict(page=str(page), MB=round(page.stat().st_size/1e6, 2))
-
-def _keys(model, k, seconds): # A trained scene, whose time runs from 0 to 1, in seconds
-    if model.deform is None and type(model.gaussians) is Gaussians: return key_scene(model.gaussians, [0.])
-    return key_scene(lambda t: model.moment(t/seconds), torch.linspace(0, seconds, k, dtype=torch.float64))
-
 # %% ../../nbs/splat/run.ipynb #a3fb3c84
 @dataclass
 class Opened:
@@ -204,25 +211,7 @@ class Opened:
         times = torch.linspace(0, self.seconds, n, dtype=torch.float64) if self.seconds else [0.]
         return key_scene(self.at, times)
 
-def open_scene(
-    path, # Folder of `train_scene`, file of Gaussians, or folder of numbered PLY files
-    seconds:float=None, # Length to play it in; None: as it was made, a sequence 24 a second
-    background=None, # 3 numbers in [0, 1]; None: as it was made, else black
-)->Opened:
-    "Open whatever holds a scene; a `ValueError` says why not"
-    path = Path(path)
-    if not path.exists(): raise ValueError(f"there is no {path}")
-    if (path/'splat.json').is_file(): return _open_trained(path, seconds, background)
-    from vidlit.splat.files import read_gaussians, sequence_files
-    files = sequence_files(path) if path.is_dir() else [path]
-    gs = [read_gaussians(f) for f in files]
-    long = 0. if len(gs)==1 else (seconds or len(gs)/24)
-    def at(t): return gs[min(len(gs)-1, int(t/long*(len(gs)-1)+.5))] if long else gs[0]
-    size,K = (480, 640),make_K(50, 480, 640)
-    pose = scene_orbit(key_scene(gs[0], [0.]), 1, K, size)[0]
-    sky = torch.tensor(background or (0., 0., 0.))
-    return Opened(at, long, K, size, pose, None, (0., -1., 0.), sky, len(gs))
-
+# %% ../../nbs/splat/run.ipynb #a2b5be41
 _real = Num(-1e9, 1e9, whole=False)
 _about = dict(recipe=dict, scene=str, seconds=_real, K=[[_real]], size=[Num(1, 1<<14)], pose=[[_real]], up=[_real],
     path=[[[_real]]], background=[_real], lo=[_real], hi=[_real], moments=Num(1, 1<<20))
@@ -246,3 +235,23 @@ def _open_trained(path, seconds, background):
     sky = torch.tensor(background or i['background'])
     return Opened(at, long, K, tuple(i['size']), pose, path_of, tuple(i['up']), sky,
         i['moments'], model)
+
+# %% ../../nbs/splat/run.ipynb #096a8825
+def open_scene(
+    path, # Folder of `train_scene`, file of Gaussians, or folder of numbered PLY files
+    seconds:float=None, # Length to play it in; None: as it was made, a sequence 24 a second
+    background=None, # 3 numbers in [0, 1]; None: as it was made, else black
+)->Opened:
+    "Open whatever holds a scene; a `ValueError` says why not"
+    path = Path(path)
+    if not path.exists(): raise ValueError(f"there is no {path}")
+    if (path/'splat.json').is_file(): return _open_trained(path, seconds, background)
+    from vidlit.splat.files import read_gaussians, sequence_files
+    files = sequence_files(path) if path.is_dir() else [path]
+    gs = [read_gaussians(f) for f in files]
+    long = 0. if len(gs)==1 else (seconds or len(gs)/24)
+    def at(t): return gs[min(len(gs)-1, int(t/long*(len(gs)-1)+.5))] if long else gs[0]
+    size,K = (480, 640),make_K(50, 480, 640)
+    pose = scene_orbit(key_scene(gs[0], [0.]), 1, K, size)[0]
+    sky = torch.tensor(background or (0., 0., 0.))
+    return Opened(at, long, K, size, pose, None, (0., -1., 0.), sky, len(gs))

@@ -137,6 +137,20 @@ _hyper = dict(
     camera=dict(orientation=[[_number]], position=[_number], principal_point=[_number], focal_length=_number))
 _hyper['camera'][str] = object # Whatever else there is
 
+def _hyper_camera(path, s, ratio):
+    c = _json(path, _hyper['camera'])
+    with reads(path, SceneError):
+        for k in ('radial_distortion', 'tangential_distortion', 'skew'):
+            if any(np.atleast_1d(c.get(k, 0.))): raise SceneError(f"{path}: {k} {c[k]}: undistort the images first")
+        R,p = torch.tensor(c['orientation']),torch.tensor(c['position'])
+        if tuple(R.shape)!=(3, 3) or tuple(p.shape)!=(3,):
+            raise SceneError(f"{path}: orientation {list(R.shape)} or position {list(p.shape)} has another shape")
+        pose = torch.eye(4)
+        pose[:3, :3],pose[:3, 3] = R.T,(p-torch.tensor(s['center']))*s['scale']
+        f,a,(x,y) = c['focal_length']/ratio,c.get('pixel_aspect_ratio', 1.),c['principal_point']
+        return torch.tensor([[f, 0, x/ratio], [0, f*a, y/ratio], [0, 0, 1.]]),pose
+
+# %% ../../nbs/splat/scene_files.ipynb #1b0793fe
 def read_hypernerf(
     folder, # With `scene.json`, `dataset.json`, `metadata.json`, `camera/`, `rgb/`
     split:str='train', # 'train' or 'test'
@@ -160,20 +174,19 @@ def read_hypernerf(
         K,pose = (torch.stack(o) for o in zip(*cams))
         return Scene(images, times, K, pose)
 
-def _hyper_camera(path, s, ratio):
-    c = _json(path, _hyper['camera'])
-    with reads(path, SceneError):
-        for k in ('radial_distortion', 'tangential_distortion', 'skew'):
-            if any(np.atleast_1d(c.get(k, 0.))): raise SceneError(f"{path}: {k} {c[k]}: undistort the images first")
-        R,p = torch.tensor(c['orientation']),torch.tensor(c['position'])
-        if tuple(R.shape)!=(3, 3) or tuple(p.shape)!=(3,):
-            raise SceneError(f"{path}: orientation {list(R.shape)} or position {list(p.shape)} has another shape")
-        pose = torch.eye(4)
-        pose[:3, :3],pose[:3, 3] = R.T,(p-torch.tensor(s['center']))*s['scale']
-        f,a,(x,y) = c['focal_length']/ratio,c.get('pixel_aspect_ratio', 1.),c['principal_point']
-        return torch.tensor([[f, 0, x/ratio], [0, f*a, y/ratio], [0, 0, 1.]]),pose
-
 # %% ../../nbs/splat/scene_files.ipynb #3dec9be4
+def _resized(x, size):
+    if size is None: return x
+    return torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), size=size, mode='area').permute(0, 2, 3, 1)
+
+def _poses_bounds(path):
+    if not path.is_file(): raise ValueError(f"there is no {path}")
+    a = read_npy(path, error=SceneError)
+    if a.ndim!=2 or a.shape[1]!=17 or not np.isfinite(a).all():
+        raise SceneError(f"{path} must be [cameras, 17] finite numbers, not {list(a.shape)}")
+    return torch.from_numpy(a).float()
+
+# %% ../../nbs/splat/scene_files.ipynb #367c481b
 def read_dynerf(
     folder, # With `poses_bounds.npy` and `cam00.mp4`, ...
     split:str='train', # 'train', or 'test': the first camera
@@ -208,17 +221,6 @@ def read_dynerf(
         if not out: raise SceneError(f"{folder} has one camera only: nothing is left for training")
         x,t,K,pose,cam = (torch.cat(o) for o in zip(*out))
         return Scene(x, t, K, pose, camera=cam)
-
-def _resized(x, size):
-    if size is None: return x
-    return torch.nn.functional.interpolate(x.permute(0, 3, 1, 2), size=size, mode='area').permute(0, 2, 3, 1)
-
-def _poses_bounds(path):
-    if not path.is_file(): raise ValueError(f"there is no {path}")
-    a = read_npy(path, error=SceneError)
-    if a.ndim!=2 or a.shape[1]!=17 or not np.isfinite(a).all():
-        raise SceneError(f"{path} must be [cameras, 17] finite numbers, not {list(a.shape)}")
-    return torch.from_numpy(a).float()
 
 # %% ../../nbs/splat/scene_files.ipynb #8c6d7cad
 _models = {0: ('SIMPLE_PINHOLE', 3), 1: ('PINHOLE', 4), 2: ('SIMPLE_RADIAL', 4), 3: ('RADIAL', 5), 4: ('OPENCV', 8),
@@ -282,6 +284,7 @@ def _colmap_K(path, cam):
     else: raise SceneError(f"{path}: camera model {model}: undistort the images first")
     return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1.]]),(h, w)
 
+# %% ../../nbs/splat/scene_files.ipynb #a5058b83
 def read_colmap(
     folder, # With `sparse/0` (or the files themselves) and `images`
     background:str='black', # 'white' or 'black'
@@ -310,6 +313,15 @@ def read_colmap(
         first = {} if p is None else dict(points=p[:, :3], rgb=p[:, 3:]/255)
         times = _spread([int(n[-1]) for n in numbers])
         return Scene(x, times, torch.stack(K), inv_pose(view), background=_background(background), **first)
+
+# %% ../../nbs/splat/scene_files.ipynb #67db9161
+def _pixels_as_points(z, K, pose, n, gen): # n random pixels of depth `[t, h, w]`
+    "Frame, row, column `[n]` of some pixels, and where in the world they are `[n, 3]`"
+    ok = (z.isfinite() & (z>0)).nonzero()
+    i,r,c = ok[torch.randint(len(ok), (n,), generator=gen)].unbind(1)
+    far = z[i, r, c][:, None]
+    cam = torch.cat(((torch.stack((c, r), 1)+.5-K[:2, 2])/K[(0, 1), (0, 1)]*far, far), 1)
+    return i,r,c,(pose[i][:, :3, :3]@cam[..., None])[..., 0]+pose[i][:, :3, 3]
 
 # %% ../../nbs/splat/scene_files.ipynb #bbed582a
 def read_monocular(
@@ -340,12 +352,8 @@ def read_monocular(
     K = torch.diag(torch.tensor([to[1]/x.shape[2], to[0]/x.shape[1], 1.]))@K
     x,z = _resized(x, to),torch.nn.functional.interpolate(z, size=to, mode='nearest')[:, 0]
     pose = torch.eye(4).repeat(len(k), 1, 1) if pose is None else pose[k].float()
-    gen,ok = gen or torch.Generator().manual_seed(0),(z.isfinite() & (z>0)).nonzero()
-    if not len(ok): raise SceneError(f"{depth} has no depth in any pixel")
-    i,r,c = ok[torch.randint(len(ok), (n,), generator=gen)].unbind(1)
-    far = z[i, r, c][:, None]
-    cam = torch.cat(((torch.stack((c, r), 1)+.5-K[:2, 2])/K[(0, 1), (0, 1)]*far, far), 1)
-    points = (pose[i][:, :3, :3]@cam[..., None])[..., 0]+pose[i][:, :3, 3]
+    if not (z.isfinite() & (z>0)).any(): raise SceneError(f"{depth} has no depth in any pixel")
+    i,r,c,points = _pixels_as_points(z, K, pose, n, gen or torch.Generator().manual_seed(0))
     times = _spread(k)
     return Scene(x, times, K.expand(len(k), 3, 3), pose, points=points, rgb=x[i, r, c], point_times=times[i])
 

@@ -9,6 +9,7 @@ __all__ = ['hypernerf_training', 'dynerf_training', 'SplatConfig', 'SplatLoss', 
 # %% ../../nbs/splat/06_training.ipynb #2fbe5a13
 import math, sys, time, torch
 from dataclasses import dataclass, replace
+from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from ..floor.metrics import ssim
@@ -102,6 +103,7 @@ def splat_groups(
 from fastai.callback.core import Callback, CancelFitException
 from ..train.callbacks import Stepped
 
+# %% ../../nbs/splat/06_training.ipynb #17f35c3b
 def cpu_seconds():
     "Seconds of processor time of this process"
     return time.process_time()
@@ -141,37 +143,41 @@ class Densify(Stepped):
         self.cfg,self.extent,self.gen = cfg,extent,torch.Generator().manual_seed(seed)
         self.total,self.seen,self.rows = None,None,[] # Sums of gradients, times seen, what was done
 
-    def after_backward(self): # Gradient of each middle in halves of the image, by image
-        if not self.training or self.cfg.strategy!='grow': return
-        m = self.learn.model
-        h,w = m.size
-        n = len(m.gaussians)
-        if self.total is None or len(self.total)!=n:
-            self.total,self.seen = m.gaussians.means.new_zeros(n),m.gaussians.means.new_zeros(n)
-        half = m.gaussians.means.new_tensor([w/2, h/2])*len(m.renders)
-        for r in m.renders:
-            if r.means2d.grad is None: continue
-            on = (r.radii[0, :, 0]>0).float()
-            self.total += (r.means2d.grad[0]*half).norm(dim=1)*on
-            self.seen += on
-
-    def after_step(self):
-        c,k,m,opt = self.cfg.densify,self.clock.done+1,self.learn.model,self.learn.opt.opt
-        if self.cfg.strategy=='none' or not self.training: return
-        if self.cfg.strategy=='mcmc':
-            lr = next(g['lr'] for g in opt.param_groups if g['name']=='means')
-            if c.start<=k<=c.stop and k%c.every==0: self.note(k, relocate(m.gaussians, opt, self.gen, c.cap, c.opacity))
-            return add_noise(m.gaussians, lr, self.gen)
-        if c.start<=k<=c.stop and k%c.every==0 and self.total is not None:
-            late = bool(c.reset_every) and k>c.reset_every
-            grad = self.total/self.seen.clamp_min(1)
-            self.note(k, grow_and_prune(m.gaussians, opt, grad, self.extent, self.gen, c, late))
-            self.total = self.seen = None
-        if c.reset_every and k%c.reset_every==0 and k<=c.stop: reset_opacity(m.gaussians, opt, 2*c.opacity)
-
     def note(self, k, found): self.rows.append(dict(step=k, **found, n=len(self.learn.model.gaussians)))
     def state_dict(self): return dict(total=self.total, seen=self.seen, rows=self.rows)
     def load_state_dict(self, s): self.total,self.seen,self.rows = s['total'],s['seen'],list(s['rows'])
+
+# %% ../../nbs/splat/06_training.ipynb #d841fc3f
+@patch
+def after_backward(self:Densify): # Gradient of each middle in halves of the image, by image
+    if not self.training or self.cfg.strategy!='grow': return
+    m = self.learn.model
+    h,w = m.size
+    n = len(m.gaussians)
+    if self.total is None or len(self.total)!=n:
+        self.total,self.seen = m.gaussians.means.new_zeros(n),m.gaussians.means.new_zeros(n)
+    half = m.gaussians.means.new_tensor([w/2, h/2])*len(m.renders)
+    for r in m.renders:
+        if r.means2d.grad is None: continue
+        on = (r.radii[0, :, 0]>0).float()
+        self.total += (r.means2d.grad[0]*half).norm(dim=1)*on
+        self.seen += on
+
+# %% ../../nbs/splat/06_training.ipynb #90c13503
+@patch
+def after_step(self:Densify):
+    c,k,m,opt = self.cfg.densify,self.clock.done+1,self.learn.model,self.learn.opt.opt
+    if self.cfg.strategy=='none' or not self.training: return
+    if self.cfg.strategy=='mcmc':
+        lr = next(g['lr'] for g in opt.param_groups if g['name']=='means')
+        if c.start<=k<=c.stop and k%c.every==0: self.note(k, relocate(m.gaussians, opt, self.gen, c.cap, c.opacity))
+        return add_noise(m.gaussians, lr, self.gen)
+    if c.start<=k<=c.stop and k%c.every==0 and self.total is not None:
+        late = bool(c.reset_every) and k>c.reset_every
+        grad = self.total/self.seen.clamp_min(1)
+        self.note(k, grow_and_prune(m.gaussians, opt, grad, self.extent, self.gen, c, late))
+        self.total = self.seen = None
+    if c.reset_every and k%c.reset_every==0 and k<=c.stop: reset_opacity(m.gaussians, opt, 2*c.opacity)
 
 # %% ../../nbs/splat/06_training.ipynb #40289a73
 def print_psnr(info, file=None): # One line on standard error: rewritten in a terminal, else only the last
@@ -181,6 +187,7 @@ def print_psnr(info, file=None): # One line on standard error: rewritten in a te
     line = f"step {info['done']}/{info['total']}  PSNR {info['psnr']:.2f}  {info['n']} Gaussians  {info['rate']:.1f}/s"
     print(f'\r{line:78}', end='\n' if ended else '', file=file, flush=True)
 
+# %% ../../nbs/splat/06_training.ipynb #aa0956b6
 class PsnrProgress(Stepped):
     "Reports done, total, PSNR of the last images (dB, a moving mean), Gaussians and steps per second"
     order,run_valid = 70,False
@@ -226,11 +233,13 @@ def splat_learner(
     cbs = [Seeded(seed), SplatSchedule(cfg, first), Densify(cfg, extent, seed), History(), *cbs]
     return Learner(dls, model, loss_func=SplatLoss(model, cfg), opt_func=opt, lr=1., cbs=cbs)
 
+# %% ../../nbs/splat/06_training.ipynb #0292b1d6
 def stages(model, cfg): # [(name, steps, moving?)] of a model: one that never deforms has one stage
     "(name, steps, moving?) of each stage of a model; one that never deforms has one"
     if model.deform is None: return [('all', cfg.coarse+cfg.fine, True)]
     return [s for s in (('coarse', cfg.coarse, False), ('fine', cfg.fine, True)) if s[1]]
 
+# %% ../../nbs/splat/06_training.ipynb #891857b1
 def train_splat(
     model:SplatModel, # Trained in place
     scene:Scene, # Images

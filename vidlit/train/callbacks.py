@@ -22,7 +22,7 @@ from ..nn.tokens import grid_of
 # %% ../../nbs/train/02_callbacks.ipynb #fa237d7e
 _all_ = ['adamw', 'cosine', 'linear', 'param_groups', 'warmup_cosine', 'wsd']
 
-# %% ../../nbs/train/02_callbacks.ipynb #48ee4c50
+# %% ../../nbs/train/02_callbacks.ipynb #d5ce5c32
 class Accumulate(Callback):
     "One optimiser step per `n` batches"
     order, run_valid = -20, False
@@ -35,7 +35,6 @@ class Accumulate(Callback):
         self.k = (self.k+1)%self.n
         if self.k: raise CancelBatchException
 
-# %% ../../nbs/train/02_callbacks.ipynb #d5ce5c32
 class Steps(Callback):
     "Counts optimiser steps and ends the fit after `limit` of them"
     order = 95
@@ -59,6 +58,10 @@ class Steps(Callback):
 # %% ../../nbs/train/02_callbacks.ipynb #73d4d846
 class Stepped(Callback):
     "A callback that looks at the clock: `clock.done` steps of `clock.total`"
+    def __call__(self, event_name):
+        if event_name=='before_fit': self.clock # one that comes after the first step would not count it
+        return super().__call__(event_name)
+
     @property
     def clock(self):
         found = [o for o in self.learn.cbs if isinstance(o, Steps)]
@@ -326,6 +329,7 @@ def print_progress(info, file=None):
     line += f"  left {left//60}:{left%60:02d}"
     print(f'\r{line:78}', end='\n' if ended else '', file=file, flush=True)
 
+# %% ../../nbs/train/02_callbacks.ipynb #408f13f3
 class Progress(Stepped):
     "Reports done, total, loss, rate (steps/s) and time left (s)"
     order, run_valid = 70, False

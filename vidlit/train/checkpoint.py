@@ -91,6 +91,7 @@ def seed_all(seed):
     if torch.accelerator.is_available(): torch.manual_seed(seed)
     else: torch.random.default_generator.manual_seed(seed)
 
+# %% ../../nbs/train/05_checkpoint.ipynb #13fadf03
 def share(
     idxs, # All indices of an epoch, in order
     bs:int, # Batch size of one process

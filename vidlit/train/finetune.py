@@ -21,7 +21,6 @@ class Feats:
     x:Tensor # float [n, d], or tokens [n, k, d]
     y:Tensor # int64 [n]
 
-# %% ../../nbs/train/03_finetune.ipynb #64dd9830
 def pool(
     x:Tensor, # [n, d] or tokens [n, k, d]
 )->Tensor: # [n, d]

@@ -69,6 +69,7 @@ def _from(out, how, name):
     if callable(how): return how(out)
     return getattr(out, name, None) if how is None and not isinstance(out, Tensor) else (out if name=='pred' else None)
 
+# %% ../../nbs/train/06_health.ipynb #00bb9968
 @patch
 def before_batch(self:Health):
     self.row, self.z = {}, None
@@ -88,7 +89,6 @@ def after_loss(self:Health):
     if z is not None: self.row.update(feature_std=feature_std(z), effective_rank=effective_rank(z))
     if t is not None: self.row.update(target_var=t.detach().float().var().item())
 
-# %% ../../nbs/train/06_health.ipynb #70c7c71e
 @patch
 def before_step(self:Health):
     if not self.due: return
@@ -97,6 +97,7 @@ def before_step(self:Health):
     if not norm<float('inf'): self.stop('gradient', norm)
     self.row.update(grad_norm=norm)
 
+# %% ../../nbs/train/06_health.ipynb #70c7c71e
 @torch.no_grad()
 def ema_lag(
     slow, # The moving average
@@ -107,6 +108,7 @@ def ema_lag(
     return (torch.stack(torch._foreach_norm(torch._foreach_sub(a, b))).norm()/torch.stack(
         torch._foreach_norm(b)).norm()).item()
 
+# %% ../../nbs/train/06_health.ipynb #a59efd0e
 @patch
 def after_step(self:Health):
     if not self.due: return

@@ -59,6 +59,21 @@ def _fit(im, width):
         Image.Resampling.BOX)
     return np.asarray(im8)/255
 
+# %% ../../nbs/floor/02_show.ipynb #4aa4c3fa
+def _label(fig, page, box, hs, cw, gap, heads, titles, title):
+    "Put the page and its texts on the canvas"
+    x, y, W, H = box
+    ax = _place(fig, *box)
+    ax.imshow(page, interpolation='none', aspect='auto')
+    ax.set_axis_off()
+    w, h = fig.get_size_inches()*fig.dpi
+    text = lambda px, py, s, **kw: fig.text(px/w, 1-py/h, str(s), fontsize=9, **kw)
+    for j, s in enumerate(heads or []): text(x+j*(cw+gap)+cw/2, y+H+4, s, ha='center', va='top', color=FAINT)
+    for i, s in enumerate(titles or []): text(x-6, y+sum(hs[:i])+gap*i+hs[i]/2, s, ha='right', va='center', color=INK)
+    if title: text(x, 6, title, ha='left', va='top', color=INK, weight='bold')
+    fig.box = box
+    return fig
+
 # %% ../../nbs/floor/02_show.ipynb #7f753609
 def sheet(
     rows:list, # Rows of images [h, w, 3] in [0, 1]; None leaves a gap
@@ -82,21 +97,6 @@ def sheet(
             if im is not None: page[sum(hs[:i])+gap*i:, j*(cw+gap):][:im.shape[0], :im.shape[1]] = im
     fig = _canvas(left+W+2+side, top+H+(18 if heads else 2))
     return _label(fig, page, (left, top, W, H), hs, cw, gap, heads, titles, title)
-
-# %% ../../nbs/floor/02_show.ipynb #4aa4c3fa
-def _label(fig, page, box, hs, cw, gap, heads, titles, title):
-    "Put the page and its texts on the canvas"
-    x, y, W, H = box
-    ax = _place(fig, *box)
-    ax.imshow(page, interpolation='none', aspect='auto')
-    ax.set_axis_off()
-    w, h = fig.get_size_inches()*fig.dpi
-    text = lambda px, py, s, **kw: fig.text(px/w, 1-py/h, str(s), fontsize=9, **kw)
-    for j, s in enumerate(heads or []): text(x+j*(cw+gap)+cw/2, y+H+4, s, ha='center', va='top', color=FAINT)
-    for i, s in enumerate(titles or []): text(x-6, y+sum(hs[:i])+gap*i+hs[i]/2, s, ha='right', va='center', color=INK)
-    if title: text(x, 6, title, ha='left', va='top', color=INK, weight='bold')
-    fig.box = box
-    return fig
 
 # %% ../../nbs/floor/02_show.ipynb #71cef147
 def show_clips(
@@ -208,21 +208,6 @@ def _layout(maps, rgb, n, title, side):
     rows = [[r[i] if i < len(r) else None for i in idx] for r in rows]
     return sheet(rows, [f't={i}' for i in idx], list(maps) if any(maps) else None, title, side=side)
 
-# %% ../../nbs/floor/02_show.ipynb #a1705649
-def show_depth(
-    depth:Tensor, # [t, 1, h, w] or [1, t, 1, h, w], metres; or a dict title -> depth
-    n:int=8, # Frames at most
-    vmin:float|None=None, # Metres drawn brightest
-    vmax:float|None=None, # Metres drawn darkest
-    title:str|None=None, # Text above
-    unit:str='m', # Text at the bar
-)->Picture:
-    "Depth maps in colour with one bar for all"
-    ds = _named(depth)
-    lo, hi = _range(torch.cat([d.flatten() for d in ds.values()]), vmin, vmax)
-    fig = _layout(ds, lambda d: depth_rgb(d, lo, hi), n, title, side=58)
-    return _bar(fig, lo, hi, unit)
-
 # %% ../../nbs/floor/02_show.ipynb #fe4d0ad2
 def _bar(fig, lo, hi, unit, cmap='magma_r'):
     "A colour bar right of the images"
@@ -238,6 +223,21 @@ def _bar(fig, lo, hi, unit, cmap='magma_r'):
     ax.tick_params(labelsize=8, colors=INK, length=2, pad=2)
     for s in ax.spines.values(): s.set_visible(False)
     return fig
+
+# %% ../../nbs/floor/02_show.ipynb #a1705649
+def show_depth(
+    depth:Tensor, # [t, 1, h, w] or [1, t, 1, h, w], metres; or a dict title -> depth
+    n:int=8, # Frames at most
+    vmin:float|None=None, # Metres drawn brightest
+    vmax:float|None=None, # Metres drawn darkest
+    title:str|None=None, # Text above
+    unit:str='m', # Text at the bar
+)->Picture:
+    "Depth maps in colour with one bar for all"
+    ds = _named(depth)
+    lo, hi = _range(torch.cat([d.flatten() for d in ds.values()]), vmin, vmax)
+    fig = _layout(ds, lambda d: depth_rgb(d, lo, hi), n, title, side=58)
+    return _bar(fig, lo, hi, unit)
 
 # %% ../../nbs/floor/02_show.ipynb #582227dd
 def _wheel_rgb(hue):
@@ -261,19 +261,6 @@ def flow_rgb(
     rgb = (1 - (speed/top).clamp(max=1)[..., None]*(1-rgb)).movedim(-1, -3)
     return torch.where(ok, rgb, torch.full_like(rgb, .6))
 
-# %% ../../nbs/floor/02_show.ipynb #659ef9a6
-def show_flow(
-    flow:Tensor, # [t, 2, h, w] or [1, t, 2, h, w], pixels; or a dict title -> flow
-    n:int=8, # Frames at most
-    top:float|None=None, # Speed of full colour; default the largest
-    title:str|None=None, # Text above
-)->Picture:
-    "Flow maps in colour, with the wheel that reads them"
-    fs = _named(flow)
-    top = top or max(f.nan_to_num(0, 0, 0).norm(dim=-3).max().item() for f in fs.values())
-    fig = _layout(fs, lambda f: flow_rgb(f, top), n, title, side=92)
-    return _wheel(fig, top)
-
 # %% ../../nbs/floor/02_show.ipynb #39761370
 def _wheel(fig, top):
     "The legend: where each colour points, and the speed at the rim"
@@ -289,6 +276,19 @@ def _wheel(fig, top):
         ax.text(px, py, s, ha='center', va='center', fontsize=8, color=INK)
     ax.text(d, 2*d+2, f'rim {top:.3g} px', ha='center', va='top', fontsize=8, color=INK)
     return fig
+
+# %% ../../nbs/floor/02_show.ipynb #659ef9a6
+def show_flow(
+    flow:Tensor, # [t, 2, h, w] or [1, t, 2, h, w], pixels; or a dict title -> flow
+    n:int=8, # Frames at most
+    top:float|None=None, # Speed of full colour; default the largest
+    title:str|None=None, # Text above
+)->Picture:
+    "Flow maps in colour, with the wheel that reads them"
+    fs = _named(flow)
+    top = top or max(f.nan_to_num(0, 0, 0).norm(dim=-3).max().item() for f in fs.values())
+    fig = _layout(fs, lambda f: flow_rgb(f, top), n, title, side=92)
+    return _wheel(fig, top)
 
 # %% ../../nbs/floor/02_show.ipynb #0cd10ecf
 def show_pair(

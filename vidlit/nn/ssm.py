@@ -25,7 +25,7 @@ def scan_step(
     y = (state*C[:,None]).sum(-1)
     return (y if D is None else y+D*u), state
 
-# %% ../../nbs/nn/03_ssm.ipynb #3e79ad26
+# %% ../../nbs/nn/03_ssm.ipynb #e9cd7404
 def _check_scan(u, dt, A, B, C, state):
     b,l,d = u.shape
     if dt.shape!=u.shape: raise ValueError(f"dt {tuple(dt.shape)} must have the shape of u {tuple(u.shape)}")
@@ -37,6 +37,7 @@ def _check_scan(u, dt, A, B, C, state):
         raise ValueError(f"state {tuple(state.shape)} must be {(b,*A.shape)}")
     return u.new_zeros(b, *A.shape) if state is None else state
 
+# %% ../../nbs/nn/03_ssm.ipynb #71814b0b
 def scan_ref(
     u:Tensor, # `[b, l, d]`
     dt:Tensor, # `[b, l, d]`, positive
@@ -71,7 +72,7 @@ def _scan_forward(u, du, dt, A, B, C, state):
         last[s] = x
     return y,last
 
-# %% ../../nbs/nn/03_ssm.ipynb #7cf22716
+# %% ../../nbs/nn/03_ssm.ipynb #8070c309
 def _states(du, dt, A, B, state):
     "Decays `[l, b, d, n]` and states `[l+1, b, d, n]` of one chunk, the first one included"
     l = du.shape[1]
@@ -82,6 +83,7 @@ def _states(du, dt, A, B, state):
         torch.mul(x[t], a[t], out=x[t+1]).addcmul_(du[:,t,:,None], B[:,t,None])
     return a,x
 
+# %% ../../nbs/nn/03_ssm.ipynb #b8ff1b50
 def _scan_backward(du, dt, A, B, C, state, dy, dlast):
     "Eq. 2 and 3: gradients of du, dt (through the decay only), A, B, C and the first state"
     out = [torch.empty_like(o) for o in (du, dt, B, C, state)]
@@ -153,7 +155,7 @@ def scan(
             y = y.mT
         return (y if D is None else y+D*u).to(dtype),last
 
-# %% ../../nbs/nn/03_ssm.ipynb #765b2d13
+# %% ../../nbs/nn/03_ssm.ipynb #66086c31
 def _check_ssd(x, dt, A, B, C, state):
     b,l,h,p = x.shape
     if dt.shape!=(b,l,h): raise ValueError(f"dt {tuple(dt.shape)} must be {(b,l,h)} for x {tuple(x.shape)}")
@@ -166,6 +168,7 @@ def _check_ssd(x, dt, A, B, C, state):
 
 def _per_head(B, h, dim): return B if B.shape[dim]==h else B.repeat_interleave(h//B.shape[dim], dim)
 
+# %% ../../nbs/nn/03_ssm.ipynb #8fb5a756
 def ssd_step(
     state:Tensor, # `[b, h, p, n]`; not changed
     x:Tensor, # `[b, h, p]`
@@ -181,7 +184,6 @@ def ssd_step(
     y = (state*C[:,:,None]).sum(-1)
     return (y if D is None else y+D[:,None]*x),state
 
-# %% ../../nbs/nn/03_ssm.ipynb #887c9b82
 def ssd_ref(
     x:Tensor, # `[b, l, h, p]`: h heads of p channels
     dt:Tensor, # `[b, l, h]`, positive
@@ -198,7 +200,7 @@ def ssd_ref(
         ys.append(y)
     return torch.stack(ys, 1),state
 
-# %% ../../nbs/nn/03_ssm.ipynb #4926593f
+# %% ../../nbs/nn/03_ssm.ipynb #ac0df0f4
 def decay_mask(
     a:Tensor, # `[..., l]`, log decays, at most 0
 )->Tensor: # `[..., l, l]`: exp of the sum from s+1 to t where s <= t, else 0
@@ -208,6 +210,7 @@ def decay_mask(
     later = torch.ones(a.shape[-1], a.shape[-1], dtype=torch.bool, device=a.device).triu(1)
     return diff.masked_fill(later, -torch.inf).exp() # masked before exp: later times would overflow
 
+# %% ../../nbs/nn/03_ssm.ipynb #2c9965ef
 def ssd_dual(
     x:Tensor, # `[b, l, h, p]`
     dt:Tensor, # `[b, l, h]`
@@ -233,61 +236,67 @@ def ssd_dual(
         last = last + s[...,-1:,None].exp()*state
     return y.transpose(1, 2),last
 
-# %% ../../nbs/nn/03_ssm.ipynb #e40bfda4
+# %% ../../nbs/nn/03_ssm.ipynb #6bbe0bd5
+def _decays(a, out):
+    "`decay_mask` into a buffer"
+    s = a.cumsum(-1)
+    return torch.sub(s[...,:,None], s[...,None,:], out=out).clamp_(max=0).exp_().tril_()
+
+def _dual_parts(S, a, dt, x):
+    "Chunks, and buffers for one"
+    b,h,l = a.shape
+    size = 2*h*l*(l+x.shape[3])
+    todo = _chunks(b, size, b*size if x.is_cuda else 2**18)
+    return todo,[a.new_empty(todo[0].stop, h, l, l) for _ in range(3)]
+
+def _dual_forward(S, a, dt, x, D):
+    "Eq. 5, chunk after chunk"
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    todo,(E,M,_) = _dual_parts(S, a, dt, x)
+    for s in todo:
+        k,g = s.stop-s.start,S.shape[1]
+        Eg,Mg = (_decays(a[s], E[:k]).mul_(dt[s,:,None]).unflatten(1, (g, -1)), M[:k].unflatten(1, (g, -1)))
+        torch.mul(Eg, S[s,:,None], out=Mg)
+        M[:k].diagonal(0, -2, -1).add_(D[:,None])
+        y[s] = (M[:k]@x[s].transpose(1, 2)).transpose(1, 2)
+    return y
+
+# %% ../../nbs/nn/03_ssm.ipynb #3954655c
+def _dual_backward(S, a, dt, x, D, dy):
+    "Eq. 6: gradients of all five arguments"
+    dS,da,ddt,dx,dD = (torch.empty_like(o) for o in (S, a, dt, x, D))
+    l,ones = a.shape[2],a.new_ones(a.shape[2], 1) # a product with ones is faster than a sum of few
+    dD.zero_()
+    todo,(E,M,Q) = _dual_parts(S, a, dt, x)
+    for s in todo:
+        k,g = s.stop-s.start,S.shape[1]
+        ys,xs = dy[s].transpose(1, 2).contiguous(),x[s].transpose(1, 2).contiguous()
+        Es,Ms,Qs = (o[:k].unflatten(1, (g, -1)) for o in (_decays(a[s], E[:k]), M, Q))
+        step = dt[s,:,None].unflatten(1, (g, -1))
+        torch.mul(Es, S[s,:,None], out=Ms)
+        dM = ys@xs.mT
+        dD += dM.diagonal(0, -2, -1).sum((0,2))
+        torch.mul(dM.view_as(Es), Ms, out=Qs)
+        ddt[s] = col = Q[:k].sum(-2)
+        row = torch.mm(Qs.mul_(step).view(-1, l), ones).view_as(col)
+        da[s] = row.sub_(col.mul_(dt[s])).flip(-1).cumsum(-1).flip(-1)
+        dS[s] = dM.view_as(Es).mul_(Es).mul_(step).sum(2)
+        Ms.mul_(step)
+        M[:k].diagonal(0, -2, -1).add_(D[:,None])
+        dx[s] = (M[:k].mT@ys).transpose(1, 2)
+    return dS,da,ddt,dx,dD
+
+# %% ../../nbs/nn/03_ssm.ipynb #8ae981f7
 class _Dual(torch.autograd.Function):
     "y = M x (eq. 5) from scores, log decays, steps and the weight of the input itself"
     @staticmethod
-    def decays(a, out):
-        "`decay_mask` into a buffer"
-        s = a.cumsum(-1)
-        return torch.sub(s[...,:,None], s[...,None,:], out=out).clamp_(max=0).exp_().tril_()
-
-    @staticmethod
-    def parts(S, a, dt, x):
-        "Chunks, and buffers for one"
-        b,h,l = a.shape
-        size = 2*h*l*(l+x.shape[3])
-        todo = _chunks(b, size, b*size if x.is_cuda else 2**18)
-        return todo,[a.new_empty(todo[0].stop, h, l, l) for _ in range(3)]
-
-    @staticmethod
     def forward(ctx, S, a, dt, x, D): # [b, g, l, l], [b, h, l] twice, [b, l, h, p], [h]
         ctx.save_for_backward(S, a, dt, x, D)
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        todo,(E,M,_) = _Dual.parts(S, a, dt, x)
-        for s in todo:
-            k,g = s.stop-s.start,S.shape[1]
-            Eg,Mg = (_Dual.decays(a[s], E[:k]).mul_(dt[s,:,None]).unflatten(1, (g, -1)), M[:k].unflatten(1, (g, -1)))
-            torch.mul(Eg, S[s,:,None], out=Mg)
-            M[:k].diagonal(0, -2, -1).add_(D[:,None])
-            y[s] = (M[:k]@x[s].transpose(1, 2)).transpose(1, 2)
-        return y
+        return _dual_forward(S, a, dt, x, D)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy): # eq. 6
-        S,a,dt,x,D = ctx.saved_tensors
-        dS,da,ddt,dx,dD = (torch.empty_like(o) for o in (S, a, dt, x, D))
-        l,ones = a.shape[2],a.new_ones(a.shape[2], 1) # a product with ones is faster than a sum of few
-        dD.zero_()
-        todo,(E,M,Q) = _Dual.parts(S, a, dt, x)
-        for s in todo:
-            k,g = s.stop-s.start,S.shape[1]
-            ys,xs = dy[s].transpose(1, 2).contiguous(),x[s].transpose(1, 2).contiguous()
-            Es,Ms,Qs = (o[:k].unflatten(1, (g, -1)) for o in (_Dual.decays(a[s], E[:k]), M, Q))
-            step = dt[s,:,None].unflatten(1, (g, -1))
-            torch.mul(Es, S[s,:,None], out=Ms)
-            dM = ys@xs.mT
-            dD += dM.diagonal(0, -2, -1).sum((0,2))
-            torch.mul(dM.view_as(Es), Ms, out=Qs)
-            ddt[s] = col = Q[:k].sum(-2)
-            row = torch.mm(Qs.mul_(step).view(-1, l), ones).view_as(col)
-            da[s] = row.sub_(col.mul_(dt[s])).flip(-1).cumsum(-1).flip(-1)
-            dS[s] = dM.view_as(Es).mul_(Es).mul_(step).sum(2)
-            Ms.mul_(step)
-            M[:k].diagonal(0, -2, -1).add_(D[:,None])
-            dx[s] = (M[:k].mT@ys).transpose(1, 2)
-        return dS,da,ddt,dx,dD
+    def backward(ctx, dy): return _dual_backward(*ctx.saved_tensors, dy)
 
 # %% ../../nbs/nn/03_ssm.ipynb #fb5708ef
 def _dual_fast(x, dt, A, B, C, state=None, D=None):
@@ -304,7 +313,13 @@ def _dual_fast(x, dt, A, B, C, state=None, D=None):
         last = last + s[...,-1:,None].exp()*state
     return y,last
 
-# %% ../../nbs/nn/03_ssm.ipynb #591794c0
+# %% ../../nbs/nn/03_ssm.ipynb #95f389bb
+def _cuda_ssd(x, dt, A, B, C, state, D, chunk):
+    try: from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined as kernel
+    except ImportError as e: raise ValueError(f"form 'cuda' needs a GPU and: {get_extra('mamba')}") from e
+    return kernel(x, dt, A, B, C, chunk, D=D, initial_states=state, return_final_states=True)
+
+# %% ../../nbs/nn/03_ssm.ipynb #fa4dc5a1
 def ssd(
     x:Tensor, # `[b, l, h, p]`
     dt:Tensor, # `[b, l, h]`, positive
@@ -335,8 +350,3 @@ def ssd(
                     ys.append(y)
                 y = torch.cat(ys, 1)
         return y.to(dtype),state
-
-def _cuda_ssd(x, dt, A, B, C, state, D, chunk):
-    try: from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined as kernel
-    except ImportError as e: raise ValueError(f"form 'cuda' needs a GPU and: {get_extra('mamba')}") from e
-    return kernel(x, dt, A, B, C, chunk, D=D, initial_states=state, return_final_states=True)

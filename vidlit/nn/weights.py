@@ -108,9 +108,7 @@ def _safe_file(path):
         f"{path}: not a readable safetensors file: {e}") from e
     return {k:v for o in shards for k,v in _safe_file(path.parent/Path(o).name).items()}
 
-# %% ../../nbs/nn/weights.ipynb #ea2e6f97
-_wrappers = 'model','module','state_dict','model_state_dict','model_state','network'
-_averages = 'model_ema','ema','ema_model','state_dict_ema','ema_state_dict','model_ema_state_dict','params_ema'
+# %% ../../nbs/nn/weights.ipynb #4a6201e4
 _prefixes = 'module.', '_orig_mod.', '_forward_module.', 'model.', 'net.', 'backbone.'
 
 def peel(
@@ -124,6 +122,10 @@ def peel(
         if p is None: break
         state = {k.removeprefix(p): v for k,v in state.items()}
     return state
+
+# %% ../../nbs/nn/weights.ipynb #4161f7b2
+_wrappers = 'model','module','state_dict','model_state_dict','model_state','network'
+_averages = 'model_ema','ema','ema_model','state_dict_ema','ema_state_dict','model_ema_state_dict','params_ema'
 
 def _unwrap(obj, part, path):
     "The state inside what a training script saved"
@@ -146,7 +148,7 @@ def _inside(obj, path, parts=()):
         obj = obj[inside[0]]
     raise WeightsError(f"{path}: containers within containers")
 
-# %% ../../nbs/nn/weights.ipynb #69cb9d3a
+# %% ../../nbs/nn/weights.ipynb #a898298c
 def _no_weights(path): # What a small file is that was taken for weights, or None
     with open(path, 'rb') as f: head = f.read(200)
     if head.startswith(b'version https://git-lfs'): return ('a pointer of Git LFS, not the weights: fetch them '
@@ -165,6 +167,7 @@ def _believable(state, path): # Tensors with no more numbers than the file has b
             raise WeightsError(f"{path}: {k} says {list(v.shape)}, more numbers than the file has")
     return state
 
+# %% ../../nbs/nn/weights.ipynb #af76da47
 def read_weights(
     path, # A .safetensors file, a .safetensors.index.json, or any torch file
     part:str=None, # Which entry holds the weights, when the usual ones do not tell
@@ -176,6 +179,7 @@ def read_weights(
     if path.suffix in ('.safetensors','.json'): return _safe_file(path)
     return _believable(_unwrap(_torch_file(path), part, path), path)
 
+# %% ../../nbs/nn/weights.ipynb #9de291c3
 def official_state(
     ckpt, # A file, what it holds, or the state dict itself
     parts:tuple=(), # Entries of which one is wanted, of files that hold several networks

@@ -61,7 +61,7 @@ class DepthMeta:
         if self.dtype=='uint16' and not (self.scale or 0) > 0: raise ValueError(
             "16-bit integers need the range of the values: pass lo and hi")
 
-# %% ../../nbs/video/07_depth_frames.ipynb #afa72e18
+# %% ../../nbs/video/07_depth_frames.ipynb #1d304850
 def step16(
     lo:float, # Smallest value to be stored
     hi:float # Largest value to be stored
@@ -72,6 +72,7 @@ def step16(
     s = (hi-lo)/65534
     return s,lo-s
 
+# %% ../../nbs/video/07_depth_frames.ipynb #8545faa3
 def max_error(
     meta:DepthMeta, # What is stored
     value:float=1. # A value
@@ -189,7 +190,7 @@ def in_words(
     said += [f'content {mark}']*bool(mark) + [f'{k} {v}' for k,v in _taken(source).items()]
     return f"{source['name']} ({', '.join(said)})" if said else f"{source['name']}"
 
-# %% ../../nbs/video/07_depth_frames.ipynb #dcd9379b
+# %% ../../nbs/video/07_depth_frames.ipynb #a46a1521
 _side,_amount = Num(1, 1<<16),(Num(-1e300, 1e300, whole=False), None)
 _meta = {'kind':set(_kinds), 'height':_side, 'width':_side, 'fps':(Text('[0-9]{1,12}(/[0-9]{1,12})?'),
     Num(1e-6, 1e6, whole=False)), 'storage?':set(_dtypes), 'dtype?':({*_floats, 'uint16'}, None),
@@ -208,6 +209,7 @@ def _read_meta(path):
     except (StoreError, ValueError, TypeError, KeyError) as e: raise DepthError(path,
         f"sequence.json cannot be read ({e})") from e
 
+# %% ../../nbs/video/07_depth_frames.ipynb #0929aa52
 def formula(
     meta:DepthMeta # Of 16-bit integers
 )->str: # For people

@@ -26,7 +26,32 @@ _all_ = ['VideoError', 'MissingVideoError', 'UnreadableVideoError', 'NoVideoStre
     'TruncatedVideoError', 'CorruptVideoError',
     'BackendError', 'VideoIndex', 'VideoInfo', 'video_info', 'write_video']
 
-# %% ../../nbs/video/03_reader.ipynb #e68a170a
+# %% ../../nbs/video/03_reader.ipynb #71fa9670
+@contextmanager
+def _door(path):
+    "Whatever a file can raise becomes a `VideoError` that names it"
+    try: yield
+    except (VideoError, MemoryError, ImportError): raise
+    except Exception as e: raise UnreadableVideoError(path, f"cannot be read ({type(e).__name__}: {e})") from e
+
+# %% ../../nbs/video/03_reader.ipynb #ef580a3b
+def _shown_size(info, square): # (height, width) of the frames handed out
+    h,w,a = info.height,info.width,info.pixel_aspect
+    if not square or a==1: return h,w
+    return (h,round(w*a)) if a > 1 else (round(h/a),w)
+
+def _waits(index):
+    "Of each frame: the last frame, in the order shown, that is decoded before it (or itself)"
+    o = np.argsort(index.rank, kind='stable')
+    out = np.empty(len(o), int)
+    out[o] = np.maximum.accumulate(o)
+    return out
+
+def _good(path, stream): # How many frames at the start are good
+    try: return len(make_index(path, True, stream).pts)
+    except VideoError: return 0
+
+# %% ../../nbs/video/03_reader.ipynb #181e4729
 class VideoReader:
     "Frames of a video by number, time or range; exact, or a `VideoError`"
     def __init__(self,
@@ -58,39 +83,24 @@ class VideoReader:
 
     def _forget(self): self._pid,self._file,self._run,self._at,self._alone,self._scaler = None,None,None,-1,False,None
     def _nobody(self): self._wanted,self._last,self._left = (),0,set()
-    def __len__(self): return self.info.frames
-    def __enter__(self): return self
-    def __exit__(self, *args): self.close()
-    def __repr__(self):
-        i = self.info
-        size = f"{len(self)} frames {self.height}x{self.width} at {i.fps} fps"
-        return f"VideoReader({Path(self.path).name}: {size}, {i.codec}, {self.backend})"
 
-# %% ../../nbs/video/03_reader.ipynb #e1a5c001
-@contextmanager
-def _door(path):
-    "Whatever a file can raise becomes a `VideoError` that names it"
-    try: yield
-    except (VideoError, MemoryError, ImportError): raise
-    except Exception as e: raise UnreadableVideoError(path, f"cannot be read ({type(e).__name__}: {e})") from e
+# %% ../../nbs/video/03_reader.ipynb #fb476ff1
+@patch
+def __len__(self:VideoReader): return self.info.frames
 
-def _shown_size(info, square): # (height, width) of the frames handed out
-    h,w,a = info.height,info.width,info.pixel_aspect
-    if not square or a==1: return h,w
-    return (h,round(w*a)) if a > 1 else (round(h/a),w)
+@patch
+def __enter__(self:VideoReader): return self
 
-def _waits(index):
-    "Of each frame: the last frame, in the order shown, that is decoded before it (or itself)"
-    o = np.argsort(index.rank, kind='stable')
-    out = np.empty(len(o), int)
-    out[o] = np.maximum.accumulate(o)
-    return out
+@patch
+def __exit__(self:VideoReader, *args): self.close()
 
-def _good(path, stream): # How many frames at the start are good
-    try: return len(make_index(path, True, stream).pts)
-    except VideoError: return 0
+@patch
+def __repr__(self:VideoReader):
+    i = self.info
+    size = f"{len(self)} frames {self.height}x{self.width} at {i.fps} fps"
+    return f"VideoReader({Path(self.path).name}: {size}, {i.codec}, {self.backend})"
 
-# %% ../../nbs/video/03_reader.ipynb #5aade57f
+# %% ../../nbs/video/03_reader.ipynb #2e9bc1c6
 _inherited = [] # what was open before a fork, never touched again
 
 @patch
@@ -103,6 +113,9 @@ def _mine(self:VideoReader):
             else _others[self.backend](self.path, self.threads))
         self._pid = os.getpid()
     return self._file
+
+@patch
+def _open(self:VideoReader): return open_video(self.path, 1 if self._alone else self.threads, self.stream_number)
 
 @patch
 def close(self:VideoReader):
@@ -122,7 +135,7 @@ def __setstate__(self:VideoReader, state):
     self._nobody()
     self._forget()
 
-# %% ../../nbs/video/03_reader.ipynb #b0d7d9da
+# %% ../../nbs/video/03_reader.ipynb #f3be0b71
 @patch
 def _seek(self:VideoReader, i, back=0):
     """Packets from a key packet shown at or before frame `i`, and that packet's stamp (None: from the beginning);
@@ -140,9 +153,7 @@ def _seek(self:VideoReader, i, back=0):
     self._file = c,s = self._open()
     return c.demux(s),None
 
-@patch
-def _open(self:VideoReader): return open_video(self.path, 1 if self._alone else self.threads, self.stream_number)
-
+# %% ../../nbs/video/03_reader.ipynb #5fb2234a
 @patch
 def _decode(self:VideoReader, i, doubts=0):
     """`(number, frame, what is wrong with it)` in the order shown, from a key packet at or before frame `i` on; from

@@ -154,7 +154,7 @@ def _some(videos, where):
     if not len(videos): raise StoreError(f"no video found by {where}")
     return videos
 
-# %% ../../nbs/video/04_sampling.ipynb #6cab7543
+# %% ../../nbs/video/04_sampling.ipynb #3ed7739a
 _splits = dict(train=('train', 'training'), valid=('val', 'valid', 'validation'), test=('test', 'testing'))
 
 def _shown(o, root): # Not a hidden file, nor one that a Mac left
@@ -179,6 +179,7 @@ def _classes(files, root):
     twice = next(k for k,v in own.items() if len(v) > 1)
     raise ValueError(f"{root}: {twice!r} is a folder in several places, which leaves the classes open")
 
+# %% ../../nbs/video/04_sampling.ipynb #a7f23c0b
 def list_folder(
     path, # Folder
     exts:list=video_exts, # Endings that count as videos, lower case
@@ -205,9 +206,6 @@ def list_folder(
         path)
 
 # %% ../../nbs/video/04_sampling.ipynb #dda9470e
-def _lines(path): # Of a text file, whatever editor wrote it
-    return read_lines(path)
-
 def list_csv(
     path, # File of lines `path label`, or `path,label`
     root=None, # What relative paths are relative to; None is the file's own folder
@@ -216,7 +214,7 @@ def list_csv(
     "The lists that Kinetics is trained from: a path and a number on every line"
     path = Path(path)
     root,paths,labels = Path(root or path.parent),[],[]
-    for i,line in enumerate(_lines(path), 1):
+    for i,line in enumerate(read_lines(path), 1):
         if not line.strip(): continue
         m = re.fullmatch(r'"?(.+?)"?\s*[\s,;]\s*(-?\d+)\s*', line)
         if not m: raise StoreError(f"{path}, line {i}: expected 'path label', found {line!r}")
@@ -260,9 +258,9 @@ def list_ucf(
     splits = Path(splits)
     if split not in (1,2,3): raise ValueError(f"UCF-101 has splits 1, 2 and 3, not {split}")
     with reads(splits/'classInd.txt'):
-        vocab = [o.strip().split(None, 1)[1] for o in _lines(splits/'classInd.txt') if o.strip()]
+        vocab = [o.strip().split(None, 1)[1] for o in read_lines(splits/'classInd.txt') if o.strip()]
     name = splits/f"{'train' if train else 'test'}list{split:02}.txt"
-    files = [re.sub(r'\s+\d+$', '', o.strip()) for o in _lines(name) if o.strip()]
+    files = [re.sub(r'\s+\d+$', '', o.strip()) for o in read_lines(name) if o.strip()]
     for o in files:
         if not plain_name(o): raise StoreError(f"{name}: {o!r} leads out of the folder")
         if o.split('/')[0] not in vocab: raise StoreError(f"{name}: class of {o!r} is not in classInd.txt")

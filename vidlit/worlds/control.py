@@ -8,6 +8,7 @@ __all__ = ['rotation', 'rotation_vector', 'State', 'ControlWorld', 'random_actio
 # %% ../../nbs/worlds/08_control.ipynb #507b95c4
 import math, torch
 from dataclasses import dataclass, replace
+from fastcore.basics import patch
 from torch import Tensor
 from .camera import look_at, mat_to_quat
 from .motions import Dice, turn, matmul3
@@ -16,7 +17,7 @@ from .raycast import Scene
 from .render import World
 from .worlds import WorldConfig, intrinsics, shoot
 
-# %% ../../nbs/worlds/08_control.ipynb #8de4ddf8
+# %% ../../nbs/worlds/08_control.ipynb #ef5a0e09
 def rotation(
     v:Tensor, # [..., 3] rotation vector, radians
 )->Tensor: # [..., 3, 3]
@@ -29,6 +30,7 @@ def rotation(
     a = torch.where(small, 1., th.sin()/th)
     return torch.eye(3).to(v)+a*S+torch.where(small, .5, (1-th.cos())/(th*th))*matmul3(S, S)
 
+# %% ../../nbs/worlds/08_control.ipynb #2ebabb61
 def rotation_vector(
     R:Tensor, # [..., 3, 3]
 )->Tensor: # [..., 3] radians, at most pi long
@@ -57,26 +59,6 @@ def _roll(a, r):
     "Rotation of a ball of radius r that rolls by a [b,3] on the ground."
     return rotation(torch.stack([a[:, 2], torch.zeros_like(r), -a[:, 0]], -1)/r[:, None])
 
-# %% ../../nbs/worlds/08_control.ipynb #2d9a02a6
-class ControlWorld:
-    "b small arenas that obey actions; everything follows from the seeds and the actions."
-    def __init__(self,
-        seeds, # One integer in [0, 2**59) for each world
-        cfg:WorldConfig=WorldConfig(h=64, w=64, n_obj=3), # Size, objects, light, split (not motion, camera)
-        dims:int=2, # 2, 3 or 6 numbers an action
-        limit:float=.5): # Longest step, metres; longer ones are cut
-        if dims not in (2, 3, 6): raise ValueError(f"actions have 2, 3 or 6 dimensions, not {dims}")
-        self.cfg,self.dims,self.limit = cfg,dims,limit
-        self.low,self.high = torch.tensor([-.9, -1., -.8]).double(),torch.tensor([.9, 0, .8]).double()
-        self.start,self._parts = _arena(Dice(seeds, 4+(cfg.split == 'test')), cfg)
-        # of a box: half the diagonal
-        self.reach = self._parts[1].amax(-1)*torch.where(self._parts[0] == 1, math.sqrt(2), 1.)
-
-    def _inside(self, p, k):
-        # the lowest point of an object stays above ground
-        lift = torch.tensor([0., 1, 0]).to(p)*self._parts[1][:, k, 1:2]
-        return torch.minimum(torch.maximum(p, self.low), self.high-lift)
-
 # %% ../../nbs/worlds/08_control.ipynb #9c70f927
 def _arena(dice, cfg):
     "Start state and the fixed parts of an arena: kinds, sizes, room, tints, textures, light."
@@ -99,9 +81,27 @@ def _arena(dice, cfg):
     light = torch.cat([to, torch.full((b, 1), .45).double()], -1)
     return State(pos, rot), (kind, size, room, dice(2, 3, lo=.65, hi=1.), tex, light)
 
-# %% ../../nbs/worlds/08_control.ipynb #f0bb21fb
-from fastcore.basics import patch
+# %% ../../nbs/worlds/08_control.ipynb #2d9a02a6
+class ControlWorld:
+    "b small arenas that obey actions; everything follows from the seeds and the actions."
+    def __init__(self,
+        seeds, # One integer in [0, 2**59) for each world
+        cfg:WorldConfig=WorldConfig(h=64, w=64, n_obj=3), # Size, objects, light, split (not motion, camera)
+        dims:int=2, # 2, 3 or 6 numbers an action
+        limit:float=.5): # Longest step, metres; longer ones are cut
+        if dims not in (2, 3, 6): raise ValueError(f"actions have 2, 3 or 6 dimensions, not {dims}")
+        self.cfg,self.dims,self.limit = cfg,dims,limit
+        self.low,self.high = torch.tensor([-.9, -1., -.8]).double(),torch.tensor([.9, 0, .8]).double()
+        self.start,self._parts = _arena(Dice(seeds, 4+(cfg.split == 'test')), cfg)
+        # of a box: half the diagonal
+        self.reach = self._parts[1].amax(-1)*torch.where(self._parts[0] == 1, math.sqrt(2), 1.)
 
+    def _inside(self, p, k):
+        # the lowest point of an object stays above ground
+        lift = torch.tensor([0., 1, 0]).to(p)*self._parts[1][:, k, 1:2]
+        return torch.minimum(torch.maximum(p, self.low), self.high-lift)
+
+# %% ../../nbs/worlds/08_control.ipynb #f0bb21fb
 @patch
 def step(self:ControlWorld,
     state:State, # Now
@@ -124,7 +124,7 @@ def step(self:ControlWorld,
     rot[:, 0] = matmul3(spin, rot[:, 0])
     return State(torch.stack(p, 1), rot)
 
-# %% ../../nbs/worlds/08_control.ipynb #0b72835d
+# %% ../../nbs/worlds/08_control.ipynb #c9eab266
 @patch
 def numbers(self:ControlWorld,
     state:State, # Of b worlds
@@ -134,6 +134,7 @@ def numbers(self:ControlWorld,
     if self.dims == 2: return p[:, (0, 2)]
     return p if self.dims == 3 else torch.cat([p, rotation_vector(state.rot[:, 0])], -1)
 
+# %% ../../nbs/worlds/08_control.ipynb #3382ad63
 @patch
 def see(self:ControlWorld,
     states, # One State, or a list of them in the order of time
@@ -150,6 +151,7 @@ def see(self:ControlWorld,
         cfg.h, cfg.w)
     return replace(shoot(scene, cfg, truth), state=torch.stack([self.numbers(s) for s in states], 1).float())
 
+# %% ../../nbs/worlds/08_control.ipynb #7cc889cd
 @patch
 def rollout(self:ControlWorld,
     action:Tensor, # [b, t-1, dims]

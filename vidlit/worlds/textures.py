@@ -36,7 +36,7 @@ def texture(
     m = s/(s*s+1).sqrt()*.5+.5  # not the logistic function: vector and scalar forms of exp differ in the last bit
     return [a+(b-a)*m for a,b in zip(p[31:34], p[34:37])]
 
-# %% ../../nbs/worlds/04_textures.ipynb #2e2742e2
+# %% ../../nbs/worlds/04_textures.ipynb #4eabfd7e
 def hsv_rgb(
     hue:Tensor, # [...] in [0, 1]
     sat:Tensor, # [...] in [0, 1]
@@ -46,6 +46,7 @@ def hsv_rgb(
     k = (hue.new_tensor([5., 3., 1.])+hue[..., None]*6) % 6
     return val[..., None]*(1-sat[..., None]*torch.minimum(k, 4-k).clamp(0, 1))
 
+# %% ../../nbs/worlds/04_textures.ipynb #d9703966
 def _colours(dice, n, split):
     hue = dice(n, 2, lo=.02, hi=.48)+.5*(split == 'test')
     val = torch.stack([dice(n, lo=.12, hi=.5), dice(n, lo=.65, hi=1.)], -1)

@@ -8,7 +8,7 @@ __all__ = ['VideoError', 'MissingVideoError', 'UnreadableVideoError', 'NoVideoSt
            'as_url', 'write_video']
 
 # %% ../../nbs/video/01_writing.ipynb #565a98a3
-import itertools, os
+import itertools, os, platform
 from fractions import Fraction
 from pathlib import Path
 import av, numpy as np, torch
@@ -91,11 +91,16 @@ def _frame(f, odd, pix_fmt):
 # %% ../../nbs/video/01_writing.ipynb #150d626e
 _quiet = {'libx265': {'x265-params':'log-level=error'}}
 
+def _repeatable(codec, opts): # Options with which x264 gives the same bytes for the same frames
+    if codec!='libx264' or platform.machine().lower() not in ('x86_64', 'amd64'): return opts
+    ours = ['asm=MMX2,SSE2Fast,SSSE3,SSE4.2'] # all but AVX: with its AVX-512 code the bytes change from call to call
+    return {**opts, 'x264-params': ':'.join([*ours, *filter(None, [opts.get('x264-params')])])}
+
 def _stream(c, codec, fps, shape, pix_fmt, opts, rotation):
     "A video stream in container `c` for frames of `shape`"
     if codec=='libsvtav1': os.environ.setdefault('SVT_LOG', '1')  # errors only
     if 'x265-params' in opts: opts = {**opts, 'x265-params': 'log-level=error:'+opts['x265-params']}
-    try: s = c.add_stream(codec, rate=fps, options={**_quiet.get(codec, {}), **opts})
+    try: s = c.add_stream(codec, rate=fps, options={**_quiet.get(codec, {}), **_repeatable(codec, opts)})
     except (av.codec.codec.UnknownCodecError, av.FFmpegError) as e: raise ValueError(
         f"no encoder {codec!r} for {c.format.name}: {e}") from e
     (s.height,s.width),s.pix_fmt,x = shape[:2],pix_fmt,s.codec_context
@@ -107,7 +112,7 @@ def _stream(c, codec, fps, shape, pix_fmt, opts, rotation):
 # %% ../../nbs/video/01_writing.ipynb #6dd7fe94
 def _encode(path, frames, fps, codec, opts, pix_fmt, odd, rotation):
     "Encode `frames` into `path`, one at a time"
-    with av.open(as_url(path), 'w') as c:
+    with av.open(as_url(path), 'w', options={'fflags':'bitexact'}) as c: # no random numbers in the head of an mkv
         for i,f in enumerate(frames):
             f = _frame(f, odd, pix_fmt)
             if not i: s,shape = _stream(c, codec, fps, f.shape, pix_fmt, opts, rotation),f.shape

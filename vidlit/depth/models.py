@@ -296,8 +296,9 @@ def toy_folder()->Path:
 
 def choices()->str:
     "What can be asked for, for an error"
-    return ("choose toy, a folder of save_pretrained, a file of official weights, or a published name: "
-        f"{', '.join(published)}")
+    names = dict.fromkeys(re.sub('(?i)small|base|large', '*', o) for o in published)
+    return ("choose toy, a folder of save_pretrained, a file of official weights, or a published name (Small, Base or "
+        f"Large for the star): {', '.join(names)}")
 
 def _fetch(name): return f"hf download {name} {' '.join(published[name])}"
 
@@ -441,8 +442,10 @@ def load_depth_model(
     if not p.exists(): raise ValueError(f"no model {name!r}: {choices()}")
     kw = dict(version=version, metric=metric, max_depth=max_depth)
     with reads(p, WeightsError): model,remark = _folder(p, **kw) if p.is_dir() else _file(p, **kw)
-    if metric is not None: model = _as(model, metric)
-    about = f"{_sizes(model)}{'; '+remark if remark else ''}{'; '+licence(name) if name in published else ''}"
+    forced = metric is not None and model.kind.metric!=metric
+    if forced: model = _as(model, metric)
+    forced = ', because that was asked for: its file says otherwise' if forced else ''
+    about = f"{_sizes(model)}{forced}{'; '+remark if remark else ''}{'; '+licence(name) if name in published else ''}"
     single = bool(remark) and 'frame by frame' in remark
     memory = None if memory is None else as_bytes(memory)
     how = dict(precision=precision, max_res=max_res, memory=memory)

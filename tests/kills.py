@@ -199,7 +199,7 @@ def pretrain(p, r):
 
 
 def codec(p, r):
-    return each(lambda: vidlit('codec', 'encode', p/'video.mp4', '--out', r/'v.vlc', '--frames', 3),
+    return each(lambda: vidlit('codec', 'encode', p/'video.mp4', '--out', r/'v.vlc', '--max-len', 3),
         lambda: vidlit('codec', 'decode', r/'v.vlc', '--out', r/'v.mkv', '--lossless'))
 
 
@@ -222,10 +222,10 @@ CASES = {'depth png16': depth('--preview'), 'depth stream npz': depth('--mode', 
     'refine': lambda p, r: vidlit('refine', p/'video.mp4', '--depth', p/'depth', '--out', r/'out', '--quiet',
         '--warm', 0),
     'stereo': lambda p, r: vidlit('stereo', p/'video.mp4', '--depth', p/'depth', '--out', r/'s.mp4', '--quiet',
-        '--upto', 4),
+        '--max-len', 4),
     'tracks': lambda p, r: vidlit('tracks', p/'t.json', '--depth', p/'depth', '--fov', 60, '--out', r/'o.json',
         '--picture', r/'o.png'),
-    'flow': lambda p, r: vidlit('flow', p/'video.mp4', '--out', r/'out', '--upto', 4, '--quiet'),
+    'flow': lambda p, r: vidlit('flow', p/'video.mp4', '--out', r/'out', '--max-len', 4, '--quiet'),
     'pyramid': lambda p, r: vidlit('pyramid', p/'video.mp4', '--out', r/'out', '--levels', 3, '--quiet'),
     'codec': codec, 'splat': splat, 'pretrain': pretrain, 'jobs': jobs,
     'finetune': lambda p, r: vidlit('finetune', p/'classes', '--init', 'videomae_tiny', '--out', r/'out', '--epochs', 1,

@@ -88,7 +88,6 @@ ALLOWED = {
     ('pretrain/trajectories', 'arm'): ROBOT,
     ('worlds/01_camera', 'look'): 'look_at is the word of graphics',
     ('depth/12_streaming', 'look'): 'look_back, a verb',
-    ('cli/tracks', 'film'): '--film still works, and says that it is --video now',
     ('pipeline/04_job', 'film'): 'the key in job.json, a format of version 1',
     ('pretrain/target_cache', 'films'): 'the name of a folder in caches of version 1',
     ('studies/10_video_depth', 'stills'): 'names of recorded facts'}

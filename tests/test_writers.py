@@ -31,7 +31,7 @@ def numbered(path, first, n=8, size=24): return write_video(path, (numbered_fram
 # several may work on the windows of one job ('chunks', 'depth chunks')
 ONE = {k: f for k, f in faults.CASES.items()
     if k not in (*faults.WAITS, 'chunks', 'depth chunks', 'pretrain', 'splat', 'codec')}
-ONE['codec encode'] = lambda p, r: kills.vidlit('codec', 'encode', p/'video.mp4', '--out', r/'v.vlc', '--frames', 2)
+ONE['codec encode'] = lambda p, r: kills.vidlit('codec', 'encode', p/'video.mp4', '--out', r/'v.vlc', '--max-len', 2)
 ONE['splat train'] = lambda p, r: kills.vidlit('splat', 'train', p/'balls', '--out', r/'out', '--steps', 2, '--quiet')
 OUT = {'stereo': 's.mp4', 'tracks': 'o.json', 'codec encode': 'v.vlc'}
 
@@ -80,12 +80,12 @@ def test_decoding_does_not_take_the_place_of_the_video_that_was_encoded(box, tmp
     "video.mkv, encoded to video.vlc, decoded to video.mkv"
     film = shutil.copy(box/'video.mp4', tmp_path/'film.mkv')
     was = film.read_bytes()
-    assert kills.vidlit('codec', 'encode', film, '--frames', 2)==0
+    assert kills.vidlit('codec', 'encode', film, '--max-len', 2)==0
     assert kills.vidlit('codec', 'decode', tmp_path/'film.vlc')==2 and 'is there already' in said(capsys)[0]
     assert film.read_bytes()==was
-    assert kills.vidlit('codec', 'encode', film, '--frames', 2)==0 # the same bytes again
+    assert kills.vidlit('codec', 'encode', film, '--max-len', 2)==0 # the same bytes again
     vlc = (tmp_path/'film.vlc').read_bytes()
-    assert kills.vidlit('codec', 'encode', film, '--frames', 3)==2 and 'with other content' in said(capsys)[0]
+    assert kills.vidlit('codec', 'encode', film, '--max-len', 3)==2 and 'with other content' in said(capsys)[0]
     assert (tmp_path/'film.vlc').read_bytes()==vlc
 
 

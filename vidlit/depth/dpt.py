@@ -96,6 +96,19 @@ class DPTHead(nn.Module):
         self.output1 = nn.Conv2d(f, f//2, 3, padding=1)
         self.output2,self.output3 = nn.Conv2d(f//2, cfg.mid, 3, padding=1),nn.Conv2d(cfg.mid, 1, 1)
 
+    def forward(self,
+        toks:list, # Four times `[n, h*w, dim]`, normed, without class token
+        grid:tuple, # (h, w) in tokens
+        between:dict={}, # Place -> module that keeps the shape
+    )->Tensor: # `[n, patch*h, patch*w]`
+        if len(toks)!=4: raise ValueError(f"the head takes the tokens of four blocks, got {len(toks)}")
+        for t in toks:
+            if t.shape[1]!=grid[0]*grid[1]:
+                raise ValueError(f"{t.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}")
+        if wrong := [k for k in between if k not in _places]:
+            raise ValueError(f"no place {wrong[0]!r}: choose from {', '.join(_places)}")
+        return self.to_depth(self.merge(self.reassemble(toks, grid, between), between), grid)
+
 # %% ../../nbs/depth/04_dpt.ipynb #6fbe7772
 @patch
 def reassemble(self:DPTHead,
@@ -131,21 +144,6 @@ def to_depth(self:DPTHead,
     x = stretch(self.output1(path), [o*self.cfg.patch for o in grid])
     x = self.output3(F.relu(self.output2(x)))[:,0]
     return F.relu(x) if self.cfg.max_depth is None else x.sigmoid()*self.cfg.max_depth
-
-# %% ../../nbs/depth/04_dpt.ipynb #ee2a7a0c
-@patch
-def forward(self:DPTHead,
-    toks:list, # Four times `[n, h*w, dim]`, normed, without class token
-    grid:tuple, # (h, w) in tokens
-    between:dict={}, # Place -> module that keeps the shape
-)->Tensor: # `[n, patch*h, patch*w]`
-    if len(toks)!=4: raise ValueError(f"the head takes the tokens of four blocks, got {len(toks)}")
-    for t in toks:
-        if t.shape[1]!=grid[0]*grid[1]:
-            raise ValueError(f"{t.shape[1]} tokens do not fill a grid of {grid[0]}x{grid[1]}")
-    if wrong := [k for k in between if k not in _places]:
-        raise ValueError(f"no place {wrong[0]!r}: choose from {', '.join(_places)}")
-    return self.to_depth(self.merge(self.reassemble(toks, grid, between), between), grid)
 
 # %% ../../nbs/depth/04_dpt.ipynb #f61696a2
 @torch.no_grad()

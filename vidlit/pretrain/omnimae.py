@@ -138,6 +138,16 @@ class OmniMAE(nn.Module):
         nn.init.xavier_uniform_(self.trunk.patch_embed.proj[1].weight.data.flatten(1), generator=gen)
         nn.init.trunc_normal_(self.head.weight, std=.02, generator=gen)
 
+    def forward(self,
+        x:Tensor, # `[b, 3, h, w]` or `[b, 3, t, h, w]`, ImageNet-normalised
+        mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
+    )->MAEOut: # Predictions, targets, loss
+        "One pass, given a mask"
+        grid = grid_of(as_clip(x, self.cfg.enc.patch[0]), self.cfg.enc.patch)
+        if mask.shape != (len(x), grid.n):
+            raise ValueError(f"mask {list(mask.shape)} does not fit {len(x)} inputs of {grid.n} tokens {tuple(grid)}")
+        return self.forward_split(x, *split_mask(mask))
+
 # %% ../../nbs/pretrain/06_omnimae.ipynb #0ced7778
 @patch
 def decode(self:OmniMAE, tok, grid, keep, hidden):
@@ -158,17 +168,6 @@ def forward_split(self:OmniMAE,
     pred = self.decode(self.trunk(clip, keep), grid_of(clip, size), keep, hidden).float()
     with torch.no_grad(): targ = self.target(clip, hidden, size)[0].float()
     return MAEOut(pred, targ, F.mse_loss(pred, targ))
-
-@patch
-def forward(self:OmniMAE,
-    x:Tensor, # `[b, 3, h, w]` or `[b, 3, t, h, w]`, ImageNet-normalised
-    mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
-)->MAEOut: # Predictions, targets, loss
-    "One pass, given a mask"
-    grid = grid_of(as_clip(x, self.cfg.enc.patch[0]), self.cfg.enc.patch)
-    if mask.shape != (len(x), grid.n):
-        raise ValueError(f"mask {list(mask.shape)} does not fit {len(x)} inputs of {grid.n} tokens {tuple(grid)}")
-    return self.forward_split(x, *split_mask(mask))
 
 # %% ../../nbs/pretrain/06_omnimae.ipynb #6464f9ef
 @patch

@@ -136,32 +136,30 @@ class CEM:
         if not 2 <= self.elites <= self.samples:
             raise ValueError(f"elites {self.elites} must lie between 2 and the {self.samples} samples")
 
+    @torch.no_grad()
+    def __call__(self, energy, space, b, gen=None, noise=None, like=torch.zeros(())):
+        scale = like.new_tensor(space.scale)
+        mean,std = torch.zeros(b, self.horizon, len(scale)).to(like),scale.expand(b, self.horizon, -1)
+        for k,v in space.held.items(): mean[..., k] = v  # what is given is where the search begins, too
+        draw,(alpha, beta) = _noise((b, self.samples, *mean.shape[1:]), self.iters, gen, noise,
+            like),self.momenta(space, like)
+        best,path = [],[]
+        for i in range(self.iters):
+            a = space.fit(mean[:, None]+std[:, None]*draw(i))
+            low,idx = energy(a).topk(self.elites, 1, largest=False)
+            elite = _pick(a, idx)
+            mean,std = alpha*mean+(1-alpha)*elite.mean(1), beta*std+(1-beta)*elite.std(1)
+            best.append(low[:, 0])
+            path.append(mean)
+        return Found(space.finish(mean), torch.stack(best, 1).cummin(1).values, torch.stack(path, 1),
+            self.samples*self.iters)
+
 # %% ../../nbs/pretrain/11_planner.ipynb #d27ac544
 @patch
 def momenta(self:CEM, space, like): # Of mean and deviation, number by number
     is_grip = torch.arange(len(space.scale), device=like.device) == (-1 if space.gripper is None else space.gripper)
     return (torch.where(is_grip, g, m).to(like) for g,m in ((self.grip_mean_momentum, self.mean_momentum),
         (self.grip_std_momentum, self.std_momentum)))
-
-# %% ../../nbs/pretrain/11_planner.ipynb #126b2447
-@patch
-@torch.no_grad()
-def __call__(self:CEM, energy, space, b, gen=None, noise=None, like=torch.zeros(())):
-    scale = like.new_tensor(space.scale)
-    mean,std = torch.zeros(b, self.horizon, len(scale)).to(like),scale.expand(b, self.horizon, -1)
-    for k,v in space.held.items(): mean[..., k] = v  # what is given is where the search begins, too
-    draw,(alpha, beta) = _noise((b, self.samples, *mean.shape[1:]), self.iters, gen, noise,
-        like),self.momenta(space, like)
-    best,path = [],[]
-    for i in range(self.iters):
-        a = space.fit(mean[:, None]+std[:, None]*draw(i))
-        low,idx = energy(a).topk(self.elites, 1, largest=False)
-        elite = _pick(a, idx)
-        mean,std = alpha*mean+(1-alpha)*elite.mean(1), beta*std+(1-beta)*elite.std(1)
-        best.append(low[:, 0])
-        path.append(mean)
-    return Found(space.finish(mean), torch.stack(best, 1).cummin(1).values, torch.stack(path, 1),
-        self.samples*self.iters)
 
 # %% ../../nbs/pretrain/11_planner.ipynb #223c723d
 cem_defaults = CEM(samples=100, iters=100, horizon=1, mean_momentum=.25, std_momentum=.95)

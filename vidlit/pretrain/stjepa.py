@@ -58,6 +58,19 @@ class STJEPA(nn.Module):
 
     def no_weight_decay(self): return ('mask_token',)
 
+    def forward(self,
+        clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
+        mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
+    )->Tensor: # `[b, k, out]`, one for each hidden token, ascending
+        "What the teacher would say of the hidden tokens"
+        grid = grid_of(clip, self.cfg.vit.patch)
+        if mask.shape != (len(clip), grid.n):
+            raise ValueError(f"mask {list(mask.shape)} does not fit {len(clip)} clips of {grid.n} tokens {tuple(grid)}")
+        keep,hidden = split_mask(mask)
+        k = hidden.shape[1]
+        tok = run_blocks(self.blocks[self.cfg.fact:], self._seen(clip, keep, grid, mask), last=k)[:,-k:]
+        return self.head(self.norm(tok))
+
 # %% ../../nbs/pretrain/12_stjepa.ipynb #da44302c
 @patch
 def embed(self:STJEPA, clip, keep, grid):
@@ -88,21 +101,6 @@ def _seen(self:STJEPA, clip, keep, grid, mask):
     for blk in self.blocks[:self.cfg.fact]: tok = blk(tok, shape)
     if self.cfg.late: return torch.cat((tok, self.mask_token.to(tok)+pos[hidden].to(tok)), 1)
     return take(tok, torch.cat((keep, hidden), 1))
-
-# %% ../../nbs/pretrain/12_stjepa.ipynb #098222ee
-@patch
-def forward(self:STJEPA,
-    clip:Tensor, # `[b, 3, t, h, w]`, ImageNet-normalised
-    mask:Tensor, # bool `[b, n]`, True = hidden, the same number in every sample
-)->Tensor: # `[b, k, out]`, one for each hidden token, ascending
-    "What the teacher would say of the hidden tokens"
-    grid = grid_of(clip, self.cfg.vit.patch)
-    if mask.shape != (len(clip), grid.n):
-        raise ValueError(f"mask {list(mask.shape)} does not fit {len(clip)} clips of {grid.n} tokens {tuple(grid)}")
-    keep,hidden = split_mask(mask)
-    k = hidden.shape[1]
-    tok = run_blocks(self.blocks[self.cfg.fact:], self._seen(clip, keep, grid, mask), last=k)[:,-k:]
-    return self.head(self.norm(tok))
 
 # %% ../../nbs/pretrain/12_stjepa.ipynb #6c347c07
 @patch

@@ -53,6 +53,20 @@ class DividedBlock(Block):
         nn.init.zeros_(self.fc_t.weight)
         nn.init.zeros_(self.fc_t.bias)
 
+    def forward(self,
+        tok:Tensor, # `[b, 1+t*s, d]`, the class token first
+        t:int, # Frames
+        paths:tuple=(None,)*3, # Factors `[b, 1, 1]` of time, space and MLP from drop path, or None
+    )->Tensor: # As `tok`
+        cls,x = tok.split((1, tok.shape[1]-1), 1)
+        if not self.space_first: x = x + self.time(x, t, paths[0])
+        c,y = self.space(cls, x, t, paths[1])
+        x = x+y
+        if self.space_first: x = x + self.time(x, t, paths[0])
+        tok = torch.cat((cls+c, x), 1)
+        y = self.mlp(self.norm2(tok))
+        return tok + (y if paths[2] is None else y*paths[2])
+
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #f1a0deaa
 def divided_ref(
     blk, # A `DividedBlock`
@@ -101,22 +115,6 @@ def space(self:DividedBlock, cls, x, t, factor=None):
     one,rest = y.split((1,s), 2)
     return one.mean(1),rest.reshape(b, n, d)
 
-# %% ../../nbs/pyramid/06_divided_attention.ipynb #0ad8da37
-@patch
-def forward(self:DividedBlock,
-    tok:Tensor, # `[b, 1+t*s, d]`, the class token first
-    t:int, # Frames
-    paths:tuple=(None,)*3, # Factors `[b, 1, 1]` of time, space and MLP from drop path, or None
-)->Tensor: # As `tok`
-    cls,x = tok.split((1, tok.shape[1]-1), 1)
-    if not self.space_first: x = x + self.time(x, t, paths[0])
-    c,y = self.space(cls, x, t, paths[1])
-    x = x+y
-    if self.space_first: x = x + self.time(x, t, paths[0])
-    tok = torch.cat((cls+c, x), 1)
-    y = self.mlp(self.norm2(tok))
-    return tok + (y if paths[2] is None else y*paths[2])
-
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #fef60dc0
 def resize_nearest(table, old, new):
     "A table `[1, n, d]` of positions for another size, by the nearest entry"
@@ -146,6 +144,14 @@ class TimeSformer(nn.Module):
         for b in self.blocks: # silent along time
             if cfg.attention=='divided': nn.init.zeros_(b.fc_t.weight)
 
+    def forward(self,
+        clip:Tensor, # `[b, 3, t, h, w]`, normalised; sides multiples of the patch
+        gen:torch.Generator=None, # Randomness of drop path; the global generator when missing
+    )->Tensor: # `[b, classes]`, or `[b, d]` without a head
+        if self.cfg.attention!='space': return self.head(self.tokens(clip, gen)[:,0])
+        tok = self.tokens(clip, gen, norm=False)[:,0].unflatten(0, (len(clip),-1))
+        return self.head(self.norm(tok.mean(1))) # the frames' mean, then the norm
+
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #66bff9d0
 @patch
 def embed(self:TimeSformer, clip):
@@ -174,16 +180,6 @@ def tokens(self:TimeSformer,
             tok = blk(tok, grid.t, keep)
         else: tok = blk(tok, grid.t)
     return self.norm(tok) if norm else tok
-
-# %% ../../nbs/pyramid/06_divided_attention.ipynb #6c172026
-@patch
-def forward(self:TimeSformer,
-    clip:Tensor, # `[b, 3, t, h, w]`, normalised; sides multiples of the patch
-    gen:torch.Generator=None, # Randomness of drop path; the global generator when missing
-)->Tensor: # `[b, classes]`, or `[b, d]` without a head
-    if self.cfg.attention!='space': return self.head(self.tokens(clip, gen)[:,0])
-    tok = self.tokens(clip, gen, norm=False)[:,0].unflatten(0, (len(clip),-1))
-    return self.head(self.norm(tok.mean(1))) # the frames' mean, then the norm
 
 # %% ../../nbs/pyramid/06_divided_attention.ipynb #b941f460
 def comparisons(

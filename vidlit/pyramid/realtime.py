@@ -66,24 +66,22 @@ class KeyFrames:
 
     def reset(self): self.age,self.did = None,''
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #2c2020c1
-@patch
-def __call__(self:KeyFrames, x):
-    if self.motion is None: small = flow = None
-    else: small = self.motion.small(x)
-    late = self.age is None or self.age>=self.every-1
-    if not late and self.motion is not None:
-        flow = self.motion.flow(small, self.small, self.flow)
-        if self.worst is not None: late = (backward_warp(self.small, flow)-small).abs().mean()>self.worst
-    self.did = 'key' if late else 'carry'
-    if late:
-        self.feat,self.small,self.age = self.encode(x),small,0
-        if small is not None: self.flow = small.new_zeros(1, 2, *small.shape[-2:])
-        return self.feat
-    self.age += 1
-    if flow is None: return self.feat
-    self.flow = flow
-    return carry(self.feat, flow)
+    def __call__(self, x):
+        if self.motion is None: small = flow = None
+        else: small = self.motion.small(x)
+        late = self.age is None or self.age>=self.every-1
+        if not late and self.motion is not None:
+            flow = self.motion.flow(small, self.small, self.flow)
+            if self.worst is not None: late = (backward_warp(self.small, flow)-small).abs().mean()>self.worst
+        self.did = 'key' if late else 'carry'
+        if late:
+            self.feat,self.small,self.age = self.encode(x),small,0
+            if small is not None: self.flow = small.new_zeros(1, 2, *small.shape[-2:])
+            return self.feat
+        self.age += 1
+        if flow is None: return self.feat
+        self.flow = flow
+        return carry(self.feat, flow)
 
 # %% ../../nbs/pyramid/10_realtime.ipynb #57b3fbaa
 class TokenMemory:
@@ -96,29 +94,27 @@ class TokenMemory:
 
     def _add(self, tok, more, gamma): return tok+(more if gamma is None else gamma*more)
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #50766dd9
-@patch
-@torch.inference_mode()
-def __call__(self:TokenMemory,
-    x:Tensor, # `[1, 3, h, w]`
-    idx:Tensor=None, # Int `[m]`, cells to answer for; None: all, and everything is kept anew
-)->Tensor: # `[1, d, h', w']` for all, `[1, d, m]` for some
-    tok,self.grid = self.embed(x)
-    self.extra = tok.shape[1]-self.grid[0]*self.grid[1]
-    if idx is None: self.kept,at = [None]*len(self.blocks),None
-    else: at = torch.cat((torch.arange(self.extra, device=idx.device), idx+self.extra))
-    if at is not None: tok = tok[:,at]
-    for i,blk in enumerate(self.blocks):
-        q,k,v = blk.attn.project(blk.norm1(tok))
-        if at is None: self.kept[i] = k,v
-        else:
-            for old,new in zip(self.kept[i], (k, v)): old[:,:,at] = new
-            k,v = self.kept[i]
-        z = F.scaled_dot_product_attention(q, k, v, scale=blk.attn.factor)
-        tok = self._add(tok, blk.attn.proj(z.transpose(1, 2).flatten(2)), blk.gamma_1)
-        tok = self._add(tok, blk.mlp(blk.norm2(tok)), blk.gamma_2)
-    out = self.norm(tok)[:,self.extra:].mT
-    return out.unflatten(-1, self.grid) if at is None else out
+    @torch.inference_mode()
+    def __call__(self,
+        x:Tensor, # `[1, 3, h, w]`
+        idx:Tensor=None, # Int `[m]`, cells to answer for; None: all, and everything is kept anew
+    )->Tensor: # `[1, d, h', w']` for all, `[1, d, m]` for some
+        tok,self.grid = self.embed(x)
+        self.extra = tok.shape[1]-self.grid[0]*self.grid[1]
+        if idx is None: self.kept,at = [None]*len(self.blocks),None
+        else: at = torch.cat((torch.arange(self.extra, device=idx.device), idx+self.extra))
+        if at is not None: tok = tok[:,at]
+        for i,blk in enumerate(self.blocks):
+            q,k,v = blk.attn.project(blk.norm1(tok))
+            if at is None: self.kept[i] = k,v
+            else:
+                for old,new in zip(self.kept[i], (k, v)): old[:,:,at] = new
+                k,v = self.kept[i]
+            z = F.scaled_dot_product_attention(q, k, v, scale=blk.attn.factor)
+            tok = self._add(tok, blk.attn.proj(z.transpose(1, 2).flatten(2)), blk.gamma_1)
+            tok = self._add(tok, blk.mlp(blk.norm2(tok)), blk.gamma_2)
+        out = self.norm(tok)[:,self.extra:].mT
+        return out.unflatten(-1, self.grid) if at is None else out
 
 # %% ../../nbs/pyramid/10_realtime.ipynb #f1f430bc
 @patch
@@ -153,6 +149,23 @@ class Regions:
 
     def reset(self): self.feat,self.flow,self.n,self.turn,self.did = None,None,0,0,''
 
+    def __call__(self, x):
+        small = self.motion.small(x)
+        if self.feat is None:
+            self.feat,self.did = self.encode(x).clone(),'key'
+            self.wrong = small.new_zeros(self.tiles**2)
+        else:
+            self.flow = flow = self.motion.flow(small, self.small, self.flow) # it moves on much as before
+            self.feat = carry(self.feat, flow)
+            error = (backward_warp(self.small, flow)-small).abs()
+            self.wrong += F.adaptive_avg_pool2d(error, self.tiles).flatten()+1e-4 # age decides between equals
+            chosen = self._choose()
+            self._visit(x, chosen, flow)
+            self.wrong[chosen] = 0
+            self.did = f'{len(chosen)} tiles'
+        self.small,self.n = small,self.n+1
+        return self.feat
+
 # %% ../../nbs/pyramid/10_realtime.ipynb #d80d774c
 @patch
 def _choose(self:Regions): # Numbers of the tiles to encode
@@ -186,25 +199,6 @@ def _visit(self:Regions, x, chosen, flow): # Encode tiles into the map
         f = self.encode(x[...,top*p:min(gh, b+m)*p,left*p:min(gw, d+m)*p])
         self.feat[...,a:b,c:d] = f[...,a-top:b-top,c-left:d-left]
 
-# %% ../../nbs/pyramid/10_realtime.ipynb #74d9f06c
-@patch
-def __call__(self:Regions, x):
-    small = self.motion.small(x)
-    if self.feat is None:
-        self.feat,self.did = self.encode(x).clone(),'key'
-        self.wrong = small.new_zeros(self.tiles**2)
-    else:
-        self.flow = flow = self.motion.flow(small, self.small, self.flow) # it moves on much as before
-        self.feat = carry(self.feat, flow)
-        error = (backward_warp(self.small, flow)-small).abs()
-        self.wrong += F.adaptive_avg_pool2d(error, self.tiles).flatten()+1e-4 # age decides between equals
-        chosen = self._choose()
-        self._visit(x, chosen, flow)
-        self.wrong[chosen] = 0
-        self.did = f'{len(chosen)} tiles'
-    self.small,self.n = small,self.n+1
-    return self.feat
-
 # %% ../../nbs/pyramid/10_realtime.ipynb #c498d05a
 class CoarseFine:
     "A coarse level on every frame, a fine one on key frames, each on its device (eq. 3)"
@@ -223,6 +217,23 @@ class CoarseFine:
 
     def reset(self): self.n,self.key,self.job,self.did = 0,None,None,''
 
+    def __call__(self, x):
+        small = self.motion.small(x)
+        c = self._on(0, self.coarse, F.avg_pool2d(x, 2))
+        self.did = 'coarse'
+        if self.n%self.every==0 and self.job is None:
+            self.did = 'key'
+            if self.wait or self.key is None: self.key,self.flow = (self._difference(x, c),small),None
+            else: self.job = self.pool.submit(self._difference, x, c),small
+        elif self.job is not None and self.job[0].done():
+            self.key,self.job,self.flow = (self.job[0].result(),self.job[1]),None,None
+        self.n += 1
+        diff,at = self.key
+        if at is not small:
+            self.flow = self.motion.flow(small, at, self.flow)
+            diff = carry(diff, self.flow)
+        return F.interpolate(c, diff.shape[-2:], mode='bilinear')+diff
+
 # %% ../../nbs/pyramid/10_realtime.ipynb #156daaf2
 @patch
 def _on(self:CoarseFine, which, net, x): # Run a level where it lives, its result where the frame is
@@ -237,25 +248,6 @@ def _difference(self:CoarseFine, x, c): # What the fine level knows more
 @patch
 def close(self:CoarseFine):
     if self.pool: self.pool.shutdown()
-
-# %% ../../nbs/pyramid/10_realtime.ipynb #2ec23707
-@patch
-def __call__(self:CoarseFine, x):
-    small = self.motion.small(x)
-    c = self._on(0, self.coarse, F.avg_pool2d(x, 2))
-    self.did = 'coarse'
-    if self.n%self.every==0 and self.job is None:
-        self.did = 'key'
-        if self.wait or self.key is None: self.key,self.flow = (self._difference(x, c),small),None
-        else: self.job = self.pool.submit(self._difference, x, c),small
-    elif self.job is not None and self.job[0].done():
-        self.key,self.job,self.flow = (self.job[0].result(),self.job[1]),None,None
-    self.n += 1
-    diff,at = self.key
-    if at is not small:
-        self.flow = self.motion.flow(small, at, self.flow)
-        diff = carry(diff, self.flow)
-    return F.interpolate(c, diff.shape[-2:], mode='bilinear')+diff
 
 # %% ../../nbs/pyramid/10_realtime.ipynb #c71645be
 class Window:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from headless import Browser, chromium
 from PIL import Image
-from shell import VIDLIT
+from shell import VIDLIT, here
 from vidlit.floor.metrics import psnr
 from vidlit.splat.files import read_gaussians
 from vidlit.splat.run import looked_at, open_scene, parts_of
@@ -70,7 +70,7 @@ def test_the_page_is_the_trained_scene(place):
 
 
 def test_killed_and_gone_on_is_the_same_to_the_bit(place):
-    cmd = [VIDLIT, 'splat', 'train', 'balls', '--out', 'b', *STEPS[:1], '450', *STEPS[2:]]
+    cmd = [VIDLIT, 'splat', 'train', 'balls', '--out', 'b', *STEPS[:1], '260', *STEPS[2:]]
     p = subprocess.Popen(cmd, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.time()+100
     while not glob(f'{place}/b/state/fine/step-*') and time.time()<end and p.poll() is None: time.sleep(.02)
@@ -84,13 +84,19 @@ def test_killed_and_gone_on_is_the_same_to_the_bit(place):
     assert 'PSNR' in r.stderr # the last line of each stage, without a terminal too
 
 
-def test_minutes(place):
-    r = vidlit('splat', 'train', 'balls', '--out', 'd', '--minutes', '.02', '--kind', 'motion', '--quiet', cwd=place)
+@pytest.fixture
+def run(place, monkeypatch, capfd):
+    "`vidlit splat` in this process, in that folder"
+    monkeypatch.chdir(place)
+    return lambda *a: here(monkeypatch, capfd, 'splat', *a)
+
+
+def test_minutes(place, run):
+    r = run('train', 'balls', '--out', 'd', '--minutes', '.02', '--kind', 'motion', '--quiet')
     assert (r.returncode, r.stderr)==(0, '') and (place/'d'/'scene.html').is_file()
 
 
-def test_render_export_and_back(place):
-    run = lambda *a: vidlit('splat', *a, cwd=place)
+def test_render_export_and_back(place, run):
     for path in ('orbit', 'spline', 'fixed'):
         how = '--path', path, '--fps', '4', '--seconds', '1', '--size', '64x40'
         r = run('render', 'a', '--out', f'{path}.mp4', *how)
@@ -110,12 +116,12 @@ def test_render_export_and_back(place):
     assert r.returncode==0 and json.loads(r.stdout)['url'].startswith('http://127.0.0.1:'), r.stderr
 
 
-def refused(place, *args, says):
-    r = vidlit('splat', *args, cwd=place)
+def refused(run, *args, says):
+    r = run(*args)
     assert (r.returncode, r.stdout, r.stderr.count('\n'))==(2, '', 1) and says in r.stderr, r.stderr
 
 
-def test_bad_input_is_one_line(place, tmp_path):
+def test_bad_input_is_one_line(place, run):
     head = 'ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty float x\nend_header\n'
     (place/'other.ply').write_bytes(head.encode()+bytes(4))
     (place/'none').mkdir()
@@ -131,18 +137,19 @@ def test_bad_input_is_one_line(place, tmp_path):
     frames = [frames[0], frames[1]|dict(file_path='../small')]
     (place/'mixed'/'transforms_train.json').write_text(json.dumps(dict(d, frames=frames)))
     out = '--out', 'x'
-    refused(place, 'train', 'none', *out, says='has no frames')
-    refused(place, 'train', 'late', *out, says='time 1.5 of frame 0 is outside [0, 1]')
-    refused(place, 'train', 'blind', *out, says='transform_matrix of frame 0 must be 4x4')
-    refused(place, 'train', 'mixed', *out, says='small.png is 9x9')
-    refused(place, 'train', 'balls', says='--out is missing')
+    assert vidlit('splat', 'train', 'none', *out, cwd=place).stderr.count('\n')==1 # as a process of its own, once
+    refused(run, 'train', 'none', *out, says='has no frames')
+    refused(run, 'train', 'late', *out, says='time 1.5 of frame 0 is outside [0, 1]')
+    refused(run, 'train', 'blind', *out, says='transform_matrix of frame 0 must be 4x4')
+    refused(run, 'train', 'mixed', *out, says='small.png is 9x9')
+    refused(run, 'train', 'balls', says='--out is missing')
     motion = *STEPS[:3], 'motion'
-    refused(place, 'train', 'balls', '--out', 'a', *motion, says='was trained with kind hexplane, not motion')
-    refused(place, 'train', 'balls', '--out', 'a', '--cap', '0', says='cap must be at least 1, not 0')
-    refused(place, 'view', 'other.ply', says='is no file of Gaussians: it lacks y')
-    refused(place, 'view', 'a', '--port', '0', says='--port must lie in 1 to 65535, not 0')
-    refused(place, 'render', 'nowhere', '--out', 'x.mp4', says='there is no nowhere')
-    refused(place, 'render', 'a', '--out', 'x.mp4', '--size', 'big', says="not 'big'")
+    refused(run, 'train', 'balls', '--out', 'a', *motion, says='was trained with kind hexplane, not motion')
+    refused(run, 'train', 'balls', '--out', 'a', '--cap', '0', says='cap must be at least 1, not 0')
+    refused(run, 'view', 'other.ply', says='is no file of Gaussians: it lacks y')
+    refused(run, 'view', 'a', '--port', '0', says='--port must lie in 1 to 65535, not 0')
+    refused(run, 'render', 'nowhere', '--out', 'x.mp4', says='there is no nowhere')
+    refused(run, 'render', 'a', '--out', 'x.mp4', '--size', 'big', says="not 'big'")
     assert not (place/'x').exists() and not (place/'x.mp4').exists()
 
 

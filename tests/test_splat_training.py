@@ -93,11 +93,11 @@ from vidlit.worlds.worlds import WorldConfig
 from safetensors.torch import save_file
 rig = RigConfig(WorldConfig(t=5, h=24, w=24, n_obj=2), cameras=3, held=1, points=150)
 scene,_ = world_scene(0, rig)
-cfg = SplatConfig(fine=100, densify=DensifyConfig(cap=300, start=10, stop=90, every=15, grad=5e-5, reset_every=40),
+cfg = SplatConfig(fine=50, densify=DensifyConfig(cap=300, start=5, stop=45, every=8, grad=5e-5, reset_every=20),
     strategy=sys.argv[2])
 kind = sys.argv[3]
 m = splat_model(scene, kind, planes=HexPlaneConfig(4, (8, 8, 8, 4), (1,)), degree=1)
-fit(splat_learner(m, scene, cfg, 3, [Checkpoint(sys.argv[1]+'/ckpt', every=20)]), steps=100)
+fit(splat_learner(m, scene, cfg, 3, [Checkpoint(sys.argv[1]+'/ckpt', every=10)]), steps=50)
 save_file({k: v.contiguous() for k,v in m.state_dict().items()}, sys.argv[1]+'/end.safetensors')
 """
 
@@ -110,7 +110,7 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path, strategy, kind):
             stderr=subprocess.DEVNULL)
     assert start('whole').wait() == 0
     p = start('killed')
-    while not glob(f'{tmp_path}/killed/ckpt/step-*40.safetensors'):
+    while not glob(f'{tmp_path}/killed/ckpt/step-*20.safetensors'):
         assert p.poll() is None, 'ended before it was killed'
         time.sleep(.02)
     p.kill()

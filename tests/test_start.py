@@ -2,6 +2,7 @@
 import subprocess
 import sys
 import pytest
+from fresh import fresh
 
 HEAVY = 'fastai', 'torchvision', 'transformers', 'timm', 'pandas', 'matplotlib', 'zarr'
 LEAN = [
@@ -18,10 +19,20 @@ LEAN = [
     'pyramid.multiscale_attention', 'pyramid.neural_codec']
 
 
+@pytest.fixture(scope='module')
+def heavy():
+    "What of HEAVY each module imports, beside torch itself"
+    show = f'print(*[m for m in {HEAVY} if m in sys.modules])'
+    codes = {m: f'import sys, vidlit.{m}; {show}' for m in LEAN}
+    return fresh({'torch alone': f'import sys; {show}', 'a heavy one': f'import sys, timm; {show}', **codes})
+
+
 @pytest.mark.parametrize('mod', LEAN)
-def test_no_heavy_import(mod):
-    code = f'import sys, vidlit.{mod}; print(*[m for m in {HEAVY} if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
+def test_no_heavy_import(mod, heavy): assert heavy[mod].split() == []
+
+
+def test_a_heavy_import_is_seen(heavy):
+    assert heavy['torch alone'].split() == [] and {'timm', 'torchvision'} <= {*heavy['a heavy one'].split()}
 
 
 def test_listing_needs_no_torch():

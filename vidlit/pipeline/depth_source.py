@@ -163,7 +163,7 @@ def _check(self:DepthSource, hw, frames):
     "Another length, another shape, nothing in it"
     n, (h, w) = len(self), self.size
     if frames is not None and n!=frames: raise DepthError(self.path, f"{n} frames of depth for a video of {frames}: "
-        +(f"depth of another video, or leave the rest out with --upto {n}" if n<frames else 'depth of another video'))
+        +(f"depth of another video, or take only those: --max-len {n}" if n<frames else 'depth of another video'))
     if hw and not self.ours and abs(w/h*hw[0]/hw[1]-1)>.03: raise DepthError(self.path,
         f"depth of {w}x{h} for a video of {hw[1]}x{hw[0]}: another shape, so another video or a crop")
     some = np.unique(np.linspace(0, n-1, min(n, 16)).round().astype(int))

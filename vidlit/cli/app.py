@@ -184,10 +184,13 @@ app.add_typer(video_app, name='video')
 app.add_typer(pretrain_app, name='pretrain')
 
 def _show(rows, as_json): # A dict as JSON, or as aligned lines
-    if as_json: print(json.dumps(rows, indent=1, default=str))
-    else:
-        wide = max(map(len, rows))
-        for k,v in rows.items(): print(f"{k:<{wide}}  {', '.join(map(str, v)) if isinstance(v, (list, tuple)) else v}")
+    if as_json: return print(json.dumps(rows, indent=1, default=str))
+    def text(v):
+        if isinstance(v, (list, tuple)): return ', '.join(map(text, v))
+        return f'{v:.5g}' if isinstance(v, float) else str(v)
+    rows = {k: s for k,v in rows.items() if (s := text(v))} # nothing to say, no row
+    wide = max(map(len, rows))
+    for k,s in rows.items(): print(f'{k:<{wide}}  {s}')
 
 FORMATS,DTYPES,PRECISIONS = ('png16', 'npz', 'exr', 'zarr'),('float32', 'float16', 'uint16'),('fp32', 'bf16', 'fp16')
 def _one_of(**said): # An option's value and its choices, by its name: refused before anything is loaded

@@ -142,8 +142,6 @@ def depth(video:str,       # A video file
     vidlit depth video.mp4 --out depth --encoder vits --metric --save mm,ply --fov 70
 
     Killed? The same command goes on. What the numbers mean stands in OUT/sequence.json."""
-    if max_res is not None and input_max is None: print('vidlit: --max-res now bounds the frames that are read, as in '
-        'the official program; for what the model sees there is --input-max', file=sys.stderr)
     if out is None and not dry_run: raise ValueError("--out is missing: the folder of depth frames")
     _one_of(format=(format, FORMATS), mode=(mode, ('offline', 'stream')), precision=(precision, PRECISIONS),
         dtype=(dtype, (None, *DTYPES)))
@@ -178,4 +176,4 @@ def depth(video:str,       # A video file
     with v:
         if preview and 'preview' not in row: row['preview'] = _preview(out, v, DepthReader(out), look, report)
         row |= _save(out, names, v, fov, K, poses, every, report)
-    _show(row, as_json)
+    _show(row if as_json else row | dict(model=m.name), as_json) # what it is was said at the beginning

@@ -80,6 +80,7 @@ class DepthRun:
 
 # %% ../../nbs/pipeline/03_video_depth.ipynb #05459125
 _words = dict(source='video', fingerprint='model', asked='precision', inside='input size', frames='number of frames')
+def _said(v): return f'{v[1]}x{v[0]}' if isinstance(v, (list, tuple)) else in_words(v) # (h, w) as people say it
 
 def _asked_of(meta):
     "What a finished folder was asked for"
@@ -115,7 +116,7 @@ def claim(self:DepthRun
     for k in new:
         if old.get(k, new[k])!=new[k]:
             raise DepthError(self.out,
-                f"the folder is of another {_words.get(k, k)}: {in_words(old[k])}, not {in_words(new[k])}; "
+                f"the folder is of another {_words.get(k, k)}: {_said(old[k])}, not {_said(new[k])}; "
                 'nothing was touched')
     return done
 

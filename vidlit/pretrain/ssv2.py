@@ -72,7 +72,8 @@ def _fourth(videos, train): # Every fourth video of each class for the test
     for i,y in enumerate(videos.labels):
         k = seen[y] = seen.get(y, -1)+1
         if (k%4==3)!=train: keep.append(i)
-    if not keep: raise ValueError("no class has four videos: nothing to test on")
+    if not keep: raise ValueError("no class has four videos, so nothing is left to test on: put them into DATA/CLASS/, "
+        "at least four for a class")
     return VideoList([videos.paths[i] for i in keep], [videos.labels[i] for i in keep], videos.vocab)
 
 def own_split(

@@ -85,8 +85,8 @@ class hear:
                 av.logging.set_skip_repeated(_heard['was'][1])
 
 # %% ../../nbs/video/packets.ipynb #cc7ade31
-_aside = re.compile('SEI|VUI|A53|caption|metadata|profile|level|deprecated|dolby|time ?code|extradata|stereo|colou?r',
-    re.I)
+_aside = re.compile(r'SEI|VUI|A53|caption|metadata|profile|\blevel\b(?! prefix)|deprecated|dolby|time ?code|extradata|'
+    'stereo|colou?r', re.I)
 
 def complaint(
     said # What was heard
@@ -116,7 +116,7 @@ class _Scan:
     size:list
     dur:list
     rank:list # Place among all packets of the stream
-    every:tuple # Of all packets, hidden ones too: stamps, key flags, whether one is torn
+    every:tuple # Of all packets, hidden ones too: stamps, key flags, torn (FFmpeg says that bytes are missing)
     damaged:int # Incomplete packets at the end, or other signs of a cut
     declared:int # Frames the header promises
     missing:float # Seconds between the promised end and the last packet

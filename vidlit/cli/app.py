@@ -70,12 +70,12 @@ def _refuse(command, sig, kw): # The first number outside the ends of its option
 # %% ../../nbs/cli/01_app.ipynb #a889c059
 def _flag(name): return f"--{name.removeprefix('as_').replace('_', '-')}" # As a shell spells it
 
-def _typed(name, p, text, **kw): # One parameter, annotated for typer
+def _typed(name, p, text, argument=False, **kw): # One parameter, annotated for typer
     anno = p.annotation
     need = p.default is inspect.Parameter.empty
     if anno is list: anno = Optional[list[str]]
     elif not need and p.default is None: anno = Optional[anno]
-    kind = typer.Argument(help=text) if need or name=='names' else typer.Option(_flag(name), help=text, **kw)
+    kind = typer.Argument(help=text) if need or argument else typer.Option(_flag(name), help=text, **kw)
     return p.replace(annotation=Annotated[anno, kind])
 
 def _renamed(kw, older): # Options given by an older name, under the name of today
@@ -87,6 +87,7 @@ def _renamed(kw, older): # Options given by an older name, under the name of tod
 
 def command(app:typer.Typer, # Where to add it
     name:str=None,           # Its name; the function's by default
+    optional:str='names',    # The argument that may be left out
     **older,                 # Names of options that go on working, and what they are called now: upto='max_len'
 ):                           # A decorator that leaves the function as it is
     "Make a command of a function; its docments are the help"
@@ -96,7 +97,7 @@ def command(app:typer.Typer, # Where to add it
             kw = _renamed(kw, older)
             _refuse(called, sig, kw)
             return f(**kw)
-        typed = [_typed(k, p, docs.get(k, '')) for k,p in sig.parameters.items()]
+        typed = [_typed(k, p, docs.get(k, ''), k==optional) for k,p in sig.parameters.items()]
         typed += [_typed(k, sig.parameters[now].replace(name=k), '', hidden=True) for k,now in older.items()]
         run.__signature__ = sig.replace(parameters=typed, return_annotation=inspect.Signature.empty)
         run.__doc__,run.__name__ = f.__doc__,f.__name__
@@ -267,7 +268,7 @@ def _print_list(as_json): # Which experiments there are
     for r in rows:
         sizes = ', '.join(f'{k} about {v:g} core-minutes a seed' for k,v in r['core_minutes_per_seed'].items())
         how,more = '' if r['headline'] else ' (with --all)','; takes --data' if r['takes_data'] else ''
-        print(f"{r['name']}{how}: {r['title']}\n    {r['section']}; {sizes}; {r['seeds']} seeds{more}")
+        print(f"{r['name']}{how}: {r['title']}\n    {r['section']}; {sizes}; {r['seeds']} seed{'s'*(r['seeds']>1)}{more}")
 
 def _print_costs(rows, as_json): # What it would take: a line where only jobs and minutes are known, else a block
     from vidlit.lab.reproduce import units

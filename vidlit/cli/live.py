@@ -67,7 +67,15 @@ def live(video:str,         # A file, a device such as /dev/video0, or an addres
         if compare: row = _compared(video, engine, _engine('full', encode, 1), deadline/1e3, max_len)
         else: row = run_live(source, engine, deadline/1e3, limit=max_len, each=_counter(quiet)).row()
     finally: source.close()
-    _show(dict(video=video, mode=mode)|row, as_json)
+    if compare and not as_json: print(*_side_by_side(row, mode), sep='\n')
+    else: _show(dict(video=video, mode=mode)|row, as_json)
+
+def _side_by_side(row, mode): # What --compare found, as lines
+    names = {'frames': 'frames', 'missed': 'of them late', 'fps': 'frames a second', 'p50 ms': 'milliseconds, median',
+        'p95 ms': 'milliseconds, 95 of 100', 'p99 ms': 'milliseconds, 99 of 100'}
+    yield f"{'':26}{'every frame':>12}{mode:>13}"
+    for k,said in names.items(): yield f"{said:26}{row[f'full {k}']:>12}{row[k]:>13}"
+    yield f"agreement with every frame: correlation {row['correlation']:.3f}, mean over the frames"
 
 def _counter(quiet):
     if quiet or not sys.stderr.isatty(): return None

@@ -11,8 +11,8 @@ from .app import DTYPES, FORMATS, _one_of, _show, app, command
 from .depth import _reporter
 
 # %% ../../nbs/cli/refine.ipynb #bb3ab3a5
-@command(app, upto='max_len')
-def refine(video:str,      # A video file
+@command(app, optional='video', upto='max_len')
+def refine(video:str=None, # A video file
     depth:str=None,        # Its depth: a folder of vidlit depth, of npz, npy, exr or 16-bit png files, or one npz
     out:str=None,          # Folder of refined depth; gone on with when it is of the same video, depth and settings
     method:str='auto',     # auto, a filter (--list names them), or model
@@ -50,6 +50,7 @@ def refine(video:str,      # A video file
     from vidlit.pipeline.refine_parts import about_method, default_method, methods
     if list: return _show({k: about_method(k)+' (the default)'*(k==default_method) for k in methods()}, as_json)
     _one_of(format=(format, FORMATS), mode=(mode, ('auto', 'stream', 'windows')), dtype=(dtype, (None, *DTYPES)))
+    if video is None: raise ValueError("the video is missing: vidlit refine video.mp4 --depth DIR --out DIR")
     for k,v in dict(depth=depth, out=out).items():
         if v is None: raise ValueError(f"--{k} is missing: the folder of {'depth' if k=='depth' else 'refined depth'}")
     from vidlit.depth.models import pick

@@ -268,7 +268,8 @@ def _print_list(as_json): # Which experiments there are
     for r in rows:
         sizes = ', '.join(f'{k} about {v:g} core-minutes a seed' for k,v in r['core_minutes_per_seed'].items())
         how,more = '' if r['headline'] else ' (with --all)','; takes --data' if r['takes_data'] else ''
-        print(f"{r['name']}{how}: {r['title']}\n    {r['section']}; {sizes}; {r['seeds']} seed{'s'*(r['seeds']>1)}{more}")
+        seeds = f"{r['seeds']} seed{'s'*(r['seeds']>1)}"
+        print(f"{r['name']}{how}: {r['title']}\n    {r['section']}; {sizes}; {seeds}{more}")
 
 def _print_costs(rows, as_json): # What it would take: a line where only jobs and minutes are known, else a block
     from vidlit.lab.reproduce import units

@@ -45,3 +45,13 @@ def test_a_class_in_pieces_is_seen():
     def cell(s): return dict(cell_type='code', source=['#| exports\n', s])
     pieces = [cell('class A(nn.Module): pass'), cell('@patch\ndef forward(self:A, x): return x')]
     assert patched_forwards(dict(cells=pieces)) == ['A'] and patched_forwards(dict(cells=pieces[1:])) == []
+
+
+def promises(cell): return [l for l in ''.join(cell['source']).split('\n') if l.startswith('>')]
+
+
+@pytest.mark.parametrize('page', sorted(str(p.relative_to(NBS)) for p in NBS.rglob('*.ipynb')
+    if not {'_proc', '.ipynb_checkpoints'} & set(p.parts)))
+def test_a_promise_is_one_line(page):
+    "nbdev takes the first line of a quotation for the description: what stands below would be lost on the site"
+    assert len(promises(json.loads((NBS/page).read_text())['cells'][0])) <= 1

@@ -140,7 +140,7 @@ def test_transport_streams_cut_in_the_middle(folder, tmp_path, name):
     src = film(folder, name)
     b, rng, told = src.read_bytes(), random.Random(1), 0
     assert len(VideoReader(src)) == N
-    for _ in range(12 if LONG else 5):
+    for _ in range(40 if LONG else 12):
         (tmp_path/name).write_bytes(b[:rng.randrange(len(b)//4, len(b))//188*188])
         try: r = VideoReader(tmp_path/name)
         except TruncatedVideoError as e:
@@ -150,7 +150,7 @@ def test_transport_streams_cut_in_the_middle(folder, tmp_path, name):
             assert first == list(range(len(first)))
             continue
         assert read_number(r[:]).tolist() == list(range(len(r)))
-    assert told > 2
+    assert told > 3 # of twelve: frames are small, and many cuts fall between two
 
 
 def test_hearing_leaves_the_log_as_it_was():

@@ -70,7 +70,7 @@ def test_the_page_is_the_trained_scene(place):
 
 
 def test_killed_and_gone_on_is_the_same_to_the_bit(place):
-    cmd = [VIDLIT, 'splat', 'train', 'balls', '--out', 'b', *STEPS[:1], '260', *STEPS[2:]]
+    cmd = [VIDLIT, 'splat', 'train', 'balls', '--out', 'b', *STEPS[:1], '450', *STEPS[2:]]
     p = subprocess.Popen(cmd, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.time()+100
     while not glob(f'{place}/b/state/fine/step-*') and time.time()<end and p.poll() is None: time.sleep(.02)

@@ -139,7 +139,8 @@ def test_transport_streams_cut_in_the_middle(folder, tmp_path, name):
     "Wherever the last picture is torn, the cut is told; cut between two pictures, all that is there is right"
     src = film(folder, name)
     b, rng, told = src.read_bytes(), random.Random(1), 0
-    assert len(VideoReader(src)) == N
+    whole = VideoReader(src)[:]
+    assert len(whole) == N
     for _ in range(40 if LONG else 12):
         (tmp_path/name).write_bytes(b[:rng.randrange(len(b)//4, len(b))//188*188])
         try: r = VideoReader(tmp_path/name)
@@ -149,8 +150,8 @@ def test_transport_streams_cut_in_the_middle(folder, tmp_path, name):
             first = read_number(VideoReader(tmp_path/name, partial=True)[:]).tolist()
             assert first == list(range(len(first)))
             continue
-        assert read_number(r[:]).tolist() == list(range(len(r)))
-    assert told > 3 # of twelve: frames are small, and many cuts fall between two
+        assert torch.equal(r[:], whole[:len(r)]) # nothing is torn: the cut fell between two frames
+    assert told > 3 # the other cuts, which is chance: frames are small
 
 
 def test_hearing_leaves_the_log_as_it_was():

@@ -6,6 +6,7 @@ from glob import glob
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import load
 from vidlit.splat.deformation import MovingGaussians
 from vidlit.splat.densify import DensifyConfig, grow_and_prune, regrow, relocate, splat_params
 from vidlit.splat.gaussians import from_points
@@ -93,7 +94,7 @@ from vidlit.worlds.worlds import WorldConfig
 from safetensors.torch import save_file
 rig = RigConfig(WorldConfig(t=5, h=24, w=24, n_obj=2), cameras=3, held=1, points=150)
 scene,_ = world_scene(0, rig)
-cfg = SplatConfig(fine=50, densify=DensifyConfig(cap=300, start=5, stop=45, every=8, grad=5e-5, reset_every=20),
+cfg = SplatConfig(fine=50, densify=DensifyConfig(cap=1200, start=5, stop=45, every=8, grad=5e-5, reset_every=42),
     strategy=sys.argv[2])
 kind = sys.argv[3]
 m = splat_model(scene, kind, planes=HexPlaneConfig(4, (8, 8, 8, 4), (1,)), degree=1)
@@ -118,6 +119,8 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path, strategy, kind):
     assert start('killed').wait() == 0
     a, b = ((tmp_path/o/'end.safetensors').read_bytes() for o in ('whole', 'killed'))
     assert a == b
+    means = next(v for k, v in load(a).items() if k.endswith('means'))
+    assert len(means) > 150 # more than at the start: what is compared has grown, before the kill and after it
 
 
 def test_the_first_stage_takes_one_moment_where_four_cameras_see_one():

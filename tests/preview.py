@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 import yaml
 
@@ -128,6 +128,15 @@ def stale(page, out):
         or made.stat().st_mtime < max(o.stat().st_mtime for o in (NBS/page, NBS/'_quarto.yml', Path(__file__))))
 
 
+def spread(work, todo, jobs, each=8):
+    """`work` on each of `todo`, in order, by new processes for every few: a shell is made for each page and keeps its
+    memory. (The pool's own max_tasks_per_child stands still after so many tasks in Python 3.11.)"""
+    n = max(1, min(jobs, len(todo)))
+    for i in range(0, len(todo), n*each):
+        with ProcessPoolExecutor(n, multiprocessing.get_context('spawn')) as pool:
+            yield from pool.map(work, todo[i:i+n*each])
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('pages', nargs='*', help='pages relative to nbs/; all by default')
@@ -141,11 +150,9 @@ def main():
     todo = a.pages or [p for p in have if stale(p, a.out)]
     made = []
     from preview import render as work  # by a name that a fresh process can import, not __main__'s
-    fresh = multiprocessing.get_context('spawn')  # a page's own process, as a shell is made for each
-    with ProcessPoolExecutor(max(1, min(a.jobs, len(todo))), fresh, max_tasks_per_child=8) as pool:
-        for i, (p, to) in enumerate(zip(todo, pool.map(work, todo, [a.out]*len(todo))), 1):
-            made.append(to)
-            print(f'{i:3d}/{len(todo)} {p}', flush=True)
+    for i, (p, to) in enumerate(zip(todo, spread(partial(work, out=a.out), todo, a.jobs)), 1):
+        made.append(to)
+        print(f'{i:3d}/{len(todo)} {p}', flush=True)
     (Path(a.out)/'pages.json').write_text(json.dumps(have, indent=1)+'\n')
     for p in NBS.glob('*.png'): shutil.copy2(p, a.out)
     print(f'{len(made)} pages: open {a.out}/index.html')

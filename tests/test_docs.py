@@ -155,6 +155,12 @@ def test_sidebar_is_whole():
     assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
 
 
+def test_preview_of_many_pages_comes_to_an_end():
+    "More pages than its processes take before they are replaced"
+    from preview import spread
+    assert list(spread(abs, [-i for i in range(23)], 2, each=3)) == [*range(23)]
+
+
 def test_preview(tmp_path):
     "Without Quarto: a page with its title, its formulas, its figures, and a sidebar whose links lead somewhere"
     from preview import render
